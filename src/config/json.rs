@@ -1,0 +1,113 @@
+//! `relay.json` as figment takes it: one flat object, every value a text.
+
+use std::fmt;
+
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider, Source};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::report::{Problem, Report};
+use super::settings;
+
+/// The settings of one file, in figment's form.
+pub(super) struct JsonFile {
+    path: std::path::PathBuf,
+    values: Dict,
+}
+
+impl JsonFile {
+    /// Takes the file's content apart and notes what is wrong with it.
+    pub(super) fn parse(path: &std::path::Path, content: &[u8], report: &mut Report) -> Self {
+        let source = path.display().to_string();
+        // Editors on Windows put a byte order mark in front.
+        let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+        let mut values = Dict::new();
+        let mut problem = |key: &str, value: Option<String>, expected: String| {
+            report.problems.push(Problem {
+                key: key.to_owned(),
+                value,
+                source: source.clone(),
+                expected,
+            });
+        };
+        match read_object(content) {
+            Err(error) => {
+                problem("", None, format!("one JSON object of settings ({error})"));
+            }
+            Ok(members) => {
+                for (key, value) in members {
+                    // Keys that begin with an underscore are comments.
+                    if key.starts_with('_') {
+                        continue;
+                    }
+                    if settings::find(&key).is_none() {
+                        let expected = match settings::closest(&key) {
+                            Some(known) => format!("a known key; did you mean {known}?"),
+                            None => "a known key, or one that begins with _ for a comment".into(),
+                        };
+                        problem(&key, None, expected);
+                        continue;
+                    }
+                    if values.contains_key(&key) {
+                        problem(&key, None, "each key once; this one stands here twice".into());
+                        continue;
+                    }
+                    let text = match value {
+                        serde_json::Value::String(text) => text,
+                        serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+                            value.to_string()
+                        }
+                        other => {
+                            problem(
+                                &key,
+                                Some(other.to_string()),
+                                "a string, a number, true or false".into(),
+                            );
+                            continue;
+                        }
+                    };
+                    values.insert(key, Value::from(text));
+                }
+            }
+        }
+        Self { path: path.to_owned(), values }
+    }
+}
+
+impl Provider for JsonFile {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("file", Source::File(self.path.clone()))
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// The members of an object in their order, repeated ones too: a map would keep the last without a word.
+fn read_object(content: &[u8]) -> serde_json::Result<Vec<(String, serde_json::Value)>> {
+    struct Members;
+
+    impl<'de> Visitor<'de> for Members {
+        type Value = Vec<(String, serde_json::Value)>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = Vec::new();
+            while let Some(member) = map.next_entry()? {
+                members.push(member);
+            }
+            Ok(members)
+        }
+    }
+
+    let text = std::str::from_utf8(content)
+        .map_err(|error| serde_json::Error::custom(format!("not UTF-8: {error}")))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let members = reader.deserialize_map(Members)?;
+    reader.end()?;
+    Ok(members)
+}

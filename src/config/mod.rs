@@ -1,0 +1,356 @@
+//! The configuration: what the operator wrote ([`raw::RawSettings`]) and what the relay runs with ([`Config`]).
+//!
+//! [`load`] merges defaults, `relay.json` and the environment through figment, checks everything and reports all
+//! problems at once. A [`Config`] that exists is valid: nothing downstream checks a setting again.
+
+mod json;
+pub mod parse;
+pub mod raw;
+pub mod report;
+pub mod settings;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::crypto::PublicKey;
+
+use parse::HostName;
+use raw::RawSettings;
+use report::{Problem, Report};
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str =
+    if cfg!(windows) { r"C:\ProgramData\aspia\relay.json" } else { "/etc/aspia/relay.json" };
+
+/// The variable that names another file, like `--config`.
+pub const PATH_VARIABLE: &str = "ASPIA_RELAY_CONFIG";
+
+/// The file that `--create-config` writes: byte for byte what the original writes.
+pub const DEFAULT_FILE: &str = r#"{
+    "MaxPeerCount": "100",
+    "PeerAddress": "",
+    "PeerIdleTimeout": "5",
+    "PeerPort": "8070",
+    "RouterAddress": "127.0.0.1",
+    "RouterPort": "8060",
+    "RouterPublicKey": "",
+    "StatisticsEnabled": "false",
+    "StatisticsInterval": "5"
+}"#;
+
+/// Where settings come from. Injected, so that no test touches the environment of its process.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether somebody named the file: then it must exist.
+    pub path_is_explicit: bool,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The sources of this process: `--config`, else `ASPIA_RELAY_CONFIG`, else the default path.
+    pub fn of_process(argument: Option<PathBuf>) -> Self {
+        let environment: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                // A value that is not UTF-8 is kept with replacement characters: no setting takes them, so
+                // that it is reported under its name instead of being passed over.
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
+            .collect();
+        Self::new(argument, environment)
+    }
+
+    /// Sources with a given environment.
+    pub fn new(argument: Option<PathBuf>, environment: Vec<(String, String)>) -> Self {
+        let named = argument.or_else(|| {
+            let variable = environment.iter().find(|(name, _)| name == PATH_VARIABLE);
+            variable.map(|(_, value)| value).filter(|value| !value.is_empty()).map(PathBuf::from)
+        });
+        Self {
+            path_is_explicit: named.is_some(),
+            path: named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH)),
+            environment,
+        }
+    }
+}
+
+/// Everything that the relay runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What a change of which needs a restart.
+    pub startup: Startup,
+    /// The Router, and what it is told.
+    pub router: RouterConfig,
+    /// `MaxPeerCount`: sessions at once.
+    pub max_sessions: usize,
+    /// `PeerIdleTimeout`.
+    pub peer_idle_timeout: Duration,
+    /// `MaxSessionDuration`; `None` is no limit.
+    pub max_session_duration: Option<Duration>,
+    /// `MaxPendingPeers`: connections that are not paired yet.
+    pub max_pending_peers: usize,
+    /// `StatisticsInterval` where `StatisticsEnabled`.
+    pub statistics_interval: Option<Duration>,
+    /// `DrainTimeout`.
+    pub drain_timeout: Duration,
+    /// `LogPeerIdentity`.
+    pub log_peer_identity: bool,
+}
+
+/// Settings that wait for a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Startup {
+    /// `ListenInterface`; `None` is all, IPv4 and IPv6.
+    pub listen_interface: Option<IpAddr>,
+    /// `ListenPort`, else `PeerPort`.
+    pub listen_port: u16,
+    /// `WorkerThreads`; 0 is as many as the CPU quota allows.
+    pub worker_threads: usize,
+}
+
+/// Settings of the link; a change needs a new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// `RouterAddress`.
+    pub address: HostName,
+    /// `RouterPort`.
+    pub port: u16,
+    /// `RouterPublicKey`.
+    pub public_key: PublicKey,
+    /// `PeerAddress`: what peers dial.
+    pub peer_address: HostName,
+    /// `PeerPort`: what peers dial.
+    pub peer_port: u16,
+    /// `DisplayName`, cleaned; never empty.
+    pub display_name: String,
+}
+
+/// A valid configuration and how it came about.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the relay runs with.
+    pub config: Config,
+    /// Every effective value and where it came from, and what is worth a warning.
+    pub report: Report,
+}
+
+/// Why there is no configuration: every problem at once.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the configuration has {} problem(s)", .0.problems.len())]
+pub struct Invalid(pub Report);
+
+/// Reads and checks the configuration.
+///
+/// # Errors
+/// [`Invalid`] with every problem that was found.
+pub fn load(sources: &Sources) -> Result<Loaded, Box<Invalid>> {
+    let mut report = Report::default();
+    let raw = RawSettings::collect(sources, &mut report);
+    let config = check(&raw, &mut report);
+    match config {
+        Some(config) if report.problems.is_empty() => Ok(Loaded { config, report }),
+        _ => Err(Box::new(Invalid(report))),
+    }
+}
+
+fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
+    use parse::{boolean, duration, host, interface, number, protocol, public_key};
+
+    let mut get = Getter { raw, report };
+    let address = get.required("RouterAddress", host);
+    let public_key = get.required("RouterPublicKey", public_key);
+    let peer_address = get.required("PeerAddress", parse::peer_address);
+    let port = get.value("RouterPort", number(1, u16::MAX));
+    let _dialect = get.value("RouterProtocol", protocol);
+    let peer_port = get.value("PeerPort", number(1, u16::MAX));
+    let listen_port = get.optional("ListenPort", number(1, u16::MAX));
+    let listen_interface = get.optional("ListenInterface", interface);
+    let worker_threads = get.value("WorkerThreads", number(0, 256));
+    let display_name = get.optional("DisplayName", parse::text);
+    let max_sessions = get.value("MaxPeerCount", number(1, 100_000));
+    let idle_minutes: Option<u64> = get.value("PeerIdleTimeout", number(1, 60));
+    let max_session_duration = get.value("MaxSessionDuration", duration);
+    let max_pending_peers = get.value("MaxPendingPeers", number(1, 1_000_000));
+    let statistics_enabled = get.value("StatisticsEnabled", boolean);
+    let statistics_seconds: Option<u64> = get.value("StatisticsInterval", number(1, 3600));
+    let drain_timeout = get.value("DrainTimeout", duration);
+    let log_peer_identity = get.value("LogPeerIdentity", boolean);
+
+    if statistics_seconds > Some(60) {
+        report.warnings.push(format!(
+            "StatisticsInterval is documented up to 60 s; {} s are taken, as the original does",
+            statistics_seconds.unwrap_or_default()
+        ));
+    }
+    if peer_address.as_ref().is_some_and(HostName::is_loopback) {
+        report.warnings.push(
+            "PeerAddress is a loopback address: only peers on this machine can reach the relay. \
+             Set it to the address that Clients and Hosts dial"
+                .into(),
+        );
+    }
+    let peer_port: u16 = peer_port?;
+    let host_name = gethostname::gethostname();
+    let display_name = parse::computer_name(
+        display_name?.as_deref().unwrap_or(&host_name.to_string_lossy()),
+    );
+    report.set_effective("DisplayName", &display_name, "host name");
+    report.set_effective("ListenPort", &peer_port.to_string(), "PeerPort");
+    Some(Config {
+        startup: Startup {
+            listen_interface: listen_interface?,
+            listen_port: listen_port?.unwrap_or(peer_port),
+            worker_threads: worker_threads?,
+        },
+        router: RouterConfig {
+            address: address?,
+            port: port?,
+            public_key: public_key?,
+            peer_address: peer_address?,
+            peer_port,
+            display_name,
+        },
+        max_sessions: max_sessions?,
+        peer_idle_timeout: Duration::from_secs(60 * idle_minutes?),
+        max_session_duration: max_session_duration.map(|d| (!d.is_zero()).then_some(d))?,
+        max_pending_peers: max_pending_peers?,
+        statistics_interval: statistics_enabled?
+            .then_some(Duration::from_secs(statistics_seconds?)),
+        drain_timeout: drain_timeout?,
+        log_peer_identity: log_peer_identity?,
+    })
+}
+
+/// Takes settings out of the raw ones and notes what it saw.
+struct Getter<'a> {
+    raw: &'a RawSettings,
+    report: &'a mut Report,
+}
+
+impl Getter<'_> {
+    /// A setting that must be given. `None` after a problem was noted.
+    fn required<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.raw.get(key);
+        if value.is_none_or(|value| value.text.trim().is_empty()) {
+            self.report.set(key, "", "not set");
+            self.report.problems.push(Problem::missing(key, self.raw));
+            return None;
+        }
+        self.value(key, parse)
+    }
+
+    /// A setting that may be empty. `Some(None)` where it is; `None` after a problem was noted.
+    fn optional<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Option<T>> {
+        match self.raw.get(key) {
+            Some(value) if !value.text.is_empty() => self.value(key, parse).map(Some),
+            value => {
+                self.report.set(key, "", value.map_or("default", |value| &value.source));
+                Some(None)
+            }
+        }
+    }
+
+    /// A setting with a value. `None` after a problem was noted.
+    fn value<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.raw.get(key)?;
+        self.report.set(key, &value.text, &value.source);
+        match parse(&value.text) {
+            Ok(parsed) => Some(parsed),
+            Err(expected) => {
+                self.report.problems.push(Problem {
+                    key: key.into(),
+                    value: Some(value.text.clone()),
+                    source: value.source.clone(),
+                    expected,
+                });
+                None
+            }
+        }
+    }
+}
+
+/// Why the default file was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// There is one already, whatever is in it.
+    #[error("{0} exists already and is not overwritten; remove it first, or edit it")]
+    Exists(PathBuf),
+    /// It cannot be written.
+    #[error("cannot write {path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+/// Writes the default file, and its directory where that is missing.
+///
+/// # Errors
+/// [`CreateError`].
+pub fn create_default(path: &Path) -> Result<(), CreateError> {
+    use std::io::Write;
+
+    let failed = |error| CreateError::Io { path: path.to_owned(), error };
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    match std::fs::File::create_new(path) {
+        Ok(mut file) => file.write_all(DEFAULT_FILE.as_bytes()).map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(CreateError::Exists(path.to_owned()))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+impl Config {
+    /// What of a newly read configuration can be applied to a relay that runs with `self`: everything but
+    /// the settings of [`Startup`], and the port that peers dial where it is the one listened on.
+    /// Gives the keys that wait for a restart.
+    pub fn reloaded(&self, new: &Self) -> (Self, Vec<&'static str>) {
+        let mut applied = new.clone();
+        let mut waiting = Vec::new();
+        let (old, fresh) = (&self.startup, &new.startup);
+        if old.listen_interface != fresh.listen_interface {
+            waiting.push("ListenInterface");
+        }
+        if old.worker_threads != fresh.worker_threads {
+            waiting.push("WorkerThreads");
+        }
+        if old.listen_port != fresh.listen_port {
+            let followed = new.router.peer_port == fresh.listen_port;
+            if followed && new.router.peer_port != self.router.peer_port {
+                // Peers must not be sent to a port where nobody listens yet.
+                applied.router.peer_port = self.router.peer_port;
+                waiting.push("PeerPort");
+            } else {
+                waiting.push("ListenPort");
+            }
+        }
+        applied.startup = old.clone();
+        (applied, waiting)
+    }
+
+    /// Whether going from `self` to `new` needs a new link: what the Router was told cannot be taken back
+    /// otherwise, keys on offer included.
+    pub fn needs_new_link(&self, new: &Self) -> bool {
+        self.router != new.router || new.max_sessions < self.max_sessions
+    }
+}

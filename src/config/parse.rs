@@ -1,0 +1,266 @@
+//! From the text of a setting to its value. An error says what is expected.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
+
+/// Longest duration taken, in seconds: a year. Longer ones are typing errors, and would overflow a clock.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Longest name of a computer that a 3.0 Router accepts, in bytes.
+const MAX_COMPUTER_NAME: usize = 64;
+
+/// A host name or an IP address, without a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(String);
+
+impl HostName {
+    /// The name as it was written; an IPv6 address stands bare.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it means this machine and no other.
+    pub fn is_loopback(&self) -> bool {
+        match self.0.parse::<IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => self.0.eq_ignore_ascii_case("localhost"),
+        }
+    }
+
+    /// The name with a port, an IPv6 address in brackets.
+    pub fn with_port(&self, port: u16) -> String {
+        if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A host name, an IPv4 or an IPv6 address.
+///
+/// # Errors
+/// What is expected.
+pub fn host(text: &str) -> Result<HostName, String> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok(HostName(text.to_owned()));
+    }
+    if text.starts_with('[') {
+        return Err("an IPv6 address without brackets".into());
+    }
+    if let Some((_, port)) = text.rsplit_once(':')
+        && port.bytes().all(|b| b.is_ascii_digit())
+    {
+        return Err("a host name or address without a port; the port is a setting of its own".into());
+    }
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let label_is_good = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    // A last label of digits alone would be an IPv4 address, and that it is not.
+    let ends_in_number =
+        name.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
+    if name.len() <= 253 && name.split('.').all(label_is_good) && !ends_in_number {
+        Ok(HostName(text.to_owned()))
+    } else {
+        Err("a host name (an international one in its xn-- form), an IPv4 or an IPv6 address".into())
+    }
+}
+
+/// What peers dial: a [`host`], but not the address that means "all".
+///
+/// # Errors
+/// What is expected.
+pub fn peer_address(text: &str) -> Result<HostName, String> {
+    let name = host(text)?;
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() => {
+            Err("an address that peers can dial, not the one that means all interfaces".into())
+        }
+        _ => Ok(name),
+    }
+}
+
+/// The address of an interface.
+///
+/// # Errors
+/// What is expected.
+pub fn interface(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "an IP address of this machine, or \"\" for all interfaces".into())
+}
+
+/// A number from `min` to `max`.
+pub fn number<T>(min: T, max: T) -> impl Fn(&str) -> Result<T, String>
+where
+    T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
+{
+    move |text| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if digits && number >= min && number <= max => Ok(number),
+            _ => Err(format!("a whole number from {min} to {max}")),
+        }
+    }
+}
+
+/// `true` or `false`.
+///
+/// # Errors
+/// What is expected.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        _ if text.eq_ignore_ascii_case("true") => Ok(true),
+        _ if text.eq_ignore_ascii_case("false") => Ok(false),
+        _ => Err("true or false".into()),
+    }
+}
+
+/// A duration with a unit.
+///
+/// # Errors
+/// What is expected.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
+        _ => Err("a duration with a unit, such as 30s, 5m or 1h30m, at most 365days".into()),
+    }
+}
+
+/// The Router's public key: 64 hex digits, the content of `router.pub`.
+///
+/// # Errors
+/// What is expected.
+pub fn public_key(text: &str) -> Result<PublicKey, String> {
+    let mut key = [0; KEY_LEN];
+    hex::decode_to_slice(text.trim(), &mut key).map_err(|_| {
+        format!(
+            "64 hex digits, the content of the Router's router.pub (these are {} characters)",
+            text.trim().chars().count()
+        )
+    })?;
+    let key = PublicKey(key);
+    let unusable = |_| "the content of the Router's router.pub; this is no public key".to_owned();
+    PrivateKey::generate().and_then(|private| private.agree(&key)).map_err(unusable)?;
+    Ok(key)
+}
+
+/// The dialects; `None` is to find out.
+///
+/// # Errors
+/// What is expected.
+pub fn protocol(text: &str) -> Result<(), String> {
+    match text {
+        "auto" | "2" => Ok(()),
+        "3" => Err("auto or 2: this version does not speak to 3.x Routers yet".into()),
+        _ => Err("auto or 2".into()),
+    }
+}
+
+/// Any text.
+///
+/// # Errors
+/// None.
+pub fn text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+/// A name as a Router accepts it: letters and digits of any script, `. - _ + ( )` and blanks, at most 64 bytes,
+/// never empty.
+pub fn computer_name(text: &str) -> String {
+    let mut name = String::new();
+    for letter in text.trim().chars() {
+        let letter = match letter {
+            _ if letter.is_alphanumeric() || ".-_+() ".contains(letter) => letter,
+            _ => '_',
+        };
+        if name.len() + letter.len_utf8() > MAX_COMPUTER_NAME {
+            break;
+        }
+        name.push(letter);
+    }
+    match name.trim() {
+        "" => "aspia-relay".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// The address for listening on all interfaces where IPv6 does not exist.
+pub const ALL_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for good in
+            ["router.example.com", "r", "a.b.", "my_host", "192.0.2.1", "2001:db8::1", "::1", "xn--bcher-kva.de"]
+        {
+            assert_eq!(host(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "", ".", "a..b", "-a", "a-", "1.2.3", "256.1.1.1", "10.0.0.1:8060", "[::1]", "[::1]:80", "a b",
+            "http://x", "bücher.de", &"a".repeat(64),
+        ] {
+            host(bad).expect_err(bad);
+        }
+        assert!(host("10.0.0.1:8060").unwrap_err().contains("port"));
+        assert!(host("[::1]").unwrap_err().contains("brackets"));
+        assert_eq!(host("::1").unwrap().with_port(5), "[::1]:5");
+        assert_eq!(host("a.example").unwrap().with_port(5), "a.example:5");
+        for all in ["0.0.0.0", "::"] {
+            peer_address(all).expect_err(all);
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        let port = number(1u16, u16::MAX);
+        assert_eq!(port("8070"), Ok(8070));
+        assert_eq!(port("65535"), Ok(65535));
+        for bad in ["", "0", "65536", "-1", "+1", " 1", "1.0", "1e3", "x", "99999999999999999999"] {
+            assert_eq!(port(bad), Err("a whole number from 1 to 65535".into()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn booleans_and_durations() {
+        assert_eq!((boolean("true"), boolean("False")), (Ok(true), Ok(false)));
+        for bad in ["", "1", "yes", "tru"] {
+            boolean(bad).unwrap_err();
+        }
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
+        for bad in ["", "5", "-1s", "1y", "9999999999h", "s"] {
+            duration(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn public_keys() {
+        let good = include_str!("../../tests/vectors/router.pub");
+        assert_eq!(public_key(good), public_key(&format!(" {}\r\n", good.to_lowercase())));
+        public_key(good).unwrap();
+        for bad in [&good[1..], &good.replace('0', "g"), &"00".repeat(32), "", &good.repeat(2)] {
+            public_key(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn names_are_cleaned() {
+        assert_eq!(computer_name("relay-1.example (a+b)_"), "relay-1.example (a+b)_");
+        assert_eq!(computer_name("узел 7"), "узел 7");
+        assert_eq!(computer_name("a/b\u{7}c"), "a_b_c");
+        assert_eq!(computer_name("  \t "), "aspia-relay");
+        assert_eq!(computer_name(&"й".repeat(60)), "й".repeat(32));
+    }
+}

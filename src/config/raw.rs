@@ -1,0 +1,213 @@
+//! What the operator wrote: each setting as a text, with where it came from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+
+use super::json::JsonFile;
+use super::report::{Problem, Report};
+use super::settings::{self, SETTINGS};
+use super::{PATH_VARIABLE, Sources};
+
+/// Longest file read as a setting's value, in bytes: more than any key, certificate or token.
+const MAX_VALUE_FILE: u64 = 64 * 1024;
+/// Longest `relay.json` read, in bytes.
+const MAX_CONFIG_FILE: u64 = 1024 * 1024;
+
+/// One setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawValue {
+    /// Its text.
+    pub text: String,
+    /// Where it came from, in words.
+    pub source: String,
+}
+
+/// All settings that somebody gave, and the defaults of the others.
+#[derive(Debug, Clone, Default)]
+pub struct RawSettings {
+    values: BTreeMap<String, RawValue>,
+    /// The file that was looked for, and whether it was there.
+    pub file: Option<(PathBuf, bool)>,
+}
+
+impl RawSettings {
+    /// The text of a setting.
+    pub fn get(&self, key: &str) -> Option<&RawValue> {
+        self.values.get(key)
+    }
+
+    /// Merges defaults, file and environment, later wins; notes what cannot be read.
+    pub fn collect(sources: &Sources, report: &mut Report) -> Self {
+        let mut figment = Figment::from(Defaults);
+        let file = read_file(sources, report);
+        let found = file.is_some();
+        if let Some(content) = file {
+            figment = figment.merge(JsonFile::parse(&sources.path, &content, report));
+        }
+        for variable in Variable::all(&sources.environment, report) {
+            figment = figment.merge(variable);
+        }
+        let mut values = BTreeMap::new();
+        for setting in SETTINGS {
+            let Ok(value) = figment.find_value(setting.key) else {
+                continue;
+            };
+            let source = match figment.get_metadata(value.tag()) {
+                Some(Metadata { name, source: Some(Source::File(path)), .. }) => {
+                    format!("{name} {}", path.display())
+                }
+                Some(metadata) => metadata.name.to_string(),
+                None => String::new(),
+            };
+            if let Some(text) = value.into_string() {
+                values.insert(setting.key.to_owned(), RawValue { text, source });
+            }
+        }
+        Self { values, file: Some((sources.path.clone(), found)) }
+    }
+}
+
+fn read_file(sources: &Sources, report: &mut Report) -> Option<Vec<u8>> {
+    let expected = match read_at_most(&sources.path, MAX_CONFIG_FILE) {
+        Ok(content) => return Some(content),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if !sources.path_is_explicit {
+                return None;
+            }
+            "an existing file, since --config or ASPIA_RELAY_CONFIG names it".to_owned()
+        }
+        Err(error) => format!("a file that can be read ({error})"),
+    };
+    report.problems.push(Problem {
+        key: String::new(),
+        value: None,
+        source: sources.path.display().to_string(),
+        expected,
+    });
+    None
+}
+
+fn read_at_most(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+
+    let mut content = Vec::new();
+    std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        return Err(std::io::Error::other(format!("it is larger than {limit} bytes")));
+    }
+    Ok(content)
+}
+
+/// The built-in defaults.
+struct Defaults;
+
+impl Provider for Defaults {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("default")
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let values = SETTINGS
+            .iter()
+            .filter_map(|setting| Some((setting.key.to_owned(), Value::from(setting.default?))))
+            .collect();
+        Ok(Profile::Default.collect(values))
+    }
+}
+
+/// One setting from the environment, letter by letter: figment's own provider would take `0123` for a number.
+struct Variable {
+    key: &'static str,
+    text: String,
+    source: String,
+}
+
+impl Variable {
+    fn all(environment: &[(String, String)], report: &mut Report) -> Vec<Self> {
+        let ours: BTreeMap<&str, &str> = environment
+            .iter()
+            .filter(|(name, value)| name.starts_with("ASPIA_RELAY_") && !value.is_empty())
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let mut variables = Vec::new();
+        let mut known = vec![PATH_VARIABLE.to_owned()];
+        for setting in SETTINGS {
+            let plain = settings::variable(setting.key);
+            let file = format!("{plain}_FILE");
+            match (ours.get(plain.as_str()), ours.get(file.as_str())) {
+                (Some(_), Some(_)) => report.problems.push(Problem {
+                    key: setting.key.into(),
+                    value: None,
+                    source: format!("{plain} and {file}"),
+                    expected: "one of the two variables, not both".into(),
+                }),
+                // What Kubernetes sets for a Service called `aspia-relay-peer` is not meant for us.
+                (Some(value), None) if is_service_link(setting.key, value) => continue,
+                (Some(value), None) => variables.push(Self {
+                    key: setting.key,
+                    text: (*value).to_owned(),
+                    source: format!("environment variable {plain}"),
+                }),
+                (None, Some(path)) => match read_value_file(path) {
+                    Ok(text) => variables.push(Self {
+                        key: setting.key,
+                        text,
+                        source: format!("file {path} named by {file}"),
+                    }),
+                    Err(expected) => report.problems.push(Problem {
+                        key: setting.key.into(),
+                        value: Some((*path).to_owned()),
+                        source: format!("environment variable {file}"),
+                        expected,
+                    }),
+                },
+                (None, None) => {}
+            }
+            known.extend([plain, file]);
+        }
+        let ignored: Vec<&str> = ours
+            .iter()
+            .filter(|(name, value)| {
+                let setting = SETTINGS.iter().find(|s| settings::variable(s.key) == **name);
+                !known.iter().any(|known| known == *name)
+                    || setting.is_some_and(|s| is_service_link(s.key, value))
+            })
+            .map(|(name, _)| *name)
+            .collect();
+        if !ignored.is_empty() {
+            report.warnings.push(format!(
+                "ignored environment variables that are no setting of this version: {}",
+                ignored.join(", ")
+            ));
+        }
+        variables
+    }
+}
+
+fn is_service_link(key: &str, value: &str) -> bool {
+    key.ends_with("Port") && (value.starts_with("tcp://") || value.starts_with("udp://"))
+}
+
+fn read_value_file(path: &str) -> Result<String, String> {
+    let content = read_at_most(Path::new(path), MAX_VALUE_FILE)
+        .map_err(|error| format!("the path of a file that can be read ({error})"))?;
+    let text = String::from_utf8(content).map_err(|_| "a file of UTF-8 text".to_owned())?;
+    match text.trim() {
+        "" => Err("a file that is not empty".into()),
+        text => Ok(text.to_owned()),
+    }
+}
+
+impl Provider for Variable {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.source.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let values = Dict::from([(self.key.to_owned(), Value::from(self.text.clone()))]);
+        Ok(Profile::Default.collect(values))
+    }
+}

@@ -1,0 +1,132 @@
+//! What is said about a configuration: `--check-config`, and the problems of a start.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::raw::RawSettings;
+use super::settings;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The key; empty where it is not about one.
+    pub key: String,
+    /// The value, where there is one.
+    pub value: Option<String>,
+    /// The file or variable.
+    pub source: String,
+    /// What is expected instead.
+    pub expected: String,
+}
+
+impl Problem {
+    /// A required setting that nobody gave.
+    pub(super) fn missing(key: &'static str, raw: &RawSettings) -> Self {
+        let variable = settings::variable(key);
+        let (source, file) = match (raw.get(key), &raw.file) {
+            (Some(value), _) => (value.source.clone(), String::new()),
+            (None, Some((path, true))) => (format!("file {}", path.display()), String::new()),
+            (None, Some((path, false))) => {
+                let note = format!(" ({} does not exist; --create-config writes one)", path.display());
+                ("not set".to_owned(), note)
+            }
+            (None, None) => ("not set".to_owned(), String::new()),
+        };
+        let what = match key {
+            "RouterAddress" => "the Router's host name or address",
+            "RouterPublicKey" => "the content of the Router's router.pub",
+            _ => "the host name or address that Clients and Hosts dial",
+        };
+        Self {
+            key: key.into(),
+            value: None,
+            source,
+            expected: format!(
+                "{what}; required, in relay.json or as {variable} or {variable}_FILE{file}"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.key.as_str(), &self.value) {
+            ("", _) => write!(f, "{}: expected {}", self.source, self.expected),
+            (key, None) => write!(f, "{key} ({}): expected {}", self.source, self.expected),
+            (key, Some(value)) => {
+                write!(f, "{key} = {value:?} ({}): expected {}", self.source, self.expected)
+            }
+        }
+    }
+}
+
+/// One effective value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// The key.
+    pub key: &'static str,
+    /// The value as it was written, or the default.
+    pub value: String,
+    /// Where it came from.
+    pub source: String,
+}
+
+/// Everything that can be said about a configuration.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Every effective value, in the order of the table of settings.
+    pub settings: Vec<Line>,
+    /// What works but is worth a look.
+    pub warnings: Vec<String>,
+    /// What does not work.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    pub(super) fn set(&mut self, key: &'static str, value: &str, source: &str) {
+        self.settings.push(Line { key, value: value.to_owned(), source: source.to_owned() });
+    }
+
+    /// Says what holds for a setting that may be left empty and was.
+    pub(super) fn set_effective(&mut self, key: &'static str, value: &str, because: &str) {
+        if let Some(line) = self.settings.iter_mut().find(|line| line.key == key)
+            && line.value.is_empty()
+        {
+            value.clone_into(&mut line.value);
+            line.source = format!("default ({because})");
+        }
+    }
+
+    /// For people: a table of values.
+    pub fn table(&self) -> String {
+        let width = |text: fn(&Line) -> &str| {
+            self.settings.iter().map(|line| text(line).chars().count()).max().unwrap_or(0)
+        };
+        let (keys, values) = (width(|line| line.key), width(|line| &line.value).min(64));
+        self.sorted()
+            .iter()
+            .map(|line| {
+                let value = if line.value.is_empty() { "-" } else { &line.value };
+                format!("{:keys$}  {value:values$}  {}\n", line.key, line.source)
+            })
+            .collect()
+    }
+
+    /// For machines.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "valid": self.problems.is_empty(),
+            "settings": self.sorted(),
+            "warnings": self.warnings,
+            "problems": self.problems,
+        })
+    }
+
+    fn sorted(&self) -> Vec<&Line> {
+        let place = |line: &&Line| settings::SETTINGS.iter().position(|s| s.key == line.key);
+        let mut lines: Vec<_> = self.settings.iter().collect();
+        lines.sort_by_key(place);
+        lines
+    }
+}

@@ -1,0 +1,96 @@
+//! The table of settings: every key, its default, and what a reload does with it.
+
+/// What a changed setting takes effect with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// At once.
+    Now,
+    /// A new link to the Router.
+    NewLink,
+    /// A restart.
+    Restart,
+}
+
+/// One key of `relay.json`.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name.
+    pub key: &'static str,
+    /// What holds where nobody sets it; `None` where it must be set or may be empty.
+    pub default: Option<&'static str>,
+    /// When a change applies.
+    pub reload: Reload,
+}
+
+const fn setting(key: &'static str, default: Option<&'static str>, reload: Reload) -> Setting {
+    Setting { key, default, reload }
+}
+
+/// All settings that this version knows. The first ten are the original's.
+pub const SETTINGS: &[Setting] = &[
+    setting("RouterAddress", None, Reload::NewLink),
+    setting("RouterPort", Some("8060"), Reload::NewLink),
+    setting("RouterPublicKey", None, Reload::NewLink),
+    setting("ListenInterface", None, Reload::Restart),
+    setting("PeerAddress", None, Reload::NewLink),
+    setting("PeerPort", Some("8070"), Reload::NewLink),
+    setting("PeerIdleTimeout", Some("5"), Reload::Now),
+    // A lower one needs a new link: `Config::needs_new_link`.
+    setting("MaxPeerCount", Some("100"), Reload::Now),
+    setting("StatisticsEnabled", Some("false"), Reload::Now),
+    setting("StatisticsInterval", Some("5"), Reload::Now),
+    setting("ListenPort", None, Reload::Restart),
+    setting("DisplayName", None, Reload::NewLink),
+    setting("RouterProtocol", Some("auto"), Reload::NewLink),
+    setting("DrainTimeout", Some("25s"), Reload::Now),
+    setting("MaxSessionDuration", Some("0s"), Reload::Now),
+    setting("MaxPendingPeers", Some("1024"), Reload::Now),
+    setting("WorkerThreads", Some("0"), Reload::Restart),
+    setting("LogPeerIdentity", Some("false"), Reload::Now),
+];
+
+/// Finds a setting by its key, which is spelled exactly so.
+pub fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// The known key that `key` is most like, if it is like any.
+pub fn closest(key: &str) -> Option<&'static str> {
+    SETTINGS
+        .iter()
+        .map(|setting| (strsim::jaro_winkler(&setting.key.to_lowercase(), &key.to_lowercase()), setting.key))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, key)| key)
+}
+
+/// The variable of a key: `ASPIA_RELAY_` and the key in `SCREAMING_SNAKE_CASE`.
+pub fn variable(key: &str) -> String {
+    let mut name = String::from("ASPIA_RELAY");
+    for letter in key.chars() {
+        if letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_spelled_as_documented() {
+        assert_eq!(variable("RouterPublicKey"), "ASPIA_RELAY_ROUTER_PUBLIC_KEY");
+        assert_eq!(variable("MaxPeerCount"), "ASPIA_RELAY_MAX_PEER_COUNT");
+    }
+
+    #[test]
+    fn suggestions_are_close_or_absent() {
+        assert_eq!(closest("RouterPubKey"), Some("RouterPublicKey"));
+        assert_eq!(closest("peerport"), Some("PeerPort"));
+        assert_eq!(closest("MaxPeersCount"), Some("MaxPeerCount"));
+        assert_eq!(closest("Zebra"), None);
+    }
+}

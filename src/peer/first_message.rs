@@ -1,0 +1,198 @@
+//! Reading and opening a peer's first message (section 5 of the protocol notes).
+
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::crypto::{Cipher, CryptoError, Opener, PublicKey, SessionKey};
+use crate::secret::Secret;
+use crate::state::keys::OneTimeKey;
+use crate::state::sessions::Identity;
+use crate::wire::peer::{self, BadLength, PREFIX_LEN, PeerToRelay};
+
+/// Why a first message is not acceptable.
+#[derive(Debug, thiserror::Error)]
+pub enum FirstMessageError {
+    /// The peer closed before its message was complete.
+    #[error("closed before the first message was complete")]
+    Closed,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Io(std::io::Error),
+    /// The length is not acceptable.
+    #[error(transparent)]
+    Length(#[from] BadLength),
+    /// The bytes are no message.
+    #[error("the first message cannot be read: {0}")]
+    Malformed(prost::DecodeError),
+    /// It is sealed with a cipher that does not exist in this dialect.
+    #[error("the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305")]
+    UnknownCipher(u32),
+    /// The public key is none, or it does not open with it.
+    #[error("the first message: {0}")]
+    Crypto(#[from] CryptoError),
+    /// It opens, but what is inside is no secret.
+    #[error("the secret inside the first message cannot be read: {0}")]
+    Secret(prost::DecodeError),
+}
+
+/// Reads the message and not a byte more: what follows it belongs to the session.
+///
+/// # Errors
+/// [`FirstMessageError`], those about reading.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<PeerToRelay, FirstMessageError> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => FirstMessageError::Closed,
+        _ => FirstMessageError::Io(error),
+    };
+    let mut prefix = [0; PREFIX_LEN];
+    stream.read_exact(&mut prefix).await.map_err(failed)?;
+    let mut message = vec![0; peer::decode_length(prefix)?];
+    stream.read_exact(&mut message).await.map_err(failed)?;
+    PeerToRelay::decode(message.as_slice()).map_err(FirstMessageError::Malformed)
+}
+
+/// A first message that opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// What it was sealed under.
+    pub session_key: SessionKey,
+    /// The secret, as it came.
+    pub secret: Secret<Vec<u8>>,
+    /// What the secret says about the two peers.
+    pub identity: Identity,
+}
+
+/// Opens a first message with the key that it names; costs one X25519 operation.
+///
+/// # Errors
+/// [`FirstMessageError`], those about opening.
+pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMessageError> {
+    if message.encryption > 1 {
+        return Err(FirstMessageError::UnknownCipher(message.encryption));
+    }
+    let public = PublicKey::from_slice(&message.public_key)?;
+    let session_key = key.private.agree(&public)?;
+    let mut opener = Opener::new(Cipher::ChaCha20Poly1305, &session_key, key.iv)?;
+    let secret = Secret::new(opener.open(&message.data)?);
+    let parsed =
+        peer::Secret::decode(secret.expose().as_slice()).map_err(FirstMessageError::Secret)?;
+    Ok(Opened { session_key, secret, identity: Identity::from(&parsed) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Iv, PrivateKey, Sealer};
+    use crate::state::keys::KeyId;
+
+    fn relay_key() -> OneTimeKey {
+        OneTimeKey::generate(KeyId(1)).unwrap()
+    }
+
+    fn message(key: &OneTimeKey, peer: &PrivateKey, secret: &[u8]) -> PeerToRelay {
+        let session_key = peer.agree(&key.public()).unwrap();
+        let data =
+            Sealer::new(Cipher::ChaCha20Poly1305, &session_key, key.iv).unwrap().seal(secret);
+        PeerToRelay {
+            key_id: key.id.0,
+            public_key: peer.public().0.to_vec(),
+            data: data.unwrap(),
+            encryption: 0,
+        }
+    }
+
+    fn error(message: &PeerToRelay, key: &OneTimeKey) -> String {
+        open(message, key).expect_err("must not open").to_string()
+    }
+
+    #[test]
+    fn a_good_message_opens() {
+        let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
+        let secret = peer::Secret { client_user_name: "u".into(), ..Default::default() };
+        for encryption in [0, 1] {
+            let mut message = message(&key, &peer, &secret.encode_to_vec());
+            message.encryption = encryption;
+            let opened = open(&message, &key).unwrap();
+            assert_eq!(*opened.secret.expose(), secret.encode_to_vec());
+            assert_eq!(opened.identity.client_user_name, "u");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_bad_message_is_told_apart() {
+        let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
+        let good = message(&key, &peer, b"");
+        assert!(open(&good, &key).is_ok());
+        let changed = |change: fn(&mut PeerToRelay)| {
+            let mut message = good.clone();
+            change(&mut message);
+            error(&message, &key)
+        };
+        assert!(changed(|m| m.encryption = 2).contains("cipher 2"));
+        assert!(changed(|m| m.public_key.truncate(31)).contains("31"));
+        assert!(changed(|m| m.public_key.clear()).contains("has 32 bytes"));
+        assert!(changed(|m| m.public_key = vec![0; 32]).contains("low-order"));
+        assert!(changed(|m| m.public_key[0] ^= 1).contains("does not open"));
+        assert!(changed(|m| m.data[0] ^= 1).contains("does not open"));
+        assert!(changed(|m| m.data.push(0)).contains("does not open"));
+        assert!(changed(|m| m.data.truncate(15)).contains("at least 16"));
+        assert!(changed(|m| m.data.clear()).contains("at least 16"));
+        assert!(error(&good, &relay_key()).contains("does not open"));
+        let other_iv = OneTimeKey { iv: Iv([0; 12]), ..key };
+        assert!(error(&good, &other_iv).contains("does not open"));
+        let no_secret = message(&other_iv, &peer, &[0xff; 3]);
+        assert!(error(&no_secret, &other_iv).contains("secret"));
+    }
+
+    #[test]
+    fn other_encodings_of_a_public_key_give_the_same_session_key() {
+        // Whoever recorded a message can change the public key in these ways and it still opens. The session
+        // key does not change, and by it a recording is recognised.
+        let case: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/peer.json")).unwrap();
+        let case = &case["cases"][0];
+        let bytes = |name: &str| hex::decode(case[name].as_str().unwrap()).unwrap();
+        let key = OneTimeKey {
+            id: KeyId(0),
+            private: PrivateKey::from_slice(&bytes("relay_private")).unwrap(),
+            iv: Iv(bytes("iv").try_into().unwrap()),
+        };
+        let original = PeerToRelay::decode(bytes("message").as_slice()).unwrap();
+        let expected = open(&original, &key).unwrap();
+        let mut top_bit = original.clone();
+        top_bit.public_key[31] ^= 0x80;
+        // The point of order 2 added: the inverse of the coordinate modulo 2^255 - 19.
+        let mut other_point = original.clone();
+        other_point.public_key = hex::decode(INVERSE_OF_FIRST_PEER_PUBLIC).unwrap();
+        for copy in [top_bit, other_point] {
+            assert_ne!(copy.public_key, original.public_key);
+            let opened = open(&copy, &key).unwrap();
+            assert!(opened.session_key.same_as(&expected.session_key));
+        }
+    }
+
+    const INVERSE_OF_FIRST_PEER_PUBLIC: &str =
+        "45d8854d833a5276dd5be93f7b626b0729cf55d2c1acf8a193da645e89740c4f";
+
+    #[tokio::test]
+    async fn reads_exactly_one_message() {
+        let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
+        let message = message(&key, &peer, b"");
+        let mut wire = peer::encode(&message).unwrap();
+        let length = wire.len();
+        wire.extend_from_slice(b"early data");
+        let mut input = wire.as_slice();
+        assert_eq!(read(&mut input).await.unwrap(), message);
+        assert_eq!(input, b"early data");
+        for cut in [0, 3, 4, length - 1] {
+            let torn = read(&mut &wire[..cut]).await;
+            assert!(matches!(torn, Err(FirstMessageError::Closed)), "{cut}");
+        }
+        for long in [[0, 0, 0, 0], [0, 0, 0x40, 1], [0xff; 4]] {
+            let bad = read(&mut long.as_slice()).await;
+            assert!(matches!(bad, Err(FirstMessageError::Length(_))));
+        }
+        let garbage = read(&mut [0, 0, 0, 2, 0xff, 0xff].as_slice()).await;
+        assert!(matches!(garbage, Err(FirstMessageError::Malformed(_))));
+    }
+}

@@ -1,0 +1,156 @@
+//! The socket that peers dial.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::parse::ALL_IPV4;
+
+/// Connections that the kernel keeps until they are accepted; it lowers this to its own limit
+/// (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// Why the peer port cannot be listened on.
+#[derive(Debug)]
+pub struct BindError {
+    address: SocketAddr,
+    error: io::Error,
+    holder: Option<String>,
+}
+
+impl std::error::Error for BindError {}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, error, holder } = self;
+        write!(f, "cannot listen for peers on {address}: {error}")?;
+        match (error.kind(), holder) {
+            (io::ErrorKind::AddrInUse, Some(holder)) => write!(
+                f,
+                "; the port is held by {holder}. Stop it, or set ListenPort to a free port"
+            ),
+            (io::ErrorKind::AddrInUse, None) => {
+                f.write_str("; another program holds the port. Stop it, or set ListenPort to a free port")
+            }
+            (io::ErrorKind::AddrNotAvailable, _) => {
+                f.write_str("; ListenInterface must be an address of this machine, or empty for all")
+            }
+            (io::ErrorKind::PermissionDenied, _) => f.write_str(
+                "; ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher ListenPort",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Listens on `interface`, or on all interfaces for IPv4 and IPv6 alike. Where the system has no IPv6, on
+/// IPv4 alone. Exclusive: a port that somebody listens on already is an error.
+///
+/// # Errors
+/// [`BindError`] says who holds the port, where that can be found out.
+pub fn bind(interface: Option<IpAddr>, port: u16) -> Result<TcpListener, BindError> {
+    bind_with(interface, port, |domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))
+}
+
+fn bind_with(
+    interface: Option<IpAddr>,
+    port: u16,
+    open: impl Fn(Domain) -> io::Result<Socket>,
+) -> Result<TcpListener, BindError> {
+    let attempt = |address: IpAddr| {
+        let address = SocketAddr::new(address, port);
+        listen(address, interface.is_none(), &open).map_err(|error| (address, error))
+    };
+    let result = match interface {
+        Some(address) => attempt(address),
+        None => attempt(Ipv6Addr::UNSPECIFIED.into()).or_else(|(address, error)| {
+            // A kernel without IPv6 knows neither the family nor the address.
+            if error.kind() == io::ErrorKind::AddrInUse { Err((address, error)) } else { attempt(ALL_IPV4) }
+        }),
+    };
+    result.map_err(|(address, error)| {
+        let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| holder(port)).flatten();
+        BindError { address, error, holder }
+    })
+}
+
+fn listen(
+    address: SocketAddr,
+    dual_stack: bool,
+    open: &impl Fn(Domain) -> io::Result<Socket>,
+) -> io::Result<TcpListener> {
+    let socket = open(Domain::for_address(address))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    // On Unix this lets a restarted relay bind while old connections are in TIME_WAIT, and still refuses a port
+    // that somebody listens on. On Windows it would let two programs share the port, so not there.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+#[cfg(target_os = "linux")]
+fn holder(port: u16) -> Option<String> {
+    super::port_holder::find(port)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn holder(_port: u16) -> Option<String> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[test]
+    fn one_port_for_both_families() {
+        let listener = bind(None, 0).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        if listener.local_addr().unwrap().is_ipv6() {
+            TcpStream::connect(("::1", port)).unwrap();
+        }
+    }
+
+    #[test]
+    fn without_ipv6_it_is_ipv4_alone() {
+        let no_ipv6 = |domain| match domain {
+            // What a kernel without IPv6 answers: EAFNOSUPPORT.
+            Domain::IPV6 => Err(io::Error::from_raw_os_error(97)),
+            domain => Socket::new(domain, Type::STREAM, Some(Protocol::TCP)),
+        };
+        let listener = bind_with(None, 0, no_ipv6).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(address.is_ipv4());
+        TcpStream::connect(("127.0.0.1", address.port())).unwrap();
+    }
+
+    #[test]
+    fn one_interface_is_one_interface() {
+        let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
+        assert_eq!(listener.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
+        // An address of the documentation range is nobody's.
+        let error = bind(Some([192, 0, 2, 1].into()), 0).unwrap_err().to_string();
+        assert!(error.contains("ListenInterface"), "{error}");
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_whatever_the_interface() {
+        let first = bind(None, 0).unwrap();
+        let port = first.local_addr().unwrap().port();
+        for interface in [None, Some([127, 0, 0, 1].into()), Some(ALL_IPV4)] {
+            let error = bind(interface, port).unwrap_err().to_string();
+            assert!(error.contains("ListenPort"), "{error}");
+            #[cfg(target_os = "linux")]
+            assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        }
+    }
+}

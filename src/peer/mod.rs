@@ -1,0 +1,251 @@
+//! The peers' side: accept, read the first message, pair, run the session.
+
+pub mod first_message;
+mod gone;
+pub mod listener;
+#[cfg(target_os = "linux")]
+mod port_holder;
+mod session;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::state::keys::KeyId;
+use crate::state::shared::{ActiveSession, Admitted, SharedState, WaitingPlace};
+use crate::state::{ReadyPeer, Refusal};
+
+use first_message::FirstMessageError;
+
+/// Time from accepting a connection until its first message is complete.
+pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time from accepting a connection until it is paired.
+pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A dead peer is noticed after about a minute without a sign of life, below the shortest idle timeout.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
+
+/// How a second peer reaches the task of the first.
+pub type Way = oneshot::Sender<Partner>;
+
+/// What the second peer brings to the first.
+#[derive(Debug)]
+pub struct Partner {
+    stream: TcpStream,
+    session: ActiveSession<Way>,
+}
+
+/// Why a connection did not become part of a session. None of this is answered, and none costs a key anything.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The first message is not acceptable.
+    #[error(transparent)]
+    FirstMessage(#[from] FirstMessageError),
+    /// The first message was not complete in time.
+    #[error("no complete first message within {} s", FIRST_MESSAGE_TIMEOUT.as_secs())]
+    Silent,
+    /// The key or the secret is not acceptable.
+    #[error("key {}: {refusal}", key.0)]
+    Refused {
+        /// The key that the peer named.
+        key: KeyId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Nobody came to be paired with.
+    #[error("its partner did not come within 30 s")]
+    Alone,
+    /// The peer went away while it waited for its partner.
+    #[error("it went away while it waited for its partner")]
+    WentAway,
+    /// A socket could not be used.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Everything that the tasks of peers share.
+#[derive(Clone)]
+pub struct Peers {
+    state: SharedState<Way>,
+    config: watch::Receiver<Arc<Config>>,
+    pending: Arc<AtomicUsize>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Peers {
+    /// Peers that meet in `state`; all their tasks end when `stop` is cancelled.
+    pub fn new(
+        state: SharedState<Way>,
+        config: watch::Receiver<Arc<Config>>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { state, config, pending: Arc::default(), tasks: TaskTracker::new(), stop }
+    }
+
+    /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
+    pub async fn run(&self, listener: TcpListener) {
+        self.stop.run_until_cancelled(self.accept(&listener)).await;
+        drop(listener);
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn accept(&self, listener: &TcpListener) {
+        let delays = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(10))
+            .with_max_delay(Duration::from_secs(1))
+            .without_max_times();
+        let mut backoff = None;
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    backoff = None;
+                    self.start(stream, address);
+                }
+                // The peer was gone before we looked: no trouble of ours.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    let delay = backoff
+                        .get_or_insert_with(|| delays.build())
+                        .next()
+                        .unwrap_or(Duration::from_secs(1));
+                    warn!(
+                        %error,
+                        "cannot accept connections, trying again in {delay:?}; \
+                         if there are too many open files, raise the limit (ulimit -n)"
+                    );
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    fn start(&self, stream: TcpStream, address: SocketAddr) {
+        // Peers over IPv4 come through the IPv6 socket with a mapped address.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let limit = self.config.borrow().max_pending_peers;
+        let Some(pending) = Pending::enter(&self.pending, limit) else {
+            info!(%address, limit, "peer refused: MaxPendingPeers connections wait already");
+            return;
+        };
+        let peers = self.clone();
+        self.tasks.spawn(async move {
+            let stop = peers.stop.clone();
+            stop.run_until_cancelled(peers.serve(stream, address, pending)).await;
+        });
+    }
+
+    async fn serve(&self, stream: TcpStream, address: SocketAddr, pending: Pending) {
+        match self.admit(stream, address).await {
+            Ok(Some((stream, partner))) => {
+                drop(pending);
+                session::run(stream, partner, self.config.clone()).await;
+            }
+            Ok(None) => {}
+            Err(error) => info!(%address, "peer refused: {error}"),
+        }
+    }
+
+    /// Takes a connection from accepting to pairing. Gives both ends of the session to the first of its peers;
+    /// the second has handed over its own and gets nothing.
+    async fn admit(
+        &self,
+        mut stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<Option<(TcpStream, Partner)>, PeerError> {
+        let accepted = Instant::now();
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE)?;
+        let message =
+            timeout_at(accepted + FIRST_MESSAGE_TIMEOUT, first_message::read(&mut stream))
+                .await
+                .map_err(|_| PeerError::Silent)??;
+        let key = KeyId(message.key_id);
+        let refused = |refusal| PeerError::Refused { key, refusal };
+        let one_time_key = self
+            .state
+            .key(key, Instant::now())
+            .ok_or_else(|| refused(Refusal::UnknownKey))?;
+        let opened = first_message::open(&message, &one_time_key)?;
+        let (way, partner) = oneshot::channel();
+        let ready = ReadyPeer {
+            key,
+            session_key: opened.session_key,
+            secret: opened.secret,
+            identity: opened.identity,
+            address,
+        };
+        match self.state.peer_ready(ready, way, Instant::now()).map_err(refused)? {
+            Admitted::Paired { first, session } => {
+                // The first cannot have gone: it would have left its place first. Only a stop ends its
+                // task all the same, and then the session ends here with its guard.
+                let _ = first.send(Partner { stream, session });
+                Ok(None)
+            }
+            Admitted::Wait(place) => {
+                wait(stream, place, partner, accepted + PAIRING_TIMEOUT).await.map(Some)
+            }
+        }
+    }
+}
+
+/// Waits for the partner, as long as the peer is there and its time is not over.
+async fn wait(
+    stream: TcpStream,
+    place: WaitingPlace<Way>,
+    mut partner: oneshot::Receiver<Partner>,
+    deadline: Instant,
+) -> Result<(TcpStream, Partner), PeerError> {
+    let reason = tokio::select! {
+        // The way was dropped with the key: its time is over.
+        came = &mut partner => {
+            return match came {
+                Ok(partner) => Ok((stream, partner)),
+                Err(_) => Err(PeerError::Alone),
+            };
+        }
+        () = gone::gone(&stream) => PeerError::WentAway,
+        () = tokio::time::sleep_until(deadline) => PeerError::Alone,
+    };
+    if place.leave() {
+        return Err(reason);
+    }
+    // It was paired in the same moment: the partner is on its way and must not be left alone.
+    match partner.await {
+        Ok(partner) => Ok((stream, partner)),
+        Err(_) => Err(reason),
+    }
+}
+
+/// One connection that is not paired yet; counted until it is dropped.
+struct Pending(Arc<AtomicUsize>);
+
+impl Pending {
+    fn enter(count: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let enter = |now| (now < limit).then_some(now + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok()?;
+        Some(Self(count.clone()))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

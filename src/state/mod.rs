@@ -1,0 +1,439 @@
+//! What the relay knows: keys, waiting peers, sessions.
+//!
+//! Everything here is a function of events and of the time that the caller passes in: there is no socket, no
+//! task and no clock. The link to the Router and the peers' connections never know each other; they
+//! meet in this state, through the handle in [`shared`].
+//!
+//! Invariant: while the link is up, `ordered + offered + handed out + active = capacity` after every event that
+//! is followed by ordering; without a link, `handed out + active <= capacity`.
+
+pub mod keys;
+pub mod pairing;
+pub mod sessions;
+pub mod shared;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::crypto::SessionKey;
+use crate::secret::Secret;
+
+use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used};
+use pairing::{Arrival, Pairing, PairingError, Ticket};
+use sessions::{End, Identity, Session, SessionId, Sessions};
+
+/// A peer whose first message opened.
+#[derive(Debug)]
+pub struct ReadyPeer {
+    /// The key that it named.
+    pub key: KeyId,
+    /// What the message was sealed under.
+    pub session_key: SessionKey,
+    /// The secret, as it came.
+    pub secret: Secret<Vec<u8>>,
+    /// What the secret says about the two peers.
+    pub identity: Identity,
+    /// Where it connects from.
+    pub address: SocketAddr,
+}
+
+/// What became of a [`ReadyPeer`].
+#[derive(Debug)]
+pub enum Admission<W> {
+    /// It is the first of its pair.
+    Wait(Ticket),
+    /// It is the second; a session has begun.
+    Paired {
+        /// The way to the first.
+        first: W,
+        /// The session.
+        session: Arc<Session>,
+        /// Hears of it when somebody wants the session ended.
+        stop: oneshot::Receiver<End>,
+    },
+}
+
+/// Why a [`ReadyPeer`] is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The key was never offered, is used up, or its 30 s are over.
+    #[error("unknown key (never offered, used up, or its 30 s are over)")]
+    UnknownKey,
+    /// The key is good, but not for this peer.
+    #[error(transparent)]
+    Pairing(#[from] PairingError),
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    address: SocketAddr,
+    way: W,
+}
+
+/// Keys, waiting peers and sessions, kept in step.
+#[derive(Debug)]
+pub struct State<W> {
+    keys: Keys,
+    pairing: Pairing<Waiter<W>>,
+    sessions: Sessions,
+}
+
+impl<W> State<W> {
+    /// Room for `capacity` sessions; key numbers start at `base`.
+    pub fn new(capacity: usize, base: u32) -> Self {
+        Self {
+            keys: Keys::new(capacity, base),
+            pairing: Pairing::default(),
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// Where the places of the capacity are.
+    pub fn counts(&self) -> Counts {
+        self.keys.counts()
+    }
+
+    /// Changes the capacity; see [`Keys::set_capacity`].
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.keys.set_capacity(capacity);
+    }
+
+    /// A link to the Router is authenticated.
+    pub fn link_up(&mut self) {
+        self.keys.link_up();
+    }
+
+    /// The link is gone. Gives the number of keys that were on offer.
+    pub fn link_lost(&mut self) -> usize {
+        self.keys.link_lost()
+    }
+
+    /// Orders missing keys; see [`Keys::order`].
+    pub fn order(&mut self, batch: usize, on_offer: usize) -> Option<Order> {
+        self.keys.order(batch, on_offer)
+    }
+
+    /// Offers ordered keys; see [`Keys::offer`].
+    pub fn offer(&mut self, order: &Order, keys: Vec<OneTimeKey>) -> bool {
+        self.keys.offer(order, keys)
+    }
+
+    /// The Router gave a key to two peers.
+    pub fn key_used(&mut self, id: KeyId, now: Instant) -> Used {
+        self.keys.used(id, now)
+    }
+
+    /// The key that a peer names, as long as it is good.
+    pub fn key(&self, id: KeyId, now: Instant) -> Option<Arc<OneTimeKey>> {
+        self.keys.find(id, now)
+    }
+
+    /// A peer's first message opened. From then on its key counts as handed out, since only the Router can
+    /// have given it away.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the key stays as good as it was.
+    pub fn peer_ready(
+        &mut self,
+        peer: ReadyPeer,
+        way: W,
+        now: Instant,
+    ) -> Result<Admission<W>, Refusal> {
+        let ReadyPeer { key, session_key, secret, identity, address } = peer;
+        if self.keys.find(key, now).is_none() {
+            return Err(Refusal::UnknownKey);
+        }
+        let waiter = Waiter { address, way };
+        let arrival = self.pairing.arrive(key, session_key, secret, waiter)?;
+        self.keys.used(key, now);
+        match arrival {
+            Arrival::First(ticket) => Ok(Admission::Wait(ticket)),
+            Arrival::Second(first) => {
+                let paired = self.keys.pair(key, now);
+                debug_assert!(paired, "a key that was found can be paired");
+                self.pairing.close(key);
+                let addresses = [first.address, address];
+                let (session, stop) = self.sessions.start(identity, addresses, now);
+                Ok(Admission::Paired { first: first.way, session, stop })
+            }
+        }
+    }
+
+    /// A waiting peer goes away. `false` when it no longer waits.
+    pub fn leave(&mut self, ticket: Ticket) -> bool {
+        self.pairing.leave(ticket)
+    }
+
+    /// Removes expired keys; gives how many there were. Peers that waited with one are let go: their `W` is
+    /// dropped.
+    pub fn expire(&mut self, now: Instant) -> usize {
+        let expired = self.keys.expire(now);
+        for &key in &expired {
+            self.pairing.close(key);
+        }
+        expired.len()
+    }
+
+    /// When [`Self::expire`] has something to do next.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.keys.next_expiry()
+    }
+
+    /// Asks for the end of a session. `false` when there is no such session.
+    pub fn stop_session(&mut self, id: SessionId, why: End) -> bool {
+        self.sessions.stop(id, why)
+    }
+
+    /// A session has ended; its place is free. Only the first call for a session counts.
+    pub fn session_ended(&mut self, id: SessionId) {
+        if self.sessions.end(id) {
+            self.keys.release();
+        }
+    }
+
+    /// All active sessions, oldest first.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions.list()
+    }
+
+    /// Whether no session is active and no key is handed out: nobody is here, and nobody is on the way.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.keys.counts().handed_out == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address() -> SocketAddr {
+        ([127, 0, 0, 1], 9).into()
+    }
+
+    fn peer(key: KeyId, peer: u64, secret: u8) -> ReadyPeer {
+        let mut session_key = [0; 32];
+        session_key[..8].copy_from_slice(&peer.to_be_bytes());
+        ReadyPeer {
+            key,
+            session_key: SessionKey::from_bytes(session_key),
+            secret: Secret::new(vec![secret]),
+            identity: Identity::default(),
+            address: address(),
+        }
+    }
+
+    fn filled(capacity: usize) -> State<u64> {
+        let mut state = State::new(capacity, 0);
+        state.link_up();
+        while let Some(order) = state.order(usize::MAX, usize::MAX) {
+            let keys = order.make().unwrap();
+            state.offer(&order, keys);
+        }
+        state
+    }
+
+    #[test]
+    fn a_peer_before_the_routers_notice_hands_the_key_out() {
+        let mut state = filled(2);
+        let now = Instant::now();
+        let wait = state.peer_ready(peer(KeyId(1), 1, 5), 1, now).unwrap();
+        assert!(matches!(wait, Admission::Wait(_)));
+        assert_eq!((state.counts().offered, state.counts().handed_out), (1, 1));
+        assert_eq!(state.key_used(KeyId(1), now), Used::Already);
+        let pair = state.peer_ready(peer(KeyId(1), 2, 5), 2, now).unwrap();
+        assert!(matches!(pair, Admission::Paired { first: 1, .. }));
+        assert_eq!((state.counts().handed_out, state.counts().active), (0, 1));
+    }
+
+    #[test]
+    fn expiry_lets_the_waiting_peer_go() {
+        let mut state: State<oneshot::Sender<()>> = State::new(1, 0);
+        state.link_up();
+        let order = state.order(1, 1).unwrap();
+        let made = order.make().unwrap();
+        state.offer(&order, made);
+        let (way, mut waits) = oneshot::channel();
+        let now = Instant::now();
+        state.peer_ready(peer(KeyId(0), 1, 1), way, now).unwrap();
+        assert_eq!(state.expire(now + keys::KEY_LIFETIME), 1);
+        assert_eq!(waits.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        let late = state.peer_ready(peer(KeyId(0), 2, 1), oneshot::channel().0, now);
+        assert_eq!(late.unwrap_err(), Refusal::UnknownKey);
+    }
+
+    #[test]
+    fn a_key_is_good_for_one_pair_only() {
+        let mut state = filled(3);
+        let now = Instant::now();
+        state.peer_ready(peer(KeyId(0), 1, 1), 1, now).unwrap();
+        state.peer_ready(peer(KeyId(0), 2, 1), 2, now).unwrap();
+        let third = state.peer_ready(peer(KeyId(0), 3, 1), 3, now).unwrap_err();
+        assert_eq!(third, Refusal::UnknownKey);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        LinkUp,
+        LinkLost,
+        Order { batch: usize },
+        Fill,
+        FillLate,
+        Used { key: usize },
+        Ready { key: usize, peer: u64, secret: u8 },
+        Leave { waiting: usize },
+        Pass { seconds: u64 },
+        Expire,
+        End { session: usize },
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            1 => Just(Event::LinkUp),
+            1 => Just(Event::LinkLost),
+            6 => (1usize..6).prop_map(|batch| Event::Order { batch }),
+            6 => Just(Event::Fill),
+            1 => Just(Event::FillLate),
+            6 => any::<usize>().prop_map(|key| Event::Used { key }),
+            12 => (any::<usize>(), 0u64..6, 0u8..2)
+                .prop_map(|(key, peer, secret)| Event::Ready { key, peer, secret }),
+            2 => any::<usize>().prop_map(|waiting| Event::Leave { waiting }),
+            3 => (1u64..20).prop_map(|seconds| Event::Pass { seconds }),
+            3 => Just(Event::Expire),
+            4 => any::<usize>().prop_map(|session| Event::End { session }),
+        ]
+    }
+
+    /// What the world outside has seen.
+    #[derive(Default)]
+    struct World {
+        linked: bool,
+        ids: HashSet<KeyId>,
+        recent: Vec<KeyId>,
+        orders: Vec<Order>,
+        waiting: Vec<(Ticket, u64)>,
+        came: HashMap<u64, (KeyId, u64, u8)>,
+        sessions: Vec<SessionId>,
+        arrivals: u64,
+    }
+
+    fn pick<T: Copy>(list: &[T], index: usize) -> Option<T> {
+        (!list.is_empty()).then(|| list[index % list.len()])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        /// The accounting holds after every event, in any order of events.
+        #[test]
+        fn accounting(
+            capacity in 1usize..8,
+            base in any::<u32>(),
+            events in prop::collection::vec(event(), 1..200),
+        ) {
+            let mut state: State<u64> = State::new(capacity, base);
+            let mut world = World::default();
+            let mut now = Instant::now();
+            for event in events {
+                match event {
+                    Event::LinkUp => { state.link_up(); world.linked = true; }
+                    Event::LinkLost => { state.link_lost(); world.linked = false; }
+                    Event::Order { batch } => {
+                        let room = state.counts();
+                        let missing = capacity
+                            - room.ordered - room.offered - room.handed_out - room.active;
+                        let order = state.order(batch, usize::MAX);
+                        let expected = if world.linked { missing.min(batch) } else { 0 };
+                        prop_assert_eq!(order.as_ref().map_or(0, Order::len), expected);
+                        world.orders.extend(order);
+                    }
+                    Event::Fill | Event::FillLate => {
+                        let late = matches!(event, Event::FillLate) && world.orders.len() > 1;
+                        let order = if late { Some(world.orders.remove(0)) } else { world.orders.pop() };
+                        if let Some(order) = order {
+                            let keys = order.make().unwrap();
+                            let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
+                            for &id in &ids {
+                                prop_assert!(world.ids.insert(id), "key {:?} twice", id);
+                            }
+                            if state.offer(&order, keys) {
+                                world.recent.extend(ids);
+                            }
+                        }
+                    }
+                    Event::Used { key } => {
+                        if let Some(id) = pick(&world.recent, key) { state.key_used(id, now); }
+                    }
+                    Event::Ready { key, peer: number, secret } => {
+                        if let Some(id) = pick(&world.recent, key) {
+                            world.arrivals += 1;
+                            let way = world.arrivals;
+                            let before = state.counts();
+                            match state.peer_ready(peer(id, number, secret), way, now) {
+                                Ok(Admission::Wait(ticket)) => world.waiting.push((ticket, way)),
+                                Ok(Admission::Paired { first, session, .. }) => {
+                                    let (first_key, first_number, first_secret) = world.came[&first];
+                                    prop_assert_eq!((first_key, first_secret), (id, secret));
+                                    prop_assert_ne!(first_number, number, "paired with its own copy");
+                                    prop_assert!(world.waiting.iter().any(|(_, way)| *way == first));
+                                    world.waiting.retain(|(_, way)| *way != first);
+                                    world.sessions.push(session.id);
+                                }
+                                Err(_) => prop_assert_eq!(before, state.counts()),
+                            }
+                            world.came.insert(way, (id, number, secret));
+                        }
+                    }
+                    Event::Leave { waiting } => {
+                        if !world.waiting.is_empty() {
+                            let index = waiting % world.waiting.len();
+                            let (ticket, _) = world.waiting.swap_remove(index);
+                            state.leave(ticket);
+                            prop_assert!(!state.leave(ticket));
+                        }
+                    }
+                    Event::Pass { seconds } => now += Duration::from_secs(seconds),
+                    Event::Expire => {
+                        state.expire(now);
+                        prop_assert!(state.next_expiry().is_none_or(|next| next > now));
+                    }
+                    Event::End { session } => {
+                        if !world.sessions.is_empty() {
+                            let index = session % world.sessions.len();
+                            let id = world.sessions.swap_remove(index);
+                            state.session_ended(id);
+                            state.session_ended(id);
+                        }
+                    }
+                }
+                let counts = state.counts();
+                let sum = counts.ordered + counts.offered + counts.handed_out + counts.active;
+                prop_assert!(sum <= capacity, "{:?}", counts);
+                prop_assert_eq!(counts.active, world.sessions.len());
+                prop_assert_eq!(counts.active, state.sessions().len());
+                prop_assert!(world.linked || counts.ordered + counts.offered == 0);
+                prop_assert!(state.pairing.len() <= counts.handed_out, "a room without a key");
+            }
+            // Whatever happened: with a link, ordering brings the sum back to the capacity.
+            state.link_up();
+            while let Some(order) = state.order(3, usize::MAX) {
+                let keys = order.make().unwrap();
+                prop_assert!(state.offer(&order, keys));
+            }
+            let counts = state.counts();
+            prop_assert_eq!(counts.offered + counts.handed_out + counts.active, capacity);
+            prop_assert_eq!(counts.ordered, 0);
+            // And when all is over, every place is a key on offer again.
+            for id in world.sessions { state.session_ended(id); }
+            state.expire(now + keys::KEY_LIFETIME);
+            prop_assert!(state.is_empty() && state.pairing.is_empty());
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The handle through which tasks reach the state: one lock, held for a few look-ups, and who is told what.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
+use super::pairing::Ticket;
+use super::sessions::{End, Session, SessionId};
+use super::{Admission, ReadyPeer, Refusal, State};
+
+struct Inner<W> {
+    state: Mutex<State<W>>,
+    /// A place became free: the link may offer a key for it.
+    room: Notify,
+    /// A key was handed out: somebody has to look after its expiry.
+    handed_out: Notify,
+    /// A session ended or a handed-out key is gone: a stop may be complete.
+    left: Notify,
+}
+
+/// A handle on the state, cheap to clone.
+pub struct SharedState<W>(Arc<Inner<W>>);
+
+impl<W> Clone for SharedState<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<W> fmt::Debug for SharedState<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedState({:?})", self.counts())
+    }
+}
+
+/// A waiting peer; dropping it gives the place in the waiting room back.
+#[derive(Debug)]
+#[must_use = "a place that is dropped is given back at once"]
+pub struct WaitingPlace<W> {
+    state: SharedState<W>,
+    ticket: Ticket,
+}
+
+impl<W> WaitingPlace<W> {
+    /// The peer goes away. `false` when it is paired already: then its partner is about to call.
+    pub fn leave(&self) -> bool {
+        self.state.lock().leave(self.ticket)
+    }
+}
+
+impl<W> Drop for WaitingPlace<W> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// An active session; dropping it ends the session, whatever the reason.
+#[derive(Debug)]
+#[must_use = "a session that is dropped has ended"]
+pub struct ActiveSession<W> {
+    state: SharedState<W>,
+    session: Arc<Session>,
+    /// Hears of it when somebody wants the session ended.
+    pub stop: oneshot::Receiver<End>,
+}
+
+impl<W> ActiveSession<W> {
+    /// The session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl<W> Drop for ActiveSession<W> {
+    fn drop(&mut self) {
+        self.state.lock().session_ended(self.session.id);
+        self.state.0.room.notify_one();
+        self.state.0.left.notify_one();
+    }
+}
+
+/// What became of a peer, with guards that undo it.
+#[derive(Debug)]
+pub enum Admitted<W> {
+    /// It is the first of its pair.
+    Wait(WaitingPlace<W>),
+    /// It is the second.
+    Paired {
+        /// The way to the first.
+        first: W,
+        /// The session.
+        session: ActiveSession<W>,
+    },
+}
+
+impl<W> SharedState<W> {
+    /// Shares a new state; see [`State::new`].
+    pub fn new(capacity: usize, base: u32) -> Self {
+        Self(Arc::new(Inner {
+            state: Mutex::new(State::new(capacity, base)),
+            room: Notify::new(),
+            handed_out: Notify::new(),
+            left: Notify::new(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
+        // No operation on the state leaves it half done, so a panic elsewhere does not spoil it.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the places of the capacity are.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts()
+    }
+
+    /// Changes the capacity; see [`super::keys::Keys::set_capacity`].
+    pub fn set_capacity(&self, capacity: usize) {
+        self.lock().set_capacity(capacity);
+        self.0.room.notify_one();
+    }
+
+    /// A link to the Router is authenticated.
+    pub fn link_up(&self) {
+        self.lock().link_up();
+    }
+
+    /// The link is gone. Gives the number of keys that were on offer.
+    pub fn link_lost(&self) -> usize {
+        self.lock().link_lost()
+    }
+
+    /// Orders missing keys; see [`super::keys::Keys::order`].
+    pub fn order(&self, batch: usize, on_offer: usize) -> Option<Order> {
+        self.lock().order(batch, on_offer)
+    }
+
+    /// Offers ordered keys; see [`super::keys::Keys::offer`].
+    pub fn offer(&self, order: &Order, keys: Vec<OneTimeKey>) -> bool {
+        self.lock().offer(order, keys)
+    }
+
+    /// The Router gave a key to two peers.
+    pub fn key_used(&self, id: KeyId, now: Instant) -> Used {
+        let used = self.lock().key_used(id, now);
+        self.0.handed_out.notify_one();
+        used
+    }
+
+    /// The key that a peer names, as long as it is good.
+    pub fn key(&self, id: KeyId, now: Instant) -> Option<Arc<OneTimeKey>> {
+        self.lock().key(id, now)
+    }
+
+    /// A peer's first message opened; see [`State::peer_ready`].
+    ///
+    /// # Errors
+    /// [`Refusal`]; the key stays as good as it was.
+    pub fn peer_ready(
+        &self,
+        peer: ReadyPeer,
+        way: W,
+        now: Instant,
+    ) -> Result<Admitted<W>, Refusal> {
+        let admission = self.lock().peer_ready(peer, way, now)?;
+        self.0.handed_out.notify_one();
+        Ok(match admission {
+            Admission::Wait(ticket) => {
+                Admitted::Wait(WaitingPlace { state: self.clone(), ticket })
+            }
+            Admission::Paired { first, session, stop } => Admitted::Paired {
+                first,
+                session: ActiveSession { state: self.clone(), session, stop },
+            },
+        })
+    }
+
+    /// Asks for the end of a session. `false` when there is no such session.
+    pub fn stop_session(&self, id: SessionId, why: End) -> bool {
+        self.lock().stop_session(id, why)
+    }
+
+    /// All active sessions, oldest first.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions()
+    }
+
+    /// Whether nobody is here and nobody is on the way.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns when a place may have become free; for the one task that holds the link.
+    pub async fn room(&self) {
+        self.0.room.notified().await;
+    }
+
+    /// Returns when nobody is here and nobody is on the way; for the one task that stops the relay.
+    pub async fn emptied(&self) {
+        while !self.is_empty() {
+            self.0.left.notified().await;
+        }
+    }
+
+    /// Removes keys as their time runs out, for ever; one task does this.
+    pub async fn expire_keys(&self) {
+        loop {
+            let next = self.lock().next_expiry();
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => self.0.handed_out.notified().await,
+            }
+            let expired = self.lock().expire(Instant::now());
+            if expired > 0 {
+                tracing::info!(expired, "keys expired: two peers did not come within 30 s");
+                self.0.room.notify_one();
+                self.0.left.notify_one();
+            }
+        }
+    }
+}

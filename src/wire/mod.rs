@@ -1,0 +1,5 @@
+//! Bytes only: the messages and frames of the protocol, without I/O and without keys.
+
+pub mod frame;
+pub mod peer;
+pub mod router;

@@ -1,10 +1,30 @@
 //! A relay for the Aspia remote-desktop system.
+//!
+//! The relay joins two *peers*, a Client and a Host, that cannot reach each other. It keeps a sealed link to
+//! the *Router*, offers it one-time keys, pairs two peers that bring the same key, and passes their bytes.
+//!
+//! # Where what is
+//!
+//! Arrows point down: a module uses those below it, never one above.
+//!
+//! | layer | modules | holds |
+//! | --- | --- | --- |
+//! | the whole | [`app`] | binds, runs, drains; the only place that knows everyone |
+//! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
+//! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
+//! | work | [`forward`], [`link`] | moving bytes; authentication and keep-alive without I/O |
+//! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
+//! | leaves | [`config`], [`log`], [`secret`], [`cli`] | settings, log, secrets, the command line |
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod forward;
 pub mod link;
+pub mod log;
 pub mod peer;
+pub mod router;
 pub mod secret;
 pub mod state;
 pub mod wire;

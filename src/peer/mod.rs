@@ -145,17 +145,17 @@ impl Peers {
             return;
         };
         let peers = self.clone();
-        self.tasks.spawn(async move {
-            let stop = peers.stop.clone();
-            stop.run_until_cancelled(peers.serve(stream, address, pending)).await;
-        });
+        self.tasks.spawn(async move { peers.serve(stream, address, pending).await });
     }
 
     async fn serve(&self, stream: TcpStream, address: SocketAddr, pending: Pending) {
-        match self.admit(stream, address).await {
+        let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await else {
+            return;
+        };
+        drop(pending);
+        match admitted {
             Ok(Some((stream, partner))) => {
-                drop(pending);
-                session::run(stream, partner, self.config.clone()).await;
+                session::run(stream, partner, self.config.clone(), &self.stop).await;
             }
             Ok(None) => {}
             Err(error) => info!(%address, "peer refused: {error}"),

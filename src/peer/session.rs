@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
@@ -18,6 +19,7 @@ pub(super) async fn run(
     first: TcpStream,
     partner: Partner,
     mut config: watch::Receiver<Arc<Config>>,
+    stop: &CancellationToken,
 ) {
     let Partner { stream: second, session: mut active } = partner;
     let session = active.session().clone();
@@ -27,6 +29,7 @@ pub(super) async fn run(
         end = time_is_up(&session, &mut config) => end,
         // Nobody drops the other end but the table, when the session has ended.
         end = &mut active.stop => end.unwrap_or(End::Error),
+        () = stop.cancelled() => End::Drain,
     };
     // The sockets first: a place that is free again must not still hold two of them.
     drop((first, second));

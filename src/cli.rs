@@ -1,0 +1,70 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// A relay for the Aspia remote-desktop system.
+///
+/// Without an argument it runs in the foreground with the settings of relay.json and of the environment
+/// (ASPIA_RELAY_...). Logs: ASPIA_LOG_LEVEL=0 tells most.
+#[derive(Debug, Clone, Default, Parser)]
+#[command(name = "aspia_relay", version, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// Read this file instead of the default one; also ASPIA_RELAY_CONFIG
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+
+    /// Write the default configuration file; refuses where one exists
+    #[arg(long, group = "action")]
+    pub create_config: bool,
+
+    /// Print every effective value with its source, and every problem; exit status 0 or 78
+    #[arg(long, group = "action")]
+    pub check_config: bool,
+
+    /// With --check-config: print JSON
+    #[arg(long, requires = "check_config")]
+    pub json: bool,
+
+    /// Install the Windows service
+    #[arg(long, group = "action")]
+    pub install: bool,
+
+    /// Remove the Windows service
+    #[arg(long, group = "action")]
+    pub remove: bool,
+
+    /// Start the Windows service
+    #[arg(long, group = "action")]
+    pub start: bool,
+
+    /// Stop the Windows service
+    #[arg(long, group = "action")]
+    pub stop: bool,
+}
+
+impl Arguments {
+    /// What to use instead of an argument that is for Windows only.
+    pub fn windows_only(&self) -> Option<(&'static str, &'static str)> {
+        [
+            (self.install, "--install", "systemctl enable aspia-relay"),
+            (self.remove, "--remove", "systemctl disable aspia-relay"),
+            (self.start, "--start", "systemctl start aspia-relay"),
+            (self.stop, "--stop", "systemctl stop aspia-relay"),
+        ]
+        .into_iter()
+        .find_map(|(asked, argument, instead)| asked.then_some((argument, instead)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,304 @@
+//! The log: the original's variables with their meaning, and what must reach stderr whatever they say.
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `ASPIA_LOG_LEVEL` | 0 information, 1 errors, 2 fatal errors only (default) |
+//! | `ASPIA_LOG_TO_STDOUT`, `ASPIA_LOG_TO_FILE` | 0 off, any other number on |
+//! | `ASPIA_MAX_LOG_FILE_SIZE`, `ASPIA_MAX_LOG_FILE_AGE` | bytes; days, 0 = keep |
+//! | `ASPIA_LOG_FORMAT` | `text` (default) or `json` |
+//! | `RUST_LOG` | overrides the level: `info`, `aspia_relay::router=debug` and the like |
+//!
+//! Errors, warnings and the one line at start reach stderr unless stdout carries them already.
+
+mod files;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{Targets, filter_fn};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use files::LogFiles;
+
+/// Target of the one line that says what is running.
+pub const START: &str = "aspia_relay::start";
+/// Target of errors that end the program. They are in the log at every level; stderr gets them from `main`,
+/// whether there is a log or not.
+pub const FATAL: &str = "aspia_relay::fatal";
+
+const FILE_SIZES: (u64, u64) = (1024, 10 * 1024 * 1024);
+const DEFAULT_FILE_SIZE: u64 = 2 * 1024 * 1024;
+const MAX_FILE_AGE_DAYS: u64 = 366;
+const DEFAULT_FILE_AGE_DAYS: u64 = 14;
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the variables ask for.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    filter: Targets,
+    stdout: bool,
+    file: bool,
+    format: Format,
+    file_size: u64,
+    file_age: Option<Duration>,
+    directory: PathBuf,
+    warnings: Vec<String>,
+}
+
+impl LogSettings {
+    /// Reads the variables. Nothing here stops a start: what makes no sense is taken as the default, with a
+    /// warning.
+    pub fn from_environment(environment: &[(String, String)]) -> Self {
+        let mut warnings = Vec::new();
+        let get = |name: &str| {
+            let found = environment.iter().find(|(n, _)| n == name);
+            found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+        };
+        let mut number = |name: &str, default: u64| match get(name).map(str::parse::<i64>) {
+            None => default,
+            // What is out of range is clamped, as in the original.
+            Some(Ok(number)) => u64::try_from(number).unwrap_or(0),
+            Some(Err(_)) => {
+                warnings.push(format!("{name} is not a number; {default} is used"));
+                default
+            }
+        };
+        let level = match number("ASPIA_LOG_LEVEL", 2) {
+            0 => Targets::new().with_default(LevelFilter::INFO),
+            1 => Targets::new().with_default(LevelFilter::ERROR),
+            _ => Targets::new().with_target(FATAL, LevelFilter::ERROR),
+        };
+        let stdout = number("ASPIA_LOG_TO_STDOUT", u64::from(!cfg!(windows))) != 0;
+        let file = number("ASPIA_LOG_TO_FILE", u64::from(cfg!(windows))) != 0;
+        let file_size = number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE)
+            .clamp(FILE_SIZES.0, FILE_SIZES.1);
+        let days =
+            number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
+        let format = match get("ASPIA_LOG_FORMAT") {
+            None | Some("text") => Format::Text,
+            Some("json") => Format::Json,
+            Some(other) => {
+                warnings.push(format!("ASPIA_LOG_FORMAT is {other:?}, not text or json; text is used"));
+                Format::Text
+            }
+        };
+        let filter = match get("RUST_LOG").map(str::parse::<Targets>) {
+            None => level,
+            Some(Ok(filter)) => filter,
+            Some(Err(error)) => {
+                warnings.push(format!(
+                    "RUST_LOG is no list of target=level ({error}); ASPIA_LOG_LEVEL is used"
+                ));
+                level
+            }
+        };
+        Self {
+            filter,
+            stdout,
+            file,
+            format,
+            file_size,
+            file_age: (days > 0).then(|| Duration::from_secs(days * 24 * 3600)),
+            directory: std::env::temp_dir().join("aspia"),
+            warnings,
+        }
+    }
+
+    /// What did not make sense, to be logged once there is a log.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
+        self.stdout && self.filter.would_enable(event.target(), event.level())
+    }
+
+    fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
+        let must_be_seen = *event.level() <= Level::WARN || event.target() == START;
+        must_be_seen && event.target() != FATAL && !self.carried_by_stdout(event)
+    }
+
+    /// The outputs as one subscriber, and what writes the rest of the lines when it is dropped.
+    fn subscriber(&self) -> io::Result<(impl Subscriber + Send + Sync + 'static, Vec<WorkerGuard>)> {
+        let mut guards = Vec::new();
+        // A reader of stdout that stops reading, or a disk that hangs, must not stop the relay: lines that
+        // nobody takes in time are dropped.
+        let mut background = |writer: Box<dyn io::Write + Send>| {
+            let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(writer);
+            guards.push(guard);
+            BoxMakeWriter::new(writer)
+        };
+        let stdout = self.stdout.then(|| {
+            let settings = self.clone();
+            let filter = filter_fn(move |event| settings.carried_by_stdout(event));
+            lines(self.format, background(Box::new(io::stdout()))).with_filter(filter)
+        });
+        let stderr = {
+            let settings = self.clone();
+            let filter = filter_fn(move |event| settings.carried_by_stderr(event));
+            lines(self.format, background(Box::new(io::stderr()))).with_filter(filter)
+        };
+        let file = match self.file {
+            false => None,
+            true => {
+                let files = LogFiles::create(&self.directory, self.file_size, self.file_age)?;
+                let writer = background(Box::new(files));
+                Some(lines(self.format, writer).with_filter(self.filter.clone()))
+            }
+        };
+        let subscriber =
+            tracing_subscriber::registry().with(stdout).with(stderr).with(file);
+        Ok((subscriber, guards))
+    }
+
+    /// Starts the log of this process; it is complete when the result is dropped.
+    ///
+    /// # Errors
+    /// What the system says when the log file cannot be written, with its path.
+    pub fn start(&self) -> io::Result<Vec<WorkerGuard>> {
+        let (subscriber, guards) = self.subscriber().map_err(|error| {
+            let path = self.directory.display();
+            io::Error::other(format!(
+                "cannot write log files in {path}: {error}; \
+                 make it writable, or set ASPIA_LOG_TO_FILE=0"
+            ))
+        })?;
+        tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(guards)
+    }
+}
+
+fn lines<S>(format: Format, writer: BoxMakeWriter) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    match format {
+        Format::Text => layer.boxed(),
+        Format::Json => layer.json().flatten_event(true).boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::callsite::Identifier;
+    use tracing::field::FieldSet;
+    use tracing::metadata::Kind;
+
+    fn settings(variables: &[(&str, &str)]) -> LogSettings {
+        let environment: Vec<_> =
+            variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        LogSettings::from_environment(&environment)
+    }
+
+    struct Site;
+    impl tracing::callsite::Callsite for Site {
+        fn set_interest(&self, _: tracing::subscriber::Interest) {}
+        fn metadata(&self) -> &Metadata<'_> {
+            unreachable!("never asked for here")
+        }
+    }
+    static SITE: Site = Site;
+
+    /// Where an event goes: stdout, stderr.
+    fn goes(settings: &LogSettings, target: &str, level: Level) -> (bool, bool) {
+        let fields = FieldSet::new(&[], Identifier(&SITE));
+        let event = Metadata::new("event", target, level, None, None, None, fields, Kind::EVENT);
+        (settings.carried_by_stdout(&event), settings.carried_by_stderr(&event))
+    }
+
+    const HERE: &str = "aspia_relay::router";
+
+    #[test]
+    fn the_original_default_is_fatal_only_and_stderr_has_the_rest_that_matters() {
+        let quiet = settings(&[]);
+        assert_eq!(goes(&quiet, HERE, Level::INFO), (false, false));
+        assert_eq!(goes(&quiet, HERE, Level::WARN), (false, true));
+        assert_eq!(goes(&quiet, HERE, Level::ERROR), (false, true));
+        assert_eq!(goes(&quiet, START, Level::INFO), (false, true));
+        assert_eq!(goes(&quiet, FATAL, Level::ERROR), (true, false));
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let all = settings(&[("ASPIA_LOG_LEVEL", "0")]);
+        let errors = settings(&[("ASPIA_LOG_LEVEL", "1")]);
+        assert_eq!(goes(&all, HERE, Level::INFO), (true, false));
+        assert_eq!(goes(&all, START, Level::INFO), (true, false));
+        assert_eq!(goes(&all, HERE, Level::ERROR), (true, false));
+        assert_eq!(goes(&errors, HERE, Level::ERROR), (true, false));
+        assert_eq!(goes(&errors, HERE, Level::WARN), (false, true));
+        let silent = settings(&[("ASPIA_LOG_LEVEL", "0"), ("ASPIA_LOG_TO_STDOUT", "0")]);
+        assert_eq!(goes(&silent, HERE, Level::INFO), (false, false));
+        assert_eq!(goes(&silent, HERE, Level::WARN), (false, true));
+    }
+
+    #[test]
+    fn levels_are_clamped() {
+        assert_eq!(goes(&settings(&[("ASPIA_LOG_LEVEL", "-3")]), HERE, Level::INFO), (true, false));
+        assert_eq!(goes(&settings(&[("ASPIA_LOG_LEVEL", "9")]), HERE, Level::ERROR), (false, true));
+    }
+
+    #[test]
+    fn rust_log_overrides_the_level() {
+        let set = settings(&[("RUST_LOG", "warn,aspia_relay::router=debug"), ("ASPIA_LOG_LEVEL", "1")]);
+        assert_eq!(goes(&set, HERE, Level::DEBUG), (true, false));
+        assert_eq!(goes(&set, "aspia_relay::peer", Level::INFO), (false, false));
+        let bad = settings(&[("RUST_LOG", "aspia=loud")]);
+        assert_eq!(goes(&bad, HERE, Level::INFO), (false, false));
+        assert!(bad.warnings()[0].contains("RUST_LOG"));
+    }
+
+    #[test]
+    fn sizes_and_ages_are_clamped() {
+        let small = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "5"), ("ASPIA_MAX_LOG_FILE_AGE", "0")]);
+        assert_eq!((small.file_size, small.file_age), (1024, None));
+        let large =
+            settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "99999999999"), ("ASPIA_MAX_LOG_FILE_AGE", "999")]);
+        assert_eq!(large.file_size, 10_485_760);
+        assert_eq!(large.file_age, Some(Duration::from_secs(366 * 86_400)));
+        let odd = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "much"), ("ASPIA_LOG_FORMAT", "xml")]);
+        assert_eq!((odd.file_size, odd.format), (DEFAULT_FILE_SIZE, Format::Text));
+        assert_eq!(odd.warnings().len(), 2);
+    }
+
+    #[test]
+    fn log_files_get_what_the_level_lets_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut set = settings(&[
+            ("ASPIA_LOG_TO_FILE", "1"),
+            ("ASPIA_LOG_TO_STDOUT", "0"),
+            ("ASPIA_LOG_LEVEL", "1"),
+            ("ASPIA_LOG_FORMAT", "json"),
+        ]);
+        set.directory = directory.path().join("aspia");
+        let (subscriber, guards) = set.subscriber().unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(answer = 42, "seen");
+            tracing::info!("not seen");
+        });
+        drop(guards);
+        let file = std::fs::read_dir(&set.directory).unwrap().next().unwrap().unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!((&line["message"], &line["answer"]), (&"seen".into(), &42.into()));
+    }
+}

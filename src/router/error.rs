@@ -1,0 +1,155 @@
+//! Why there is no link to the Router, in words that an operator can act on.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::crypto::CryptoError;
+use crate::link::handshake::HandshakeError;
+use crate::link::keepalive::KeepAliveError;
+use crate::wire::frame::FrameError;
+
+/// Why there is no link, or no longer one.
+#[derive(Debug)]
+pub enum LinkError {
+    /// The name does not resolve.
+    Resolve {
+        /// `RouterAddress`.
+        host: String,
+        /// What the resolver says.
+        error: io::Error,
+    },
+    /// No address of the Router could be reached.
+    Connect(Vec<(SocketAddr, io::Error)>),
+    /// The Router did not finish the authentication in time.
+    AuthenticationTimeout,
+    /// The Router closed the connection before it was authenticated; the error of the socket, if any.
+    ClosedEarly(Option<io::Error>),
+    /// The Router is not the one that it should be, or speaks otherwise.
+    Handshake(HandshakeError),
+    /// What the Router sent is no frame.
+    Frame(FrameError),
+    /// What the Router sent does not open.
+    Sealed(CryptoError),
+    /// The Router does not answer pings as it should.
+    KeepAlive(KeepAliveError),
+    /// The Router does not take what is sent to it.
+    Stalled,
+    /// The Router closed the link; the error of the socket, if any.
+    Closed(Option<io::Error>),
+    /// The Router closed the link right after authentication.
+    Denied(Duration),
+    /// The cryptographic provider failed.
+    Provider(CryptoError),
+}
+
+impl LinkError {
+    /// Whether waiting will not help: somebody has to change something.
+    pub fn needs_operator(&self) -> bool {
+        match self {
+            Self::Denied(_) | Self::Provider(_) => true,
+            Self::Handshake(error) => !matches!(error, HandshakeError::Malformed { .. }),
+            _ => false,
+        }
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolve { host, error } => {
+                write!(f, "RouterAddress {host} does not resolve ({error}); check its spelling and the DNS")
+            }
+            Self::Connect(attempts) => {
+                f.write_str("cannot connect:")?;
+                for (address, error) in attempts {
+                    let remedy = match error.kind() {
+                        io::ErrorKind::ConnectionRefused => {
+                            "refused; is the Router running there, and RouterPort right?"
+                        }
+                        io::ErrorKind::TimedOut => "timed out; does a firewall drop it?",
+                        _ => "",
+                    };
+                    if remedy.is_empty() {
+                        write!(f, " {address} ({error})")?;
+                    } else {
+                        write!(f, " {address} ({remedy})")?;
+                    }
+                }
+                Ok(())
+            }
+            Self::AuthenticationTimeout => f.write_str(
+                "the Router accepted the connection but did not authenticate within 60 s; \
+                 is it an Aspia Router that listens on RouterPort?",
+            ),
+            Self::ClosedEarly(error) => {
+                f.write_str(
+                    "the Router closed the connection before authentication; is it an Aspia 2.x Router that \
+                     listens on RouterPort?",
+                )?;
+                reason(f, error.as_ref())
+            }
+            Self::Handshake(error) => {
+                write!(f, "{error}")?;
+                match error {
+                    HandshakeError::KeyMismatch => f.write_str(
+                        "; copy the content of router.pub from the Router's machine to RouterPublicKey",
+                    ),
+                    HandshakeError::RelaysNotAllowed(_) => {
+                        f.write_str("; allow relay sessions in the Router's configuration")
+                    }
+                    HandshakeError::Version { .. } | HandshakeError::NoVersion => {
+                        f.write_str("; this relay works with Routers from 2.3.0 to 2.7")
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Self::Frame(error) => write!(f, "the Router broke the protocol: {error}"),
+            Self::Sealed(error) => write!(f, "a message of the Router: {error}"),
+            Self::KeepAlive(error) => write!(f, "{error}"),
+            Self::Stalled => f.write_str("the Router does not take what is sent to it"),
+            Self::Closed(error) => {
+                f.write_str("closed by the Router")?;
+                reason(f, error.as_ref())
+            }
+            Self::Denied(lived) => write!(
+                f,
+                "closed by the Router {} ms after authentication; if it keeps a white list of relays, this \
+                 relay's address is missing there",
+                lived.as_millis()
+            ),
+            Self::Provider(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+fn reason(f: &mut fmt::Formatter<'_>, error: Option<&io::Error>) -> fmt::Result {
+    error.map_or(Ok(()), |error| write!(f, " ({error})"))
+}
+
+impl From<HandshakeError> for LinkError {
+    fn from(error: HandshakeError) -> Self {
+        Self::Handshake(error)
+    }
+}
+
+impl From<KeepAliveError> for LinkError {
+    fn from(error: KeepAliveError) -> Self {
+        Self::KeepAlive(error)
+    }
+}
+
+impl From<FrameError> for LinkError {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<CryptoError> for LinkError {
+    fn from(error: CryptoError) -> Self {
+        Self::Provider(error)
+    }
+}

@@ -1,0 +1,221 @@
+//! The relay's link to its Router: dial, authenticate, serve, and again for ever.
+
+mod connection;
+mod dial;
+pub mod error;
+mod serve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::link::handshake::{Established, Handshake, MachineInfo};
+use crate::state::shared::SharedState;
+
+use connection::Connection;
+use error::LinkError;
+
+/// Time for all of the authentication, by section 3 of the protocol notes.
+pub const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// A link that lived this long was a good one: the next try comes soon.
+const GOOD_LINK: Duration = Duration::from_secs(30);
+/// A link that the Router ends this soon after authentication was refused (its white list).
+const REFUSED_LINK: Duration = Duration::from_secs(5);
+
+/// The task that keeps the link.
+pub struct RouterTask<W> {
+    state: SharedState<W>,
+    config: watch::Receiver<Arc<Config>>,
+    started: Instant,
+    stop: CancellationToken,
+}
+
+/// How an attempt ended when nobody asked it to end.
+struct Failed {
+    error: LinkError,
+    /// Time since authentication; `None` when it did not come so far.
+    lived: Option<Duration>,
+}
+
+impl<W: Send + 'static> RouterTask<W> {
+    /// A link that offers the keys of `state`. `started` is what the statistics count the uptime from.
+    pub fn new(
+        state: SharedState<W>,
+        config: watch::Receiver<Arc<Config>>,
+        started: Instant,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { state, config, started, stop }
+    }
+
+    /// Keeps the link until `stop` is cancelled, then closes it, which withdraws the keys on offer.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let config = self.config.borrow_and_update().clone();
+            let failed = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = link_settings_changed(self.config.clone(), &config) => {
+                    info!("settings of the Router link changed: connecting anew");
+                    backoff = Backoff::new();
+                    continue;
+                }
+                failed = self.attempt(&config) => failed,
+            };
+            if failed.lived.is_some_and(|lived| lived >= GOOD_LINK) {
+                backoff = Backoff::new();
+            }
+            let delay = backoff.next();
+            let router = config.router.address.with_port(config.router.port);
+            let retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            if failed.error.needs_operator() {
+                error!(router, retry_ms, "Router link: {}", failed.error);
+            } else {
+                warn!(router, retry_ms, "Router link: {}", failed.error);
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = link_settings_changed(self.config.clone(), &config) => {}
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    /// One link from dialling to its end.
+    async fn attempt(&self, config: &Config) -> Failed {
+        let failed = |error| Failed { error, lived: None };
+        let mut connection = match dial::dial(&config.router.address, config.router.port).await {
+            Ok(stream) => Connection::new(stream),
+            Err(error) => return failed(error),
+        };
+        let authenticated =
+            timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config)).await;
+        let established = match authenticated {
+            Ok(Ok(established)) => established,
+            Ok(Err(error)) => return failed(error),
+            Err(_) => return failed(LinkError::AuthenticationTimeout),
+        };
+        let since = Instant::now();
+        info!(
+            router = %connection.address(),
+            version = %established.router_version,
+            cipher = %established.cipher,
+            "connected to the Router"
+        );
+        let server = serve::Server {
+            state: self.state.clone(),
+            config: self.config.clone(),
+            started: self.started,
+        };
+        let error = server.run(connection, established).await;
+        let lived = since.elapsed();
+        let error = match error {
+            LinkError::Closed(_) if lived < REFUSED_LINK => LinkError::Denied(lived),
+            error => error,
+        };
+        Failed { error, lived: Some(lived) }
+    }
+}
+
+async fn authenticate(
+    connection: &mut Connection,
+    config: &Config,
+) -> Result<Established, LinkError> {
+    let (hello, wait) = Handshake::new()?.start(&config.router.public_key)?;
+    connection.send_message(hello)?;
+    let wait = wait.server_hello(&connection.message().await?)?;
+    let machine = machine_info(&config.router.display_name);
+    let (response, established) = wait.challenge(&connection.message().await?, &machine)?;
+    connection.send_message(response)?;
+    if established.channel_header() {
+        connection.enable_channel_header();
+    }
+    Ok(established)
+}
+
+/// Returns when the settings in force ask for another link than `current` does.
+async fn link_settings_changed(mut settings: watch::Receiver<Arc<Config>>, current: &Config) {
+    let changed = |new: &Arc<Config>| current.needs_new_link(new);
+    if settings.wait_for(changed).await.is_err() {
+        // Nobody changes settings any more.
+        std::future::pending().await
+    }
+}
+
+/// What the Router is told about this machine, in the words that it knows.
+fn machine_info(computer_name: &str) -> MachineInfo {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    MachineInfo {
+        cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
+        os_name: match std::env::consts::OS {
+            "windows" => "Windows",
+            "macos" => "macOS",
+            _ => "Linux",
+        }
+        .to_owned(),
+        computer_name: computer_name.to_owned(),
+        arch: match std::env::consts::ARCH {
+            "aarch64" => "arm64",
+            other => other,
+        }
+        .to_owned(),
+    }
+}
+
+/// The time to the next try: at most 1 s at first, at most 15 s later, with jitter, so that the relays of a
+/// Router that was restarted do not come back all at once.
+struct Backoff(ExponentialBackoff);
+
+impl Backoff {
+    fn new() -> Self {
+        // Jitter adds up to as much again.
+        let delays = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_delay(Duration::from_millis(7500))
+            .with_jitter()
+            .without_max_times();
+        Self(delays.build())
+    }
+
+    fn next(&mut self) -> Duration {
+        self.0.next().unwrap_or(Duration::from_secs(15))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_come_soon_at_first_and_never_more_than_15_s_apart() {
+        for _ in 0..100 {
+            let mut backoff = Backoff::new();
+            let delays: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+            assert!(delays[0] <= Duration::from_secs(1), "{delays:?}");
+            assert!(delays.iter().all(|d| *d <= Duration::from_secs(15)), "{delays:?}");
+            assert!(delays[5..].iter().all(|d| *d >= Duration::from_millis(7500)), "{delays:?}");
+        }
+    }
+
+    #[test]
+    fn jitter_spreads_the_relays() {
+        let delays: std::collections::HashSet<_> =
+            (0..20).map(|_| Backoff::new().next()).collect();
+        assert!(delays.len() > 10, "{delays:?}");
+    }
+
+    #[test]
+    fn this_machine_is_described_in_the_routers_words() {
+        let machine = machine_info("relay");
+        assert!(machine.cpu_cores > 0);
+        assert!(["Linux", "Windows", "macOS"].contains(&machine.os_name.as_str()));
+        assert!(["x86", "x86_64", "arm", "arm64"].contains(&machine.arch.as_str()));
+    }
+}

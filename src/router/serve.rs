@@ -1,0 +1,277 @@
+//! An authenticated link: keys out, notices in, statistics, keep-alive.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::crypto::{CryptoError, Opener, Sealer};
+use crate::link::handshake::Established;
+use crate::link::keepalive::KeepAlive;
+use crate::state::keys::{KeyId, OneTimeKey, Order, Used};
+use crate::state::sessions::{End, Session, SessionId};
+use crate::state::shared::SharedState;
+use crate::wire::frame::{Frame, FrameError, MAX_FRAME};
+use crate::wire::router::{
+    KEY_ENCRYPTION_CHACHA20_POLY1305, KEY_TYPE_X25519, PEER_STATUS_ACTIVE, PeerConnection,
+    REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayStat, RelayToRouter, RouterToRelay,
+};
+
+use super::connection::{Connection, Writer};
+use super::error::LinkError;
+
+/// Keys made and sent at once: some milliseconds of work, and a message of about 15 KiB.
+const KEY_BATCH: usize = 256;
+/// In the 2.x dialect everything that there is room for may be on offer.
+const MAX_ON_OFFER: usize = usize::MAX;
+/// No more keys and no statistics are queued while this many bytes wait for the Router.
+const ENOUGH_WAITING: usize = 256 * 1024;
+/// Room left in a frame of statistics for what surrounds the sessions.
+const STATISTICS_MARGIN: usize = 1024;
+
+/// What an authenticated link needs.
+pub(super) struct Server<W> {
+    pub(super) state: SharedState<W>,
+    pub(super) config: watch::Receiver<Arc<Config>>,
+    pub(super) started: Instant,
+}
+
+/// Takes the keys on offer back when the link is gone, however it goes.
+struct OnOffer<'a, W>(&'a SharedState<W>);
+
+impl<'a, W> OnOffer<'a, W> {
+    fn begin(state: &'a SharedState<W>) -> Self {
+        state.link_up();
+        Self(state)
+    }
+}
+
+impl<W> Drop for OnOffer<'_, W> {
+    fn drop(&mut self) {
+        let dropped = self.0.link_lost();
+        debug!(dropped, "keys on offer dropped with the Router link");
+    }
+}
+
+type Made = JoinHandle<(Order, Result<Vec<OneTimeKey>, CryptoError>)>;
+
+impl<W: Send + 'static> Server<W> {
+    /// Serves the link until it ends; says why it did.
+    pub(super) async fn run(self, connection: Connection, established: Established) -> LinkError {
+        let _on_offer = OnOffer::begin(&self.state);
+        match self.serve(connection, established).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn serve(
+        &self,
+        connection: Connection,
+        established: Established,
+    ) -> Result<std::convert::Infallible, LinkError> {
+        let (mut reader, writer) = connection.split();
+        let Established { sealer, mut opener, .. } = established;
+        let mut outgoing = Outgoing { writer, sealer };
+        let mut settings = self.config.clone();
+        let mut config = settings.borrow_and_update().clone();
+        let mut statistics = statistics_timer(&config);
+        let mut keep_alive = KeepAlive::new(Instant::now());
+        let mut making: Option<Made> = None;
+        loop {
+            if making.is_none() && outgoing.has_room() {
+                making = self.state.order(KEY_BATCH, MAX_ON_OFFER).map(make);
+            }
+            tokio::select! {
+                frame = reader.next() => match frame {
+                    Ok(Some(Frame::Message(sealed))) => self.receive(&sealed, &mut opener)?,
+                    Ok(Some(Frame::Ping(data))) => outgoing.writer.send(Frame::Pong(data))?,
+                    Ok(Some(Frame::Pong(data))) => {
+                        let taken = keep_alive.on_pong(&data, Instant::now())?;
+                        debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
+                    }
+                    Ok(None) => return Err(LinkError::Closed(None)),
+                    Err(FrameError::Io(error)) => return Err(LinkError::Closed(Some(error))),
+                    Err(FrameError::Torn) => return Err(LinkError::Closed(None)),
+                    Err(error) => return Err(error.into()),
+                },
+                flushed = outgoing.writer.flush(), if outgoing.writer.waiting() > 0 => {
+                    flushed.map_err(|error| LinkError::Closed(Some(error)))?;
+                }
+                made = finished(&mut making) => {
+                    making = None;
+                    let (order, keys) = made?;
+                    let pool = key_pool(&config, &keys);
+                    // First known here, then there: a peer may come as soon as the Router knows.
+                    if self.state.offer(&order, keys) {
+                        outgoing.send(&pool)?;
+                    }
+                }
+                () = self.state.room(), if making.is_none() => {}
+                () = sleep_until(keep_alive.deadline()) => {
+                    if let Some(data) = keep_alive.on_deadline(Instant::now())? {
+                        outgoing.writer.send(Frame::Ping(Bytes::copy_from_slice(&data)))?;
+                    }
+                }
+                () = tick(&mut statistics) => {
+                    // The Router keeps the latest only: those that it has not taken yet are enough.
+                    if outgoing.has_room() {
+                        let now = Instant::now();
+                        outgoing.send(&relay_stat(&self.state.sessions(), self.started, now))?;
+                    }
+                }
+                Ok(()) = settings.changed() => {
+                    let old = config;
+                    config = settings.borrow_and_update().clone();
+                    if old.statistics_interval != config.statistics_interval {
+                        statistics = statistics_timer(&config);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a message of the Router. One that opens but means nothing is logged and ignored.
+    fn receive(&self, sealed: &[u8], opener: &mut Opener) -> Result<(), LinkError> {
+        let message = opener.open(sealed).map_err(LinkError::Sealed)?;
+        let message = match RouterToRelay::decode(message.as_slice()) {
+            Ok(message) => message,
+            Err(error) => {
+                warn!(%error, "a message of the Router cannot be read; ignored");
+                return Ok(());
+            }
+        };
+        if message == RouterToRelay::default() {
+            warn!("a message of the Router says nothing that this relay knows; ignored");
+        }
+        if let Some(used) = message.key_used {
+            match self.state.key_used(KeyId(used.key_id), Instant::now()) {
+                Used::HandedOut => debug!(key = used.key_id, "key handed out"),
+                Used::Already => debug!(key = used.key_id, "key was handed out before"),
+                Used::Unknown => {
+                    info!(key = used.key_id, "the Router used a key that is not on offer; ignored");
+                }
+            }
+        }
+        if let Some(request) = message.peer_connection_request {
+            let id = SessionId(request.peer_session_id);
+            match request.r#type {
+                REQUEST_DISCONNECT if self.state.stop_session(id, End::Disconnected) => {
+                    info!(session = id.0, "the Router ends a session");
+                }
+                REQUEST_DISCONNECT => {
+                    info!(session = id.0, "the Router wants to end a session that is not there; ignored");
+                }
+                other => warn!(request = other, "the Router asks for something unknown; ignored"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Seals and queues.
+struct Outgoing {
+    writer: Writer,
+    sealer: Sealer,
+}
+
+impl Outgoing {
+    fn has_room(&self) -> bool {
+        self.writer.waiting() < ENOUGH_WAITING
+    }
+
+    fn send(&mut self, message: &RelayToRouter) -> Result<(), LinkError> {
+        let sealed = self.sealer.seal(&message.encode_to_vec())?;
+        self.writer.send(Frame::Message(Bytes::from(sealed)))
+    }
+}
+
+/// Makes keys where it does not hold up anything else.
+fn make(order: Order) -> Made {
+    tokio::task::spawn_blocking(move || {
+        let keys = order.make();
+        (order, keys)
+    })
+}
+
+async fn finished(making: &mut Option<Made>) -> Result<(Order, Vec<OneTimeKey>), LinkError> {
+    match making {
+        None => std::future::pending().await,
+        Some(made) => {
+            let (order, keys) = made.await.map_err(|_| CryptoError::Provider)?;
+            Ok((order, keys?))
+        }
+    }
+}
+
+fn statistics_timer(config: &Config) -> Option<Interval> {
+    config.statistics_interval.map(|period| {
+        let mut timer = interval_at(Instant::now() + period, period);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        timer
+    })
+}
+
+async fn tick(timer: &mut Option<Interval>) {
+    match timer {
+        None => std::future::pending().await,
+        Some(timer) => {
+            timer.tick().await;
+        }
+    }
+}
+
+fn key_pool(config: &Config, keys: &[OneTimeKey]) -> RelayToRouter {
+    let key = |key: &OneTimeKey| RelayKey {
+        key_id: key.id.0,
+        r#type: KEY_TYPE_X25519,
+        encryption: KEY_ENCRYPTION_CHACHA20_POLY1305,
+        public_key: key.public().0.to_vec(),
+        iv: key.iv.0.to_vec(),
+    };
+    let pool = RelayKeyPool {
+        peer_host: config.router.peer_address.to_string(),
+        peer_port: u32::from(config.router.peer_port),
+        key: keys.iter().map(key).collect(),
+    };
+    RelayToRouter { key_pool: Some(pool), relay_stat: None }
+}
+
+fn relay_stat(sessions: &[Arc<Session>], started: Instant, now: Instant) -> RelayToRouter {
+    let seconds = |since: Instant| {
+        i64::try_from(now.saturating_duration_since(since).as_secs()).unwrap_or(i64::MAX)
+    };
+    let mut room = MAX_FRAME - STATISTICS_MARGIN;
+    let mut peer_connection = Vec::with_capacity(sessions.len());
+    for session in sessions {
+        let entry = PeerConnection {
+            session_id: session.id.0,
+            status: PEER_STATUS_ACTIVE,
+            client_address: session.identity.client_address.clone(),
+            client_user_name: session.identity.client_user_name.clone(),
+            host_address: session.identity.host_address.clone(),
+            host_id: session.identity.host_id,
+            bytes_transferred: i64::try_from(session.traffic.bytes()).unwrap_or(i64::MAX),
+            duration: seconds(session.started),
+            idle_time: seconds(session.traffic.last_moved()),
+        };
+        // The entry, its tag and its length.
+        let length = entry.encoded_len() + 1 + 4;
+        if length > room {
+            warn!(
+                left_out = sessions.len() - peer_connection.len(),
+                "statistics do not fit into one frame; the newest sessions are left out"
+            );
+            break;
+        }
+        room -= length;
+        peer_connection.push(entry);
+    }
+    let stat = RelayStat { peer_connection, uptime: seconds(started) };
+    RelayToRouter { key_pool: None, relay_stat: Some(stat) }
+}

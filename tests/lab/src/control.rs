@@ -1,0 +1,61 @@
+//! How `relay-lab peers` and `relay-lab load` get introduced by a `relay-lab router`, on this machine or another:
+//! one TCP connection for each introduction, a line with a JSON object for an answer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aspia_relay::crypto::{Iv, PublicKey};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::peer::Introduction;
+use crate::router::LabRouter;
+
+/// Longest answer read, in bytes.
+const MAX_ANSWER: u64 = 16 * 1024;
+
+/// Answers everybody who connects with an introduction, for ever.
+pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let router = router.clone();
+        tokio::spawn(async move {
+            if let Ok(introduction) = router.introduce().await {
+                let answer = serde_json::json!({
+                    "host": introduction.host,
+                    "port": introduction.port,
+                    "key_id": introduction.key_id,
+                    "public_key": hex::encode(introduction.public_key.0),
+                    "iv": hex::encode(introduction.iv.0),
+                    "secret": hex::encode(introduction.secret),
+                });
+                // Whoever asked may have gone; the key expires at the relay.
+                let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
+            }
+        });
+    }
+}
+
+/// Asks for an introduction.
+///
+/// # Errors
+/// When nobody answers, or not with an introduction.
+pub async fn introduction(control: SocketAddr) -> io::Result<Introduction> {
+    let stream = TcpStream::connect(control).await?;
+    let mut answer = String::new();
+    stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
+    let answer: serde_json::Value = serde_json::from_str(&answer).map_err(io::Error::other)?;
+    let missing = |name: &str| io::Error::other(format!("the answer has no good {name:?}"));
+    let bytes = |name: &str| {
+        answer[name].as_str().and_then(|text| hex::decode(text).ok()).ok_or_else(|| missing(name))
+    };
+    let number = |name: &str| answer[name].as_u64().ok_or_else(|| missing(name));
+    Ok(Introduction {
+        host: answer["host"].as_str().ok_or_else(|| missing("host"))?.to_owned(),
+        port: u16::try_from(number("port")?).map_err(|_| missing("port"))?,
+        key_id: u32::try_from(number("key_id")?).map_err(|_| missing("key_id"))?,
+        public_key: PublicKey::from_slice(&bytes("public_key")?).map_err(io::Error::other)?,
+        iv: Iv(bytes("iv")?.try_into().map_err(|_| missing("iv"))?),
+        secret: bytes("secret")?,
+    })
+}

@@ -1,0 +1,89 @@
+//! The ends of a session, as Clients and Hosts behave.
+
+use std::io;
+
+use aspia_relay::crypto::{Cipher, CryptoError, Iv, PrivateKey, PublicKey, Sealer};
+use aspia_relay::wire::peer::{self, PeerToRelay};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+/// What a Router tells two peers: where to go, and what to show there.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// The relay's host.
+    pub host: String,
+    /// The relay's port.
+    pub port: u16,
+    /// The relay's key.
+    pub key_id: u32,
+    /// Its public half.
+    pub public_key: PublicKey,
+    /// Its iv.
+    pub iv: Iv,
+    /// The serialised secret, the same for both peers.
+    pub secret: Vec<u8>,
+}
+
+impl Introduction {
+    /// A first message, with an ephemeral key of its own.
+    ///
+    /// # Errors
+    /// [`CryptoError`] when a key cannot be made or used.
+    pub fn first_message(&self) -> Result<PeerToRelay, CryptoError> {
+        let ephemeral = PrivateKey::generate()?;
+        let key = ephemeral.agree(&self.public_key)?;
+        Ok(PeerToRelay {
+            key_id: self.key_id,
+            public_key: ephemeral.public().0.to_vec(),
+            data: Sealer::new(Cipher::ChaCha20Poly1305, &key, self.iv)?.seal(&self.secret)?,
+            encryption: 0,
+        })
+    }
+
+    /// The bytes of a first message.
+    ///
+    /// # Errors
+    /// When a key cannot be made, or the secret is longer than a relay takes.
+    pub fn first_bytes(&self) -> io::Result<Vec<u8>> {
+        let message = self.first_message().map_err(io::Error::other)?;
+        peer::encode(&message).map_err(io::Error::other)
+    }
+
+    /// Dials the relay and says nothing.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn dial(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Dials the relay and sends the first message, with `early` right behind it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect_with(&self, early: &[u8]) -> io::Result<TcpStream> {
+        let mut stream = self.dial().await?;
+        let mut bytes = self.first_bytes()?;
+        bytes.extend_from_slice(early);
+        stream.write_all(&bytes).await?;
+        Ok(stream)
+    }
+
+    /// Dials the relay and sends the first message.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect(&self) -> io::Result<TcpStream> {
+        self.connect_with(&[]).await
+    }
+
+    /// Both ends of a session.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect_both(&self) -> io::Result<(TcpStream, TcpStream)> {
+        Ok((self.connect().await?, self.connect().await?))
+    }
+}

@@ -1,0 +1,88 @@
+//! The real relay, in this process.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use aspia_relay::app::{App, Failure, Handle, Stopped};
+use aspia_relay::config::{self, Config, Sources};
+use aspia_relay::crypto::PublicKey;
+use tokio::task::JoinHandle;
+
+/// A relay that runs.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    handle: Handle,
+    task: JoinHandle<Result<Stopped, Failure>>,
+}
+
+/// The configuration of a relay on loopback, through the same code as any: settings of `relay.json` by their
+/// keys.
+///
+/// # Errors
+/// Every problem of the settings.
+pub fn config(
+    router: SocketAddr,
+    router_key: PublicKey,
+    peer_port: u16,
+    settings: &[(&str, &str)],
+) -> io::Result<Config> {
+    let defaults = [
+        ("RouterAddress", router.ip().to_string()),
+        ("RouterPort", router.port().to_string()),
+        ("RouterPublicKey", router_key.to_string()),
+        ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
+        ("PeerPort", peer_port.to_string()),
+        ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+    ];
+    let overridden = |key: &str| settings.iter().any(|(set, _)| *set == key);
+    let environment = defaults
+        .iter()
+        .filter(|(key, _)| !overridden(key))
+        .map(|(key, value)| (*key, value.as_str()))
+        .chain(settings.iter().copied())
+        .map(|(key, value)| (config::settings::variable(key), value.to_owned()))
+        .collect();
+    let sources =
+        Sources { path: "no relay.json here".into(), path_is_explicit: false, environment };
+    match config::load(&sources) {
+        Ok(loaded) => Ok(loaded.config),
+        Err(invalid) => Err(io::Error::other(format!("{:?}", invalid.0.problems))),
+    }
+}
+
+impl Relay {
+    /// Starts a relay on a free port of loopback.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(
+        router: SocketAddr,
+        router_key: PublicKey,
+        settings: &[(&str, &str)],
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let config = config(router, router_key, listener.local_addr()?.port(), settings)?;
+        let app = App::bind(config, Some(listener)).map_err(io::Error::other)?;
+        let (address, handle) = (app.address(), app.handle());
+        Ok(Self { address, handle, task: tokio::spawn(app.run()) })
+    }
+
+    /// Where peers dial it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// To steer it and to look at its state.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Waits until it has stopped.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub async fn stopped(self) -> io::Result<Stopped> {
+        self.task.await.map_err(io::Error::other)?.map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,142 @@
+//! Data that nobody can mistake for other data: a stream of numbers from a seed, and its hash.
+
+use std::io;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Bytes made, sent or read at once.
+const CHUNK: usize = 64 * 1024;
+
+/// A SHA-256 digest.
+pub type Hash = [u8; 32];
+
+/// An endless stream of bytes from a seed.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    state: u64,
+}
+
+impl Stream {
+    /// The stream of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self { state: seed }
+    }
+
+    /// Fills `buffer` with what comes next. Lengths but the last must be multiples of 8.
+    pub fn fill(&mut self, buffer: &mut [u8]) {
+        for word in buffer.chunks_mut(8) {
+            // SplitMix64 by Sebastiano Vigna, public domain.
+            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^= mixed >> 31;
+            word.copy_from_slice(&mixed.to_le_bytes()[..word.len()]);
+        }
+    }
+
+    /// The first `length` bytes of the stream of `seed`.
+    pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        Self::new(seed).fill(&mut bytes);
+        bytes
+    }
+}
+
+fn finish(context: Context) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+/// The hash of the first `length` bytes of the stream of `seed`.
+pub fn hash(seed: u64, length: u64) -> Hash {
+    let (mut stream, mut context, mut left) = (Stream::new(seed), Context::new(&SHA256), length);
+    let mut buffer = vec![0; CHUNK];
+    while left > 0 {
+        let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        stream.fill(&mut buffer[..now]);
+        context.update(&buffer[..now]);
+        left -= now as u64;
+    }
+    finish(context)
+}
+
+/// Sends the first `length` bytes of the stream of `seed`.
+///
+/// # Errors
+/// What the socket says.
+pub async fn send(to: &mut (impl AsyncWrite + Unpin), seed: u64, length: u64) -> io::Result<()> {
+    let (mut stream, mut left) = (Stream::new(seed), length);
+    let mut buffer = vec![0; CHUNK];
+    while left > 0 {
+        let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        stream.fill(&mut buffer[..now]);
+        to.write_all(&buffer[..now]).await?;
+        left -= now as u64;
+    }
+    to.flush().await
+}
+
+/// Reads `length` bytes, or to the end where there is no length; gives their number and hash.
+///
+/// # Errors
+/// What the socket says.
+pub async fn receive(
+    from: &mut (impl AsyncRead + Unpin),
+    length: Option<u64>,
+) -> io::Result<(u64, Hash)> {
+    receive_with(from, length, |_| {}).await
+}
+
+/// Like [`receive`], and tells `progress` of every piece.
+///
+/// # Errors
+/// What the socket says.
+pub async fn receive_with(
+    from: &mut (impl AsyncRead + Unpin),
+    length: Option<u64>,
+    mut progress: impl FnMut(usize),
+) -> io::Result<(u64, Hash)> {
+    let (mut context, mut total) = (Context::new(&SHA256), 0);
+    let mut buffer = vec![0; CHUNK];
+    while length.is_none_or(|length| total < length) {
+        let left = length.map_or(CHUNK as u64, |length| length - total);
+        let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let read = from.read(&mut buffer[..now]).await?;
+        if read == 0 {
+            break;
+        }
+        context.update(&buffer[..read]);
+        total += read as u64;
+        progress(read);
+    }
+    Ok((total, finish(context)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_the_same_however_it_is_cut() {
+        let whole = Stream::bytes(5, 4096);
+        let mut stream = Stream::new(5);
+        let mut parts = vec![0; 4096];
+        for part in parts.chunks_mut(64) {
+            stream.fill(part);
+        }
+        assert_eq!(whole, parts);
+        assert_ne!(whole, Stream::bytes(6, 4096));
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_has_the_hash() {
+        let (mut a, mut b) = tokio::io::duplex(1000);
+        let length = 200_001;
+        let (sent, received) = tokio::join!(send(&mut a, 9, length), receive(&mut b, Some(length)));
+        sent.unwrap();
+        assert_eq!(received.unwrap(), (length, hash(9, length)));
+    }
+}

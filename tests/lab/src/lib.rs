@@ -4,12 +4,14 @@
 //! - [`peer`]: the Client and Host ends of a session;
 //! - [`relay`]: the real relay, in this process;
 //! - [`traffic`]: data that can be checked at the other end;
+//! - [`log`]: what the relay logs, to look at in a test;
 //! - [`control`]: how peers on another machine get introduced;
 //! - [`demo`] and [`load`]: what `relay-lab` shows and measures.
 
 pub mod control;
 pub mod demo;
 pub mod load;
+pub mod log;
 pub mod peer;
 pub mod relay;
 pub mod router;

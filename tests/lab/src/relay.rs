@@ -86,3 +86,26 @@ impl Relay {
         self.task.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 }
+
+/// A Router and a relay that is connected to it.
+pub struct Lab {
+    /// The Router.
+    pub router: crate::router::LabRouter,
+    /// The relay.
+    pub relay: Relay,
+}
+
+impl Lab {
+    /// Starts both, without waiting for the link.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub async fn start(
+        options: crate::router::Options,
+        settings: &[(&str, &str)],
+    ) -> io::Result<Self> {
+        let router = crate::router::LabRouter::start(options).await?;
+        let relay = Relay::start(router.address(), router.public_key(), settings)?;
+        Ok(Self { router, relay })
+    }
+}

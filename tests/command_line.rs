@@ -1,0 +1,273 @@
+//! The program itself: arguments, exit status, signals, stderr.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use relay_lab::router::{LabRouter, Options};
+
+const KEY: &str = include_str!("vectors/router.pub");
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
+    // Nothing of this machine's environment reaches the program.
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn write(path: &Path, router_port: u16, peer_port: u16, key: &str, more: &str) {
+    let content = format!(
+        r#"{{"RouterAddress": "127.0.0.1", "RouterPort": "{router_port}", "RouterPublicKey": "{key}",
+            "PeerAddress": "127.0.0.1", "PeerPort": "{peer_port}"{more}}}"#
+    );
+    std::fs::write(path, content).unwrap();
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn create_config_writes_what_the_original_writes_and_never_overwrites() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/relay.json");
+    let create = || run(program().arg("--create-config").arg("--config").arg(&path));
+    let (status, _, stderr) = create();
+    assert_eq!((status, stderr.as_str()), (0, ""));
+    assert_eq!(std::fs::read(&path).unwrap(), include_bytes!("vectors/relay.json"));
+    std::fs::write(&path, "whatever").unwrap();
+    let (status, _, stderr) = create();
+    assert_eq!(status, 1);
+    assert!(stderr.contains("exists already"), "{stderr}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"whatever");
+    let nowhere = run(program().args(["--create-config", "--config", "/proc/nowhere/relay.json"]));
+    assert_eq!(nowhere.0, 1);
+    assert!(nowhere.2.contains("cannot write /proc/nowhere/relay.json"), "{}", nowhere.2);
+}
+
+#[test]
+fn check_config_shows_every_value_with_its_source_and_every_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 8060, 8070, KEY, "");
+    let check = |arguments: &[&str], drain: &str| {
+        let mut command = program();
+        command.arg("--check-config").args(arguments).env("ASPIA_RELAY_CONFIG", &path);
+        run(command.env("ASPIA_RELAY_DRAIN_TIMEOUT", drain))
+    };
+    let (status, stdout, stderr) = check(&[], "7s");
+    assert_eq!(status, 0, "{stderr}");
+    assert_eq!(stdout.lines().count(), aspia_relay::config::settings::SETTINGS.len());
+    let line = |key: &str| stdout.lines().find(|line| line.starts_with(key)).unwrap();
+    assert!(line("DrainTimeout").ends_with("environment variable ASPIA_RELAY_DRAIN_TIMEOUT"));
+    assert!(line("PeerPort").contains("8070") && line("PeerPort").contains("relay.json"));
+    assert!(line("MaxPeerCount").ends_with("default"));
+    assert!(stderr.contains("warning: PeerAddress is a loopback address"), "{stderr}");
+
+    let (status, stdout, _) = check(&["--json"], "7s");
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, &json["valid"]), (0, &true.into()));
+    assert_eq!(json["settings"][0]["key"], "RouterAddress");
+
+    let (status, _, stderr) = check(&[], "7");
+    assert_eq!(status, 78);
+    assert!(stderr.contains(r#"DrainTimeout = "7""#), "{stderr}");
+    let (status, stdout, stderr) = check(&["--json"], "7");
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, &json["valid"]), (78, &false.into()));
+    assert_eq!(json["problems"][0]["key"], "DrainTimeout");
+    assert!(!stderr.is_empty());
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_is_0() {
+    for arguments in [&["--nonsense"][..], &["extra"], &["--json"], &["--create-config", "--check-config"]] {
+        let (status, _, stderr) = run(program().args(arguments));
+        assert_eq!(status, 2, "{arguments:?}");
+        assert!(!stderr.is_empty());
+    }
+    for (argument, expected) in [
+        ("--install", "systemctl enable aspia-relay"),
+        ("--remove", "systemctl disable aspia-relay"),
+        ("--start", "systemctl start aspia-relay"),
+        ("--stop", "systemctl stop aspia-relay"),
+    ] {
+        let (status, _, stderr) = run(program().arg(argument));
+        assert_eq!(status, 2);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let (status, stdout, _) = run(program().arg("--help"));
+    assert!(status == 0 && stdout.contains("--create-config"), "{stdout}");
+    let (status, stdout, _) = run(program().arg("--version"));
+    assert_eq!((status, stdout.trim()), (0, concat!("aspia_relay ", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn a_wrong_configuration_stops_the_start_and_reaches_stderr_at_any_log_level() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    std::fs::write(&path, "{").unwrap();
+    for level in ["0", "2"] {
+        for stdout in ["0", "1"] {
+            let (status, _, stderr) = run(program()
+                .arg("--config")
+                .arg(&path)
+                .env("ASPIA_LOG_LEVEL", level)
+                .env("ASPIA_LOG_TO_STDOUT", stdout));
+            assert_eq!(status, 78);
+            assert!(stderr.contains("relay.json") && stderr.contains("JSON"), "{stderr}");
+        }
+    }
+    let (status, _, stderr) = run(program().args(["--config", "/nonexistent.json"]));
+    assert_eq!(status, 78);
+    assert!(stderr.contains("an existing file"), "{stderr}");
+}
+
+#[test]
+fn log_files_that_cannot_be_written_stop_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 1, free_port(), KEY, "");
+    std::fs::write(directory.path().join("aspia"), "a file where the directory should be").unwrap();
+    let (status, _, stderr) = run(program()
+        .arg("--config")
+        .arg(&path)
+        .env("TMPDIR", directory.path())
+        .env("ASPIA_LOG_TO_FILE", "1"));
+    assert_eq!(status, 1);
+    assert!(stderr.contains("cannot write log files"), "{stderr}");
+}
+
+/// A relay that runs, and the lines of its stderr.
+struct Running {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (send, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Waits for a line, which comes or the test fails.
+    fn line(&self, expected: &str) -> String {
+        let mut seen = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Ok(line) = self.lines.recv_timeout(deadline - Instant::now()) {
+            if line.contains(expected) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("no line with {expected:?} in {seen:#?}");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+    }
+
+    fn status(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn it_says_what_runs_reloads_and_stops_by_signals() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let (port, key) = (free_port(), router.public_key().to_string());
+    let router_port = router.address().port();
+    write(&path, router_port, port, &key, "");
+    let relay = Running::start(program().arg("--config").arg(&path).env("RUST_LOG", "info")
+        .env("ASPIA_LOG_TO_STDOUT", "0").env("TMPDIR", directory.path()).env("ASPIA_LOG_TO_FILE", "1"));
+    let line = relay.line(" runs: ");
+    for part in [
+        concat!("aspia_relay ", env!("CARGO_PKG_VERSION")),
+        &format!("Router 127.0.0.1:{router_port}"),
+        &format!("peers dial 127.0.0.1:{port}"),
+        "up to 100 sessions",
+    ] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    router.keys(100).await;
+
+    // A second one on the same port says who holds it.
+    let (status, _, stderr) = run(program().arg("--config").arg(&path));
+    assert_eq!(status, 1);
+    #[cfg(target_os = "linux")]
+    assert!(stderr.contains(&format!("process {} (aspia_relay)", relay.child.id())), "{stderr}");
+    assert!(stderr.contains("ListenPort"), "{stderr}");
+
+    // A reload applies, a wrong file changes nothing and says so.
+    write(&path, router_port, port, &key, r#", "MaxPeerCount": 120"#);
+    relay.signal("HUP");
+    router.keys(120).await;
+    write(&path, router_port, port, &key, r#", "MaxPeerCount": "many""#);
+    relay.signal("HUP");
+    relay.line("SIGHUP: nothing is changed");
+
+    // A session makes it wait; a second signal does not.
+    let (client, host) = router.introduce().await.unwrap().connect_both().await.unwrap();
+    router.keys(119).await;
+    relay.signal("TERM");
+    router.wait_for(|view| !view.linked).await;
+    relay.signal("INT");
+    assert_eq!(relay.status(), Some(0));
+    drop((client, host));
+
+    // The log file has it all.
+    let logs: Vec<_> = std::fs::read_dir(directory.path().join("aspia")).unwrap().collect();
+    let mut text = String::new();
+    for log in logs {
+        std::fs::File::open(log.unwrap().path()).unwrap().read_to_string(&mut text).unwrap();
+    }
+    for expected in ["runs:", "connected to the Router", "changed: [MaxPeerCount]", "SIGTERM: stopping"] {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+    assert!(text.contains("SIGINT: stopping at once") || text.contains("Drained"), "{text}");
+}
+
+#[tokio::test]
+async fn one_signal_is_enough_when_nobody_is_here() {
+    for signal in ["TERM", "INT"] {
+        let router = LabRouter::start(Options::default()).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("relay.json");
+        write(&path, router.address().port(), free_port(), &router.public_key().to_string(), "");
+        let relay = Running::start(program().arg("--config").arg(&path));
+        // The line at start reaches stderr at the default level, which hides everything else.
+        relay.line(" runs: ");
+        router.keys(100).await;
+        relay.signal(signal);
+        assert_eq!(relay.status(), Some(0));
+    }
+}

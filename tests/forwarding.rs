@@ -1,0 +1,233 @@
+//! Forwarding: nothing is lost, whatever the order in which things end.
+
+use std::time::Duration;
+
+use relay_lab::log::CapturedLog;
+use relay_lab::relay::Lab;
+use relay_lab::router::Options;
+use relay_lab::traffic;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+const MIB: u64 = 1024 * 1024;
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn pair(settings: &[(&str, &str)]) -> (Lab, TcpStream, TcpStream) {
+    let lab = Lab::start(Options::default(), settings).await.unwrap();
+    let introduction = lab.router.introduce().await.unwrap();
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    // Paired for certain once a byte has passed each way.
+    for (from, to) in [(&mut client, &mut host)] {
+        from.write_all(b"!").await.unwrap();
+        to.read_exact(&mut [0]).await.unwrap();
+        to.write_all(b"!").await.unwrap();
+        from.read_exact(&mut [0]).await.unwrap();
+    }
+    (lab, client, host)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_mib_each_way_at_once() {
+    let (_lab, client, host) = pair(&[]).await;
+    let length = 64 * MIB;
+    let end = |stream: TcpStream, seed: u64, expected: u64| async move {
+        let (mut read, mut write) = stream.into_split();
+        let send = tokio::spawn(async move {
+            traffic::send(&mut write, seed, length).await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        let received = traffic::receive(&mut read, None).await.unwrap();
+        assert_eq!(received, (length, traffic::hash(expected, length)));
+        send.await.unwrap();
+    };
+    let client = tokio::spawn(end(client, 1, 2));
+    let host = tokio::spawn(end(host, 2, 1));
+    client.await.unwrap();
+    host.await.unwrap();
+}
+
+#[tokio::test]
+async fn half_close_in_both_orders_with_8_mib_behind_it() {
+    for first_closes in [true, false] {
+        let (lab, client, host) = pair(&[]).await;
+        let (mut closes, mut goes_on) = if first_closes { (client, host) } else { (host, client) };
+        traffic::send(&mut closes, 1, 100_000).await.unwrap();
+        closes.shutdown().await.unwrap();
+        let received = traffic::receive(&mut goes_on, None).await.unwrap();
+        assert_eq!(received, (100_000, traffic::hash(1, 100_000)));
+        let send = async {
+            traffic::send(&mut goes_on, 2, 8 * MIB).await.unwrap();
+            goes_on.shutdown().await.unwrap();
+        };
+        let (received, ()) = tokio::join!(traffic::receive(&mut closes, None), send);
+        assert_eq!(received.unwrap(), (8 * MIB, traffic::hash(2, 8 * MIB)));
+        // Both halves have ended: so has the session.
+        lab.router.keys(100).await;
+    }
+}
+
+#[tokio::test]
+async fn four_mib_and_a_close_reach_a_slow_reader() {
+    for early_close in [true, false] {
+        let (_lab, mut client, mut host) = pair(&[]).await;
+        let reader = async {
+            let mut received = Vec::new();
+            let mut buffer = vec![0; 48 * 1024];
+            loop {
+                let read = host.read(&mut buffer).await.unwrap();
+                if read == 0 {
+                    break;
+                }
+                received.extend_from_slice(&buffer[..read]);
+                if early_close {
+                    // Something that the one who closed will never read must not hurt.
+                    let _ = host.write_all(b"are you there?").await;
+                }
+                tokio::task::yield_now().await;
+                sleep(Duration::from_millis(2)).await;
+            }
+            received
+        };
+        let writer = async {
+            traffic::send(&mut client, 5, 4 * MIB).await.unwrap();
+            drop(client);
+        };
+        let (received, ()) = tokio::join!(reader, writer);
+        assert_eq!(received.len() as u64, 4 * MIB);
+        assert_eq!(received, traffic::Stream::bytes(5, 4 * 1024 * 1024));
+    }
+}
+
+#[tokio::test]
+async fn after_a_reset_the_other_side_gets_what_was_received_and_an_ordinary_end() {
+    let log = CapturedLog::start();
+    let (lab, mut client, mut host) = pair(&[]).await;
+    let length = 50_000;
+    traffic::send(&mut client, 7, length).await.unwrap();
+    // All of it is in the relay's hands before the reset, which would throw away what is not.
+    let session = lab.relay.handle().state().sessions().remove(0);
+    while session.traffic.bytes() < 2 + length {
+        sleep(Duration::from_millis(1)).await;
+    }
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    // The other side goes on sending for a while: it must not be reset for that.
+    for _ in 0..20 {
+        host.write_all(&[0; 1000]).await.unwrap();
+        sleep(Duration::from_millis(2)).await;
+    }
+    let received = traffic::receive(&mut host, None).await.unwrap();
+    assert_eq!(received, (length, traffic::hash(7, length)));
+    drop(host);
+    let line = log.line("session ended").await;
+    assert!(line.contains("end=reset"), "{line}");
+    lab.router.keys(100).await;
+}
+
+#[tokio::test]
+async fn a_reset_behind_unread_bytes_loses_none_of_them() {
+    // The reader does not read: the relay holds what it could not deliver when the reset comes.
+    let (lab, mut client, mut host) = pair(&[]).await;
+    let session = lab.relay.handle().state().sessions().remove(0);
+    let mut sent: u64 = 0;
+    let chunk = traffic::Stream::bytes(9, 64 * 1024);
+    let mut pieces = Vec::new();
+    while let Ok(result) =
+        tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await
+    {
+        let written = result.unwrap();
+        pieces.extend_from_slice(&chunk[..written]);
+        sent += written as u64;
+    }
+    // What the relay's kernel has taken is what the sender's kernel no longer holds.
+    let delivered_before = session.traffic.bytes();
+    assert!(sent > delivered_before, "the reader's side must be full");
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let mut received = Vec::new();
+    host.read_to_end(&mut received).await.unwrap();
+    // Everything that the relay had received: what it had delivered, and more. Bytes that never left the
+    // sender's kernel are the sender's own loss.
+    assert!(received.len() as u64 > delivered_before - 2, "{} {delivered_before}", received.len());
+    assert_eq!(received, pieces[..received.len()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_ends_to_the_second_and_bytes_either_way_prevent_it() {
+    let (lab, mut client, mut host) = pair(&[("PeerIdleTimeout", "2"), ("MaxPeerCount", "1")]).await;
+    // Bytes in one direction, then in the other.
+    for _ in 0..3 {
+        sleep(100 * SECOND).await;
+        client.write_all(b"x").await.unwrap();
+        host.read_exact(&mut [0]).await.unwrap();
+        sleep(100 * SECOND).await;
+        host.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+    }
+    let start = Instant::now();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+    let waited = start.elapsed();
+    assert!((119 * SECOND..=121 * SECOND).contains(&waited), "{waited:?}");
+    // A session that ended idle gives its key back.
+    lab.router.keys(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_duration_ends_a_busy_session() {
+    let log = CapturedLog::start();
+    let (_lab, mut client, mut host) = pair(&[("MaxSessionDuration", "90s")]).await;
+    let start = Instant::now();
+    while client.write_all(b"x").await.is_ok() {
+        match host.read(&mut [0]).await {
+            Ok(1) => sleep(SECOND).await,
+            _ => break,
+        }
+    }
+    assert!((88 * SECOND..=92 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(log.line("session ended").await.contains("end=max_duration"));
+}
+
+#[tokio::test]
+async fn peers_over_ipv6_and_ipv4_meet() {
+    let lab = {
+        let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
+        let listener = aspia_relay::peer::listener::bind(None, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        if !address.is_ipv6() {
+            relay_lab::skip("peers over IPv6", "this machine has no IPv6");
+            return;
+        }
+        let config =
+            relay_lab::relay::config(router.address(), router.public_key(), address.port(), &[]).unwrap();
+        let app = aspia_relay::app::App::bind(config, Some(listener)).unwrap();
+        tokio::spawn(app.run());
+        router
+    };
+    let introduction = lab.introduce().await.unwrap();
+    let mut over_v6 =
+        relay_lab::peer::Introduction { host: "::1".into(), ..introduction.clone() }.connect().await.unwrap();
+    let mut over_v4 = introduction.connect().await.unwrap();
+    over_v6.write_all(b"six").await.unwrap();
+    let mut heard = [0; 3];
+    over_v4.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"six");
+}
+
+#[tokio::test]
+async fn peers_sockets_have_nodelay_and_keep_alive() {
+    // What the relay sets can be seen from its own process only: through /proc, the timers of its sockets.
+    #[cfg(target_os = "linux")]
+    {
+        let (_lab, client, _host) = pair(&[]).await;
+        let port = client.local_addr().unwrap().port();
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let remote = format!("0100007F:{port:04X}");
+        let line = table.lines().find(|line| line.split_whitespace().nth(2) == Some(&remote)).unwrap();
+        // The timer column: 02 is keep-alive.
+        let timer = line.split_whitespace().nth(5).unwrap();
+        assert!(timer.starts_with("02:"), "{line}");
+    }
+}

@@ -1,0 +1,301 @@
+//! Peers: first messages, pairing, waiting, expiry.
+
+use std::time::Duration;
+
+use aspia_relay::wire::peer;
+use relay_lab::log::CapturedLog;
+use relay_lab::peer::Introduction;
+use relay_lab::relay::Lab;
+use relay_lab::router::Options;
+use relay_lab::traffic;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn lab(max_peers: &str) -> Lab {
+    let lab = Lab::start(Options::default(), &[("MaxPeerCount", max_peers)]).await.unwrap();
+    lab.router.keys(max_peers.parse().unwrap()).await;
+    lab
+}
+
+/// The relay closes, in whatever way, without having sent a byte.
+async fn closed(stream: &mut TcpStream) {
+    match stream.read(&mut [0; 16]).await {
+        Ok(read) => assert_eq!(read, 0),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+}
+
+async fn speak(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"hello").await.unwrap();
+    let mut heard = [0; 5];
+    to.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"hello");
+}
+
+/// Whoever is not refused waits; once both have spoken, the state knows.
+async fn until(lab: &Lab, condition: impl Fn(aspia_relay::state::keys::Counts) -> bool) {
+    while !condition(lab.relay.handle().state().counts()) {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_message_may_come_one_byte_at_a_time() {
+    let lab = lab("2").await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let mut host = introduction.connect().await.unwrap();
+    let mut client = introduction.dial().await.unwrap();
+    let mut bytes = introduction.first_bytes().unwrap();
+    bytes.extend_from_slice(b"hello");
+    for byte in bytes {
+        client.write_all(&[byte]).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+    }
+    let mut heard = [0; 5];
+    host.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"hello");
+}
+
+#[tokio::test]
+async fn early_data_in_the_same_segment_arrives_whole() {
+    let lab = lab("4").await;
+    for early in [1, 100, 1024 * 1024] {
+        let introduction = lab.router.introduce().await.unwrap();
+        let sent = traffic::Stream::bytes(3, early);
+        let first = introduction.clone();
+        let client = tokio::spawn(async move { first.connect_with(&sent).await.unwrap() });
+        // The partner comes only when the first waits already.
+        until(&lab, |counts| counts.handed_out > 0).await;
+        let mut host = introduction.connect().await.unwrap();
+        let received = traffic::receive(&mut host, Some(early as u64)).await.unwrap();
+        assert_eq!(received, (early as u64, traffic::hash(3, early as u64)));
+        drop(client.await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_may_be_faster_than_the_routers_notice() {
+    let lab = lab("3").await;
+    let introduction = lab.router.introduce_silently().await.unwrap();
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    speak(&mut client, &mut host).await;
+    lab.router.tell_used(introduction.key_id).await;
+    speak(&mut host, &mut client).await;
+    let counts = lab.relay.handle().state().counts();
+    assert_eq!((counts.offered, counts.handed_out, counts.active), (2, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_key_is_replaced_and_its_peer_let_go() {
+    let lab = lab("2").await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let start = Instant::now();
+    until(&lab, |counts| counts.handed_out == 1).await;
+    sleep(20 * SECOND).await;
+    let mut first = introduction.connect().await.unwrap();
+    closed(&mut first).await;
+    let waited = start.elapsed();
+    assert!((29 * SECOND..=31 * SECOND).contains(&waited), "{waited:?}");
+    // A fresh key in its place; the old one is no longer any good.
+    let view = lab.router.keys(2).await;
+    assert!(view.pool.iter().all(|key| key.key_id != introduction.key_id));
+    closed(&mut introduction.connect().await.unwrap()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_alone_is_let_go_30_s_after_it_came() {
+    let lab = lab("2").await;
+    let introduction = lab.router.introduce_silently().await.unwrap();
+    let mut stream = introduction.dial().await.unwrap();
+    let start = Instant::now();
+    sleep(5 * SECOND).await;
+    stream.write_all(&introduction.first_bytes().unwrap()).await.unwrap();
+    closed(&mut stream).await;
+    assert!((29 * SECOND..=31 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    // Its key lives on until its own 30 s are over, for somebody else.
+    assert_eq!(lab.relay.handle().state().counts().handed_out, 1);
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    speak(&mut client, &mut host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_peer_that_goes_away_leaves_the_key_to_the_next() {
+    let lab = lab("3").await;
+    let log = CapturedLog::start();
+    // With early data, and without: the end behind unread bytes must be seen, too.
+    for early in [&b""[..], b"early data"] {
+        let introduction = lab.router.introduce().await.unwrap();
+        for _ in 0..2 {
+            let gone = introduction.connect_with(early).await.unwrap();
+            sleep(SECOND).await;
+            drop(gone);
+            sleep(SECOND).await;
+        }
+        let (mut client, mut host) = introduction.connect_both().await.unwrap();
+        speak(&mut client, &mut host).await;
+        speak(&mut host, &mut client).await;
+    }
+    assert_eq!(log.text().matches("went away while it waited").count(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_while_waiting_is_noticed() {
+    let lab = lab("1").await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let log = CapturedLog::start();
+    let first = introduction.connect_with(b"early").await.unwrap();
+    sleep(SECOND).await;
+    socket2::SockRef::from(&first).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(first);
+    log.line("went away while it waited").await;
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    speak(&mut client, &mut host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorded_first_message_is_not_a_second_peer() {
+    let lab = lab("1").await;
+    let log = CapturedLog::start();
+    let introduction = lab.router.introduce().await.unwrap();
+    let recorded = introduction.first_message().unwrap();
+    let send = async |message: &peer::PeerToRelay| {
+        let mut stream = introduction.dial().await.unwrap();
+        stream.write_all(&peer::encode(message).unwrap()).await.unwrap();
+        stream
+    };
+    let mut first = send(&recorded).await;
+    sleep(SECOND).await;
+    closed(&mut send(&recorded).await).await;
+    // The same point, written otherwise.
+    let mut other_form = recorded.clone();
+    other_form.public_key[31] ^= 0x80;
+    closed(&mut send(&other_form).await).await;
+    assert_eq!(log.text().matches("received before").count(), 2);
+    // The first still waits, and is paired with a real partner.
+    let mut second = introduction.connect().await.unwrap();
+    speak(&mut second, &mut first).await;
+    // The key is used up for everybody.
+    closed(&mut send(&recorded).await).await;
+    closed(&mut introduction.connect().await.unwrap()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_secret_is_another_pair() {
+    let lab = lab("1").await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let mut first = introduction.connect().await.unwrap();
+    sleep(SECOND).await;
+    let mut secret = introduction.secret.clone();
+    secret[5] ^= 1;
+    let other = Introduction { secret, ..introduction.clone() };
+    closed(&mut other.connect().await.unwrap()).await;
+    let mut second = introduction.connect().await.unwrap();
+    speak(&mut first, &mut second).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_bad_first_message_is_closed_without_an_answer_and_costs_nothing() {
+    let log = CapturedLog::start();
+    let lab = lab("2").await;
+    let introduction = lab.router.introduce().await.unwrap();
+    until(&lab, |counts| counts.handed_out == 1).await;
+    let good = introduction.first_message().unwrap();
+    let change = |change: fn(&mut peer::PeerToRelay)| {
+        let mut message = good.clone();
+        change(&mut message);
+        peer::encode(&message).unwrap()
+    };
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (vec![0, 0, 0, 0], "announces 0"),
+        (vec![0, 0, 0x40, 1], "announces 16385"),
+        (vec![0xff; 4], "announces 4294967295"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "announces 1195725856"),
+        (vec![0, 0, 0, 3, 0xff, 0xff, 0xff], "cannot be read"),
+        (vec![0, 0, 0x40, 0].into_iter().chain(vec![0xff; 0x4000]).collect(), "cannot be read"),
+        (change(|m| m.key_id ^= 0x4000_0000), "unknown key"),
+        (change(|m| m.encryption = 2), "cipher 2"),
+        (change(|m| m.public_key.truncate(31)), "has 32 bytes"),
+        (change(|m| m.public_key = vec![0; 32]), "low-order"),
+        (change(|m| m.public_key[3] ^= 1), "does not open"),
+        (change(|m| m.data[20] ^= 1), "does not open"),
+        (change(|m| m.data.truncate(10)), "at least 16"),
+    ];
+    for (bytes, expected) in cases {
+        println!("{expected}");
+        let before = log.text().len();
+        let mut stream = introduction.dial().await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        closed(&mut stream).await;
+        let new = log.text()[before..].to_owned();
+        assert!(new.contains(expected), "{expected}: {new}");
+    }
+    // Closed or reset in the middle.
+    for linger in [None, Some(Duration::ZERO)] {
+        let mut stream = introduction.dial().await.unwrap();
+        stream.write_all(&introduction.first_bytes().unwrap()[..40]).await.unwrap();
+        sleep(SECOND).await;
+        socket2::SockRef::from(&stream).set_linger(linger).unwrap();
+    }
+    log.line("closed before the first message was complete").await;
+    assert!(!log.text().contains("WARN") && !log.text().contains("ERROR"), "{}", log.text());
+    assert_eq!(lab.relay.handle().state().counts().handed_out, 1);
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    speak(&mut client, &mut host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_closed_after_10_s() {
+    let lab = lab("1").await;
+    let introduction = lab.router.introduce_silently().await.unwrap();
+    let start = Instant::now();
+    let mut silent = introduction.dial().await.unwrap();
+    let mut slow = introduction.dial().await.unwrap();
+    slow.write_all(&introduction.first_bytes().unwrap()[..20]).await.unwrap();
+    closed(&mut silent).await;
+    closed(&mut slow).await;
+    assert!((9 * SECOND..=11 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pending_connections_are_bounded() {
+    let log = CapturedLog::start();
+    let settings = [("MaxPeerCount", "2"), ("MaxPendingPeers", "3")];
+    let lab = Lab::start(Options::default(), &settings).await.unwrap();
+    lab.router.keys(2).await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(introduction.dial().await.unwrap());
+    }
+    sleep(SECOND).await;
+    closed(&mut introduction.dial().await.unwrap()).await;
+    assert!(log.text().contains("MaxPendingPeers"));
+    // Those who are paired do not count, and places come back.
+    silent.truncate(1);
+    sleep(SECOND).await;
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    speak(&mut client, &mut host).await;
+    let mut next = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    speak(&mut next.0, &mut next.1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_the_peers_are_is_logged_only_when_asked_for() {
+    for (asked, seen) in [("false", false), ("true", true)] {
+        let log = CapturedLog::start();
+        let settings = [("MaxPeerCount", "1"), ("LogPeerIdentity", asked)];
+        let lab = Lab::start(Options::default(), &settings).await.unwrap();
+        lab.router.keys(1).await;
+        let introduction = lab.router.introduce().await.unwrap();
+        let (mut client, mut host) = introduction.connect_both().await.unwrap();
+        speak(&mut client, &mut host).await;
+        drop((client, host));
+        log.line("session ended").await;
+        let text = log.text();
+        assert_eq!(text.contains("operator") && text.contains("1234"), seen, "{text}");
+        assert!(!text.contains(&hex::encode(&introduction.secret)));
+    }
+}

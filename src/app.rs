@@ -152,8 +152,8 @@ impl App {
     /// [`Failure`] when a part of it fails, which none should.
     pub async fn run(self) -> Result<Stopped, Failure> {
         let Self { listener, address, handle } = self;
-        let listener = tokio::net::TcpListener::from_std(listener)
-            .map_err(|_| Failure("accepting"))?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))?;
         announce(&handle.config(), address);
         let link = CancellationToken::new();
         let everyone = CancellationToken::new();

@@ -49,7 +49,10 @@ fn run(arguments: &Arguments) -> Outcome {
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
 fn create_config(path: &Path) -> Outcome {
     config::create_default(path).map_err(|error| (FAILED, error.to_string()))?;
-    println!("{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it", path.display());
+    println!(
+        "{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it",
+        path.display()
+    );
     Ok(())
 }
 

@@ -90,7 +90,9 @@ fn check_config_shows_every_value_with_its_source_and_every_problem() {
 
 #[test]
 fn wrong_usage_is_2_and_help_is_0() {
-    for arguments in [&["--nonsense"][..], &["extra"], &["--json"], &["--create-config", "--check-config"]] {
+    for arguments in
+        [&["--nonsense"][..], &["extra"], &["--json"], &["--create-config", "--check-config"]]
+    {
         let (status, _, stderr) = run(program().args(arguments));
         assert_eq!(status, 2, "{arguments:?}");
         assert!(!stderr.is_empty());
@@ -155,8 +157,7 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Self {
-        let mut child =
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (send, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -207,8 +208,15 @@ async fn it_says_what_runs_reloads_and_stops_by_signals() {
     let (port, key) = (free_port(), router.public_key().to_string());
     let router_port = router.address().port();
     write(&path, router_port, port, &key, "");
-    let relay = Running::start(program().arg("--config").arg(&path).env("RUST_LOG", "info")
-        .env("ASPIA_LOG_TO_STDOUT", "0").env("TMPDIR", directory.path()).env("ASPIA_LOG_TO_FILE", "1"));
+    let relay = Running::start(
+        program()
+            .arg("--config")
+            .arg(&path)
+            .env("RUST_LOG", "info")
+            .env("ASPIA_LOG_TO_STDOUT", "0")
+            .env("TMPDIR", directory.path())
+            .env("ASPIA_LOG_TO_FILE", "1"),
+    );
     let line = relay.line(" runs: ");
     for part in [
         concat!("aspia_relay ", env!("CARGO_PKG_VERSION")),
@@ -250,7 +258,9 @@ async fn it_says_what_runs_reloads_and_stops_by_signals() {
     for log in logs {
         std::fs::File::open(log.unwrap().path()).unwrap().read_to_string(&mut text).unwrap();
     }
-    for expected in ["runs:", "connected to the Router", "changed: [MaxPeerCount]", "SIGTERM: stopping"] {
+    for expected in
+        ["runs:", "connected to the Router", "changed: [MaxPeerCount]", "SIGTERM: stopping"]
+    {
         assert!(text.contains(expected), "{expected} is not in {text}");
     }
     assert!(text.contains("SIGINT: stopping at once") || text.contains("Drained"), "{text}");

@@ -118,7 +118,10 @@ fn the_environment_wins_over_the_file_and_files_of_values_are_trimmed() {
         .variable("ASPIA_RELAY_PEER_PORT", "9001")
         .variable("ASPIA_RELAY_MAX_PEER_COUNT", "")
         .variable("ASPIA_RELAY_DISPLAY_NAME", "0123")
-        .secret_file("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", &format!("\n {} \n", KEY.to_lowercase()));
+        .secret_file(
+            "ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE",
+            &format!("\n {} \n", KEY.to_lowercase()),
+        );
     let config = case.config();
     assert_eq!(config.router.peer_port, 9001);
     assert_eq!(config.max_sessions, 7, "an empty variable counts as unset");
@@ -143,7 +146,9 @@ fn no_file_is_fine_where_the_environment_is_complete() {
 #[test]
 fn every_problem_is_reported_at_once_with_its_source() {
     let case = Case::new()
-        .file(r#"{"PeerPort": "0", "RouterPublicKey": "12", "PeerAddres": "x", "MaxPeerCount": []}"#)
+        .file(
+            r#"{"PeerPort": "0", "RouterPublicKey": "12", "PeerAddres": "x", "MaxPeerCount": []}"#,
+        )
         .variable("ASPIA_RELAY_DRAIN_TIMEOUT", "25");
     let problems = case.problems().join("\n");
     let path = case.path().display().to_string();
@@ -269,10 +274,11 @@ fn both_forms_of_one_variable_are_an_error() {
 #[test]
 fn files_of_values_must_be_readable_and_not_empty() {
     let missing = Path::new("/nonexistent/router.pub").display().to_string();
-    Case::new()
-        .complete("")
-        .variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", &*missing)
-        .problem(&["RouterPublicKey", &missing, "can be read"]);
+    Case::new().complete("").variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", &*missing).problem(&[
+        "RouterPublicKey",
+        &missing,
+        "can be read",
+    ]);
     Case::new()
         .complete("")
         .secret_file("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", " \n")
@@ -328,7 +334,10 @@ fn a_named_file_must_exist() {
         assert!(problems[0].to_string().contains("an existing file"), "{problems:#?}");
     }
     let default = Sources::new(None, Vec::new());
-    assert_eq!((default.path.as_path(), default.path_is_explicit), (Path::new(config::DEFAULT_PATH), false));
+    assert_eq!(
+        (default.path.as_path(), default.path_is_explicit),
+        (Path::new(config::DEFAULT_PATH), false)
+    );
 }
 
 #[test]

@@ -156,7 +156,8 @@ async fn a_reset_behind_unread_bytes_loses_none_of_them() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_ends_to_the_second_and_bytes_either_way_prevent_it() {
-    let (lab, mut client, mut host) = pair(&[("PeerIdleTimeout", "2"), ("MaxPeerCount", "1")]).await;
+    let (lab, mut client, mut host) =
+        pair(&[("PeerIdleTimeout", "2"), ("MaxPeerCount", "1")]).await;
     // Bytes in one direction, then in the other.
     for _ in 0..3 {
         sleep(100 * SECOND).await;
@@ -201,14 +202,17 @@ async fn peers_over_ipv6_and_ipv4_meet() {
             return;
         }
         let config =
-            relay_lab::relay::config(router.address(), router.public_key(), address.port(), &[]).unwrap();
+            relay_lab::relay::config(router.address(), router.public_key(), address.port(), &[])
+                .unwrap();
         let app = aspia_relay::app::App::bind(config, Some(listener)).unwrap();
         tokio::spawn(app.run());
         router
     };
     let introduction = lab.introduce().await.unwrap();
-    let mut over_v6 =
-        relay_lab::peer::Introduction { host: "::1".into(), ..introduction.clone() }.connect().await.unwrap();
+    let mut over_v6 = relay_lab::peer::Introduction { host: "::1".into(), ..introduction.clone() }
+        .connect()
+        .await
+        .unwrap();
     let mut over_v4 = introduction.connect().await.unwrap();
     over_v6.write_all(b"six").await.unwrap();
     let mut heard = [0; 3];
@@ -225,7 +229,8 @@ async fn peers_sockets_have_nodelay_and_keep_alive() {
         let port = client.local_addr().unwrap().port();
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let remote = format!("0100007F:{port:04X}");
-        let line = table.lines().find(|line| line.split_whitespace().nth(2) == Some(&remote)).unwrap();
+        let line =
+            table.lines().find(|line| line.split_whitespace().nth(2) == Some(&remote)).unwrap();
         // The timer column: 02 is keep-alive.
         let timer = line.split_whitespace().nth(5).unwrap();
         assert!(timer.starts_with("02:"), "{line}");

@@ -18,7 +18,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A session over `lab` carries a few bytes each way.
 async fn carries_bytes(lab: &Lab) {
-    let (mut client, mut host) = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    let (mut client, mut host) =
+        lab.router.introduce().await.unwrap().connect_both().await.unwrap();
     traffic::send(&mut client, 1, 1000).await.unwrap();
     traffic::send(&mut host, 2, 1000).await.unwrap();
     let at_host = traffic::receive(&mut host, Some(1000)).await.unwrap();
@@ -38,12 +39,19 @@ async fn every_router_version_and_cipher() {
     for version in [RouterVersion::V2_7, RouterVersion::V2_6, RouterVersion::V2_5] {
         for &cipher in &ciphers {
             let options = Options { version, cipher: Some(cipher), ..Options::default() };
-            let settings = [("MaxPeerCount", "3"), ("DisplayName", "relay 7"), ("StatisticsEnabled", "true"),
-                ("StatisticsInterval", "1")];
+            let settings = [
+                ("MaxPeerCount", "3"),
+                ("DisplayName", "relay 7"),
+                ("StatisticsEnabled", "true"),
+                ("StatisticsInterval", "1"),
+            ];
             let lab = Lab::start(options, &settings).await.unwrap();
             let view = lab.router.keys(3).await;
             assert_eq!(view.cipher, Some(cipher));
-            assert_eq!((view.peer_host.as_str(), view.peer_port), ("127.0.0.1", u32::from(lab.relay.address().port())));
+            assert_eq!(
+                (view.peer_host.as_str(), view.peer_port),
+                ("127.0.0.1", u32::from(lab.relay.address().port()))
+            );
             assert_eq!(view.relay.unwrap().computer_name, "relay 7");
             carries_bytes(&lab).await;
             lab.router.wait_for(|view| view.statistics_count > 0).await;
@@ -80,7 +88,9 @@ async fn every_failure_is_a_line_that_says_what_to_do() {
     ];
     let log = CapturedLog::start();
     let mut seen = 0;
-    let lab = Lab::start(Options { behaviour: Behaviour::Silent, ..Options::default() }, &[]).await.unwrap();
+    let lab = Lab::start(Options { behaviour: Behaviour::Silent, ..Options::default() }, &[])
+        .await
+        .unwrap();
     for (behaviour, expected) in cases {
         println!("{behaviour:?}");
         lab.router.set(|options| options.behaviour = behaviour);
@@ -142,7 +152,8 @@ async fn key_ids_are_never_used_twice_and_start_anywhere() {
             lab.router.wait_for(|view| view.links == links && view.pool.len() == 5).await;
             lab.router.drop_link().await;
         }
-        let mut ids = lab.router.wait_for(|view| view.links == 4 && view.pool.len() == 5).await.key_ids;
+        let mut ids =
+            lab.router.wait_for(|view| view.links == 4 && view.pool.len() == 5).await.key_ids;
         assert_eq!(ids.len(), 20);
         bases.insert(ids[0]);
         ids.sort_unstable();
@@ -177,7 +188,11 @@ async fn keep_alive_works_both_ways() {
     assert_eq!(view.pongs, [b"x".to_vec(), vec![0; 4], vec![7; 5000]]);
     let start = Instant::now();
     lab.router.wait_for(|view| view.pings == 3).await;
-    assert!(start.elapsed() <= 181 * SECOND && start.elapsed() >= 178 * SECOND, "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() <= 181 * SECOND && start.elapsed() >= 178 * SECOND,
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!(lab.router.view().links, 1);
 }
 
@@ -198,7 +213,8 @@ async fn what_breaks_the_protocol_ends_the_link_and_nothing_else() {
     let log = CapturedLog::start();
     let lab = Lab::start(Options::default(), &[("MaxPeerCount", "3")]).await.unwrap();
     lab.router.keys(3).await;
-    let (mut client, mut host) = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    let (mut client, mut host) =
+        lab.router.introduce().await.unwrap().connect_both().await.unwrap();
     let bytes: [(&[u8], &str); 7] = [
         (&[0, 2, 0, 0, 0, 1, 0, 0, 0, 5], "service frame of type 2"),
         (&[0, 1, 0, 0, 0, 0, 0, 0, 0], "keep-alive without data"),
@@ -206,7 +222,10 @@ async fn what_breaks_the_protocol_ends_the_link_and_nothing_else() {
         (&[0xff, 0xff, 0xff, 0xff], "the longest allowed"),
         (&[1, 0], "too short for its channel header"),
         (&[6, 0, 0, 1, 2, 3, 4], "at least 16 bytes"),
-        (&[20, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], "does not open"),
+        (
+            &[20, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18],
+            "does not open",
+        ),
     ];
     let mut links = 1;
     for (bytes, expected) in bytes {
@@ -259,9 +278,9 @@ async fn statistics_count_every_byte() {
     let view = lab
         .router
         .wait_for(|view| {
-            view.statistics.as_ref().is_some_and(|s| {
-                s.peer_connection.first().is_some_and(|peer| peer.idle_time >= 7)
-            })
+            view.statistics
+                .as_ref()
+                .is_some_and(|s| s.peer_connection.first().is_some_and(|peer| peer.idle_time >= 7))
         })
         .await;
     let statistics = view.statistics.unwrap();
@@ -289,8 +308,10 @@ async fn statistics_count_every_byte() {
 async fn the_router_can_end_a_session() {
     let lab = Lab::start(Options::default(), &[("MaxPeerCount", "2")]).await.unwrap();
     lab.router.keys(2).await;
-    let (mut client, mut host) = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
-    let (mut other, mut third) = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    let (mut client, mut host) =
+        lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    let (mut other, mut third) =
+        lab.router.introduce().await.unwrap().connect_both().await.unwrap();
     traffic::send(&mut client, 1, 10).await.unwrap();
     traffic::receive(&mut host, Some(10)).await.unwrap();
     traffic::send(&mut other, 1, 10).await.unwrap();
@@ -308,7 +329,8 @@ async fn the_router_can_end_a_session() {
 async fn a_lost_link_takes_nothing_from_those_who_are_here() {
     let lab = Lab::start(Options::default(), &[("MaxPeerCount", "5")]).await.unwrap();
     lab.router.keys(5).await;
-    let (mut client, mut host) = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
+    let (mut client, mut host) =
+        lab.router.introduce().await.unwrap().connect_both().await.unwrap();
     traffic::send(&mut client, 1, 10).await.unwrap();
     traffic::receive(&mut host, Some(10)).await.unwrap();
     let waiting = lab.router.introduce().await.unwrap();
@@ -340,8 +362,12 @@ async fn a_lost_link_takes_nothing_from_those_who_are_here() {
 
 #[tokio::test]
 async fn a_router_that_reads_nothing_does_not_stop_anything() {
-    let lab = Lab::start(Options::default(), &[("MaxPeerCount", "50"), ("StatisticsEnabled", "true"),
-        ("StatisticsInterval", "1")]).await.unwrap();
+    let lab = Lab::start(
+        Options::default(),
+        &[("MaxPeerCount", "50"), ("StatisticsEnabled", "true"), ("StatisticsInterval", "1")],
+    )
+    .await
+    .unwrap();
     lab.router.keys(50).await;
     let introductions: Vec<_> = {
         let mut all = Vec::new();

@@ -199,7 +199,11 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     host.write_all(b"x").await.unwrap();
     client.read_exact(&mut [0]).await.unwrap();
     // A shorter idle time holds for it, too.
-    handle.reload(&new(&[("MaxPeerCount", "2"), ("PeerAddress", "localhost"), ("PeerIdleTimeout", "1")]));
+    handle.reload(&new(&[
+        ("MaxPeerCount", "2"),
+        ("PeerAddress", "localhost"),
+        ("PeerIdleTimeout", "1"),
+    ]));
     let start = Instant::now();
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     assert!((59 * SECOND..61 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());

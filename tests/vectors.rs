@@ -1,8 +1,12 @@
 //! Every recorded byte of the original programs, in both directions.
 
-use aspia_relay::crypto::{Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey};
+use aspia_relay::crypto::{
+    Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey,
+};
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
-use aspia_relay::wire::frame::{Frame, FrameCodec, FrameError, MAX_FRAME, decode_length, encode_length};
+use aspia_relay::wire::frame::{
+    Frame, FrameCodec, FrameError, MAX_FRAME, decode_length, encode_length,
+};
 use aspia_relay::wire::peer::{self, PeerToRelay, Secret};
 use aspia_relay::wire::router::{
     ClientHello, RelayToRouter, RouterToRelay, ServerHello, SessionChallenge, SessionResponse,
@@ -180,9 +184,8 @@ fn whole_links() {
 
         // The relay's own steps, fed with the recorded Router.
         let messages = list(&run["messages"]);
-        let plaintext = |name: &str| {
-            bytes(&messages.iter().find(|m| m["name"] == name).unwrap()["plaintext"])
-        };
+        let plaintext =
+            |name: &str| bytes(&messages.iter().find(|m| m["name"] == name).unwrap()["plaintext"]);
         let client_hello = round_trip::<ClientHello>(&plaintext("ClientHello"));
         let handshake = Handshake {
             ephemeral: PrivateKey::from_slice(&bytes(&run["relay_ephemeral_private"])).unwrap(),
@@ -218,8 +221,14 @@ fn whole_links() {
 
         // Every message of the link, from both ends.
         let mut ends = [
-            (Sealer::new(cipher, &key, relay_iv).unwrap(), Opener::new(cipher, &key, relay_iv).unwrap()),
-            (Sealer::new(cipher, &key, router_iv).unwrap(), Opener::new(cipher, &key, router_iv).unwrap()),
+            (
+                Sealer::new(cipher, &key, relay_iv).unwrap(),
+                Opener::new(cipher, &key, relay_iv).unwrap(),
+            ),
+            (
+                Sealer::new(cipher, &key, router_iv).unwrap(),
+                Opener::new(cipher, &key, router_iv).unwrap(),
+            ),
         ];
         for record in messages {
             let mut codec = FrameCodec::new();

@@ -194,9 +194,8 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     }
     let peer_port: u16 = peer_port?;
     let host_name = gethostname::gethostname();
-    let display_name = parse::computer_name(
-        display_name?.as_deref().unwrap_or(&host_name.to_string_lossy()),
-    );
+    let display_name =
+        parse::computer_name(display_name?.as_deref().unwrap_or(&host_name.to_string_lossy()));
     report.set_effective("DisplayName", &display_name, "host name");
     report.set_effective("ListenPort", &peer_port.to_string(), "PeerPort");
     Some(Config {

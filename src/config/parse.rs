@@ -32,7 +32,11 @@ impl HostName {
 
     /// The name with a port, an IPv6 address in brackets.
     pub fn with_port(&self, port: u16) -> String {
-        if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
+        if self.0.contains(':') {
+            format!("[{}]:{port}", self.0)
+        } else {
+            format!("{}:{port}", self.0)
+        }
     }
 }
 
@@ -56,7 +60,9 @@ pub fn host(text: &str) -> Result<HostName, String> {
     if let Some((_, port)) = text.rsplit_once(':')
         && port.bytes().all(|b| b.is_ascii_digit())
     {
-        return Err("a host name or address without a port; the port is a setting of its own".into());
+        return Err(
+            "a host name or address without a port; the port is a setting of its own".into()
+        );
     }
     let name = text.strip_suffix('.').unwrap_or(text);
     let label_is_good = |label: &str| {
@@ -71,7 +77,8 @@ pub fn host(text: &str) -> Result<HostName, String> {
     if name.len() <= 253 && name.split('.').all(label_is_good) && !ends_in_number {
         Ok(HostName(text.to_owned()))
     } else {
-        Err("a host name (an international one in its xn-- form), an IPv4 or an IPv6 address".into())
+        Err("a host name (an international one in its xn-- form), an IPv4 or an IPv6 address"
+            .into())
     }
 }
 
@@ -201,14 +208,33 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for good in
-            ["router.example.com", "r", "a.b.", "my_host", "192.0.2.1", "2001:db8::1", "::1", "xn--bcher-kva.de"]
-        {
+        for good in [
+            "router.example.com",
+            "r",
+            "a.b.",
+            "my_host",
+            "192.0.2.1",
+            "2001:db8::1",
+            "::1",
+            "xn--bcher-kva.de",
+        ] {
             assert_eq!(host(good).unwrap().as_str(), good);
         }
         for bad in [
-            "", ".", "a..b", "-a", "a-", "1.2.3", "256.1.1.1", "10.0.0.1:8060", "[::1]", "[::1]:80", "a b",
-            "http://x", "bücher.de", &"a".repeat(64),
+            "",
+            ".",
+            "a..b",
+            "-a",
+            "a-",
+            "1.2.3",
+            "256.1.1.1",
+            "10.0.0.1:8060",
+            "[::1]",
+            "[::1]:80",
+            "a b",
+            "http://x",
+            "bücher.de",
+            &"a".repeat(64),
         ] {
             host(bad).expect_err(bad);
         }

@@ -28,7 +28,8 @@ impl Problem {
             (Some(value), _) => (value.source.clone(), String::new()),
             (None, Some((path, true))) => (format!("file {}", path.display()), String::new()),
             (None, Some((path, false))) => {
-                let note = format!(" ({} does not exist; --create-config writes one)", path.display());
+                let note =
+                    format!(" ({} does not exist; --create-config writes one)", path.display());
                 ("not set".to_owned(), note)
             }
             (None, None) => ("not set".to_owned(), String::new()),

@@ -58,7 +58,9 @@ pub fn find(key: &str) -> Option<&'static Setting> {
 pub fn closest(key: &str) -> Option<&'static str> {
     SETTINGS
         .iter()
-        .map(|setting| (strsim::jaro_winkler(&setting.key.to_lowercase(), &key.to_lowercase()), setting.key))
+        .map(|setting| {
+            (strsim::jaro_winkler(&setting.key.to_lowercase(), &key.to_lowercase()), setting.key)
+        })
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, key)| key)

@@ -305,8 +305,11 @@ mod tests {
 
         fn run(&self) -> Result<Established, HandshakeError> {
             let router = PrivateKey::generate().unwrap();
-            let pinned =
-                if self.wrong_key { PrivateKey::generate().unwrap().public() } else { router.public() };
+            let pinned = if self.wrong_key {
+                PrivateKey::generate().unwrap().public()
+            } else {
+                router.public()
+            };
             let handshake = Handshake { offer_aes: self.offer_aes, ..Handshake::new().unwrap() };
             let (hello, wait) = handshake.start(&pinned).unwrap();
             let hello = ClientHello::decode(hello.as_slice()).unwrap();

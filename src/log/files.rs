@@ -164,9 +164,13 @@ mod tests {
         }
         let young = "aspia_relay-20990101-000000.000.0.log";
         File::create(directory.path().join(young)).unwrap();
-        drop(LogFiles::create(directory.path(), 100, Some(Duration::from_secs(4 * 86_400))).unwrap());
+        drop(
+            LogFiles::create(directory.path(), 100, Some(Duration::from_secs(4 * 86_400))).unwrap(),
+        );
         assert!(names(directory.path()).contains(&ours.to_owned()));
-        drop(LogFiles::create(directory.path(), 100, Some(Duration::from_secs(2 * 86_400))).unwrap());
+        drop(
+            LogFiles::create(directory.path(), 100, Some(Duration::from_secs(2 * 86_400))).unwrap(),
+        );
         let left = names(directory.path());
         assert!(!left.contains(&ours.to_owned()));
         assert!(others.iter().chain([&young]).all(|name| left.contains(&(*name).to_owned())));

@@ -84,15 +84,15 @@ impl LogSettings {
         };
         let stdout = number("ASPIA_LOG_TO_STDOUT", u64::from(!cfg!(windows))) != 0;
         let file = number("ASPIA_LOG_TO_FILE", u64::from(cfg!(windows))) != 0;
-        let file_size = number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE)
-            .clamp(FILE_SIZES.0, FILE_SIZES.1);
-        let days =
-            number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
+        let file_size =
+            number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE).clamp(FILE_SIZES.0, FILE_SIZES.1);
+        let days = number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
         let format = match get("ASPIA_LOG_FORMAT") {
             None | Some("text") => Format::Text,
             Some("json") => Format::Json,
             Some(other) => {
-                warnings.push(format!("ASPIA_LOG_FORMAT is {other:?}, not text or json; text is used"));
+                warnings
+                    .push(format!("ASPIA_LOG_FORMAT is {other:?}, not text or json; text is used"));
                 Format::Text
             }
         };
@@ -133,7 +133,9 @@ impl LogSettings {
     }
 
     /// The outputs as one subscriber, and what writes the rest of the lines when it is dropped.
-    fn subscriber(&self) -> io::Result<(impl Subscriber + Send + Sync + 'static, Vec<WorkerGuard>)> {
+    fn subscriber(
+        &self,
+    ) -> io::Result<(impl Subscriber + Send + Sync + 'static, Vec<WorkerGuard>)> {
         let mut guards = Vec::new();
         // A reader of stdout that stops reading, or a disk that hangs, must not stop the relay: lines that
         // nobody takes in time are dropped.
@@ -160,8 +162,7 @@ impl LogSettings {
                 Some(lines(self.format, writer).with_filter(self.filter.clone()))
             }
         };
-        let subscriber =
-            tracing_subscriber::registry().with(stdout).with(stderr).with(file);
+        let subscriber = tracing_subscriber::registry().with(stdout).with(stderr).with(file);
         Ok((subscriber, guards))
     }
 
@@ -259,7 +260,8 @@ mod tests {
 
     #[test]
     fn rust_log_overrides_the_level() {
-        let set = settings(&[("RUST_LOG", "warn,aspia_relay::router=debug"), ("ASPIA_LOG_LEVEL", "1")]);
+        let set =
+            settings(&[("RUST_LOG", "warn,aspia_relay::router=debug"), ("ASPIA_LOG_LEVEL", "1")]);
         assert_eq!(goes(&set, HERE, Level::DEBUG), (true, false));
         assert_eq!(goes(&set, "aspia_relay::peer", Level::INFO), (false, false));
         let bad = settings(&[("RUST_LOG", "aspia=loud")]);
@@ -271,8 +273,10 @@ mod tests {
     fn sizes_and_ages_are_clamped() {
         let small = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "5"), ("ASPIA_MAX_LOG_FILE_AGE", "0")]);
         assert_eq!((small.file_size, small.file_age), (1024, None));
-        let large =
-            settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "99999999999"), ("ASPIA_MAX_LOG_FILE_AGE", "999")]);
+        let large = settings(&[
+            ("ASPIA_MAX_LOG_FILE_SIZE", "99999999999"),
+            ("ASPIA_MAX_LOG_FILE_AGE", "999"),
+        ]);
         assert_eq!(large.file_size, 10_485_760);
         assert_eq!(large.file_age, Some(Duration::from_secs(366 * 86_400)));
         let odd = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "much"), ("ASPIA_LOG_FORMAT", "xml")]);

@@ -25,7 +25,9 @@ pub enum FirstMessageError {
     #[error("the first message cannot be read: {0}")]
     Malformed(prost::DecodeError),
     /// It is sealed with a cipher that does not exist in this dialect.
-    #[error("the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305")]
+    #[error(
+        "the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305"
+    )]
     UnknownCipher(u32),
     /// The public key is none, or it does not open with it.
     #[error("the first message: {0}")]

@@ -67,7 +67,11 @@ fn bind_with(
         Some(address) => attempt(address),
         None => attempt(Ipv6Addr::UNSPECIFIED.into()).or_else(|(address, error)| {
             // A kernel without IPv6 knows neither the family nor the address.
-            if error.kind() == io::ErrorKind::AddrInUse { Err((address, error)) } else { attempt(ALL_IPV4) }
+            if error.kind() == io::ErrorKind::AddrInUse {
+                Err((address, error))
+            } else {
+                attempt(ALL_IPV4)
+            }
         }),
     };
     result.map_err(|(address, error)| {

@@ -149,7 +149,8 @@ impl Peers {
     }
 
     async fn serve(&self, stream: TcpStream, address: SocketAddr, pending: Pending) {
-        let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await else {
+        let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await
+        else {
             return;
         };
         drop(pending);
@@ -178,10 +179,8 @@ impl Peers {
                 .map_err(|_| PeerError::Silent)??;
         let key = KeyId(message.key_id);
         let refused = |refusal| PeerError::Refused { key, refusal };
-        let one_time_key = self
-            .state
-            .key(key, Instant::now())
-            .ok_or_else(|| refused(Refusal::UnknownKey))?;
+        let one_time_key =
+            self.state.key(key, Instant::now()).ok_or_else(|| refused(Refusal::UnknownKey))?;
         let opened = first_message::open(&message, &one_time_key)?;
         let (way, partner) = oneshot::channel();
         let ready = ReadyPeer {

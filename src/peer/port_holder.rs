@@ -13,7 +13,8 @@ pub(super) fn find(port: u16) -> Option<String> {
         .collect();
     let holds = |process: &procfs::process::Process| {
         process.fd().is_ok_and(|fds| {
-            fds.flatten().any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
+            fds.flatten()
+                .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
         })
     };
     let mut names: Vec<String> = procfs::process::all_processes()

@@ -82,8 +82,7 @@ impl Writer {
 impl Connection {
     /// A connection as it begins: no channel header.
     pub(super) fn new(stream: TcpStream) -> Self {
-        let address =
-            stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
         let (read, write) = stream.into_split();
         Self {
             address,

@@ -61,7 +61,10 @@ impl fmt::Display for LinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolve { host, error } => {
-                write!(f, "RouterAddress {host} does not resolve ({error}); check its spelling and the DNS")
+                write!(
+                    f,
+                    "RouterAddress {host} does not resolve ({error}); check its spelling and the DNS"
+                )
             }
             Self::Connect(attempts) => {
                 f.write_str("cannot connect:")?;

@@ -206,8 +206,7 @@ mod tests {
 
     #[test]
     fn jitter_spreads_the_relays() {
-        let delays: std::collections::HashSet<_> =
-            (0..20).map(|_| Backoff::new().next()).collect();
+        let delays: std::collections::HashSet<_> = (0..20).map(|_| Backoff::new().next()).collect();
         assert!(delays.len() > 10, "{delays:?}");
     }
 

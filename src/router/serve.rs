@@ -165,7 +165,10 @@ impl<W: Send + 'static> Server<W> {
                     info!(session = id.0, "the Router ends a session");
                 }
                 REQUEST_DISCONNECT => {
-                    info!(session = id.0, "the Router wants to end a session that is not there; ignored");
+                    info!(
+                        session = id.0,
+                        "the Router wants to end a session that is not there; ignored"
+                    );
                 }
                 other => warn!(request = other, "the Router asks for something unknown; ignored"),
             }

@@ -67,9 +67,7 @@ impl Order {
     /// # Errors
     /// [`CryptoError::Provider`] when the system has no randomness to give.
     pub fn make(&self) -> Result<Vec<OneTimeKey>, CryptoError> {
-        (0..self.count)
-            .map(|n| OneTimeKey::generate(KeyId(self.first.wrapping_add(n))))
-            .collect()
+        (0..self.count).map(|n| OneTimeKey::generate(KeyId(self.first.wrapping_add(n)))).collect()
     }
 
     /// Number of keys.

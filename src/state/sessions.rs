@@ -257,7 +257,8 @@ mod tests {
             wire::peer::Secret { client_user_name: "й".repeat(200), ..Default::default() };
         let name = Identity::from(&secret).client_user_name;
         assert_eq!(name, "й".repeat(MAX_TEXT / 2));
-        let odd = wire::peer::Secret { client_user_name: format!("a{}", "й".repeat(200)), ..secret };
+        let odd =
+            wire::peer::Secret { client_user_name: format!("a{}", "й".repeat(200)), ..secret };
         assert_eq!(Identity::from(&odd).client_user_name.len(), MAX_TEXT - 1);
     }
 }

@@ -168,9 +168,7 @@ impl<W> SharedState<W> {
         let admission = self.lock().peer_ready(peer, way, now)?;
         self.0.handed_out.notify_one();
         Ok(match admission {
-            Admission::Wait(ticket) => {
-                Admitted::Wait(WaitingPlace { state: self.clone(), ticket })
-            }
+            Admission::Wait(ticket) => Admitted::Wait(WaitingPlace { state: self.clone(), ticket }),
             Admission::Paired { first, session, stop } => Admitted::Paired {
                 first,
                 session: ActiveSession { state: self.clone(), session, stop },

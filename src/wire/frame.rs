@@ -280,10 +280,7 @@ mod tests {
 
     #[test]
     fn a_message_without_room_for_its_header_is_refused() {
-        assert!(matches!(
-            decode(&mut with_header(), &[1, 0]),
-            Err(FrameError::NoChannelHeader(1))
-        ));
+        assert!(matches!(decode(&mut with_header(), &[1, 0]), Err(FrameError::NoChannelHeader(1))));
         let empty = decode(&mut with_header(), &[2, 9, 0]).unwrap();
         assert_eq!(empty, Some(Frame::Message(Bytes::new())));
     }

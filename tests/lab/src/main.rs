@@ -1,1 +1,228 @@
-fn main(){}
+//! `relay-lab`: try a relay without a Router, a Client or a Host of Aspia.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aspia_relay::crypto::PrivateKey;
+use clap::{Parser, Subcommand};
+use relay_lab::load::{Kind, Load};
+use relay_lab::router::{LabRouter, Options, RouterVersion};
+use relay_lab::{control, demo, load, traffic};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+/// The laboratory of aspia-relay.
+#[derive(Debug, Parser)]
+#[command(name = "relay-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Router, relay and two peers on this machine; verified data both ways
+    Demo {
+        /// Mebibytes in each direction
+        #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
+        mib: u64,
+    },
+    /// A Router for any relay; prints what belongs into relay.json
+    Router {
+        /// Where relays connect
+        #[arg(long, default_value = "127.0.0.1:8060")]
+        listen: SocketAddr,
+        /// Where `relay-lab peers` and `relay-lab load` ask for introductions
+        #[arg(long, default_value = "127.0.0.1:8061")]
+        control: SocketAddr,
+        /// File that keeps the private key (made where it is missing); without it, a new key each time
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Which Router to be
+        #[arg(long, value_enum, default_value = "2.7")]
+        version: Version,
+    },
+    /// Two peers, introduced by a `relay-lab router`; verified data both ways
+    Peers {
+        /// The Router's --control
+        #[arg(long, default_value = "127.0.0.1:8061")]
+        control: SocketAddr,
+        /// Mebibytes in each direction
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65536))]
+        mib: u64,
+    },
+    /// Many sessions at once, introduced by a `relay-lab router`; rates and delays
+    Load {
+        /// The Router's --control
+        #[arg(long, default_value = "127.0.0.1:8061")]
+        control: SocketAddr,
+        /// Sessions at once
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=10000))]
+        sessions: u16,
+        /// What each session carries
+        #[arg(long, value_enum, default_value = "desktop")]
+        kind: Kind,
+        /// How long
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86400))]
+        seconds: u64,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Version {
+    #[value(name = "2.7")]
+    V2_7,
+    #[value(name = "2.6")]
+    V2_6,
+    #[value(name = "2.5")]
+    V2_5,
+}
+
+#[tokio::main]
+#[expect(clippy::print_stderr, reason = "what the command says")]
+async fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo { mib } => demo::run(mib).await,
+        Command::Router { listen, control, key, version } => {
+            router(listen, control, key.as_deref(), version).await
+        }
+        Command::Peers { control, mib } => peers(control, mib).await,
+        Command::Load { control, sessions, kind, seconds, json } => {
+            let duration = Duration::from_secs(seconds);
+            run_load(Load { control, sessions: sessions.into(), kind, duration }, json).await
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("relay-lab: FAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the command shows")]
+async fn router(
+    listen: SocketAddr,
+    control: SocketAddr,
+    key: Option<&Path>,
+    version: Version,
+) -> io::Result<()> {
+    let private = match key {
+        None => PrivateKey::generate().map_err(io::Error::other)?,
+        Some(path) => kept_key(path)?,
+    };
+    let version = match version {
+        Version::V2_7 => RouterVersion::V2_7,
+        Version::V2_6 => RouterVersion::V2_6,
+        Version::V2_5 => RouterVersion::V2_5,
+    };
+    let options = Options { listen, version, ..Options::default() };
+    let router = Arc::new(LabRouter::with_key(options, private).await?);
+    let introductions = TcpListener::bind(control).await?;
+    println!("Router on {}; a relay reaches it with", router.address());
+    println!("    \"RouterAddress\": \"{}\",", router.address().ip());
+    println!("    \"RouterPort\": \"{}\",", router.address().port());
+    println!("    \"RouterPublicKey\": \"{}\"", router.public_key());
+    println!("introductions on {}: relay-lab peers --control {0}", introductions.local_addr()?);
+    let watch = async {
+        let (mut linked, mut count) = (false, 0);
+        loop {
+            let view = router.wait_for(|v| v.linked != linked || v.statistics_count != count).await;
+            if view.linked != linked {
+                linked = view.linked;
+                println!("{}", if linked { "a relay is connected" } else { "the relay is gone" });
+            }
+            if view.statistics_count != count {
+                count = view.statistics_count;
+                let sessions = view.statistics.map(|s| s.peer_connection).unwrap_or_default();
+                let bytes: i64 = sessions.iter().map(|s| s.bytes_transferred).sum();
+                println!(
+                    "{} sessions, {bytes} bytes, {} keys on offer",
+                    sessions.len(),
+                    view.pool.len()
+                );
+            }
+        }
+    };
+    tokio::select! {
+        () = control::serve(introductions, router.clone()) => Err(io::Error::other("cannot accept any more")),
+        () = watch => Ok(()),
+        stopped = tokio::signal::ctrl_c() => stopped,
+    }
+}
+
+/// The private key in a file, in hex; a new one where there is no file.
+fn kept_key(path: &Path) -> io::Result<PrivateKey> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let raw = hex::decode(text.trim()).map_err(io::Error::other)?;
+            PrivateKey::from_slice(&raw).map_err(io::Error::other)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let private = PrivateKey::generate().map_err(io::Error::other)?;
+            let raw = private.to_secret().map_err(io::Error::other)?;
+            let mut file = std::fs::OpenOptions::new();
+            file.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
+            let mut file = file.open(path)?;
+            io::Write::write_all(&mut file, hex::encode(raw.expose()).as_bytes())?;
+            Ok(private)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the command shows")]
+async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
+    let introduction = control::introduction(control).await?;
+    println!(
+        "introduced with key {} at {}:{}",
+        introduction.key_id, introduction.host, introduction.port
+    );
+    let (client, host) = introduction.connect_both().await?;
+    let length = mib * 1024 * 1024;
+    let began = std::time::Instant::now();
+    let end = |stream: tokio::net::TcpStream, seed: u64, expected: u64| async move {
+        let (mut read, mut write) = stream.into_split();
+        let sender = tokio::spawn(async move {
+            traffic::send(&mut write, seed, length).await?;
+            write.shutdown().await
+        });
+        let received = traffic::receive(&mut read, None).await?;
+        if received != (length, traffic::hash(expected, length)) {
+            let text =
+                format!("{} of {length} bytes arrived, or not as they were sent", received.0);
+            return Err(io::Error::other(text));
+        }
+        sender.await.map_err(io::Error::other)?
+    };
+    tokio::try_join!(end(client, 1, 2), end(host, 2, 1))?;
+    println!(
+        "{mib} MiB each way in {:.2} s, every byte as it was sent",
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what the command shows")]
+async fn run_load(load: Load, json: bool) -> io::Result<()> {
+    let report = load::run(load).await;
+    if json {
+        println!("{:#}", report.json());
+    } else {
+        print!("{}", report.table());
+    }
+    if report.failed > 0 {
+        return Err(io::Error::other(format!("{} sessions failed", report.failed)));
+    }
+    Ok(())
+}

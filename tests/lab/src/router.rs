@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aspia_relay::crypto::{
-    self, Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer,
-};
+use aspia_relay::crypto::{self, Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer};
 use aspia_relay::wire::frame::{Frame, FrameCodec, FrameError};
 use aspia_relay::wire::peer::Secret;
 use aspia_relay::wire::router::{
@@ -444,8 +442,7 @@ async fn authenticate(
         Cipher::ChaCha20Poly1305
     });
     let other = PrivateKey::generate().map_err(bad)?;
-    let private =
-        if options.behaviour == Behaviour::WrongKey { &other } else { &shared.private };
+    let private = if options.behaviour == Behaviour::WrongKey { &other } else { &shared.private };
     let public = PublicKey::from_slice(&hello.public_key).map_err(bad)?;
     let key = private.agree(&public).map_err(bad)?;
     let iv = Iv::random().map_err(bad)?;
@@ -463,7 +460,8 @@ async fn authenticate(
     link.send_message(hello.encode_to_vec()).await?;
     let mut sealer = Sealer::new(cipher, &key, iv).map_err(bad)?;
     let mut opener = Opener::new(cipher, &key, Iv(relay_iv)).map_err(bad)?;
-    let relays = if options.behaviour == Behaviour::NoRelaySessions { 0 } else { SESSION_TYPE_RELAY };
+    let relays =
+        if options.behaviour == Behaviour::NoRelaySessions { 0 } else { SESSION_TYPE_RELAY };
     let challenge = SessionChallenge {
         version: (!version.in_hello()).then_some(version.0),
         session_types: relays | 4,

@@ -11,10 +11,14 @@
 //! | --- | --- | --- |
 //! | the whole | [`app`] | binds, runs, drains; the only place that knows everyone |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
+//! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
-//! | work | [`forward`], [`link`] | moving bytes; authentication and keep-alive without I/O |
+//! | protocol | [`link`] | authentication and keep-alive, without I/O |
+//! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
-//! | leaves | [`config`], [`log`], [`secret`], [`cli`] | settings, log, secrets, the command line |
+//! | leaves | [`secret`], [`log`], [`cli`] | secrets, the log, the command line |
+//!
+//! `tests/structure.rs` holds the modules to this.
 
 pub mod app;
 pub mod cli;

@@ -1,5 +1,6 @@
 //! The program itself: arguments, exit status, signals, stderr.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

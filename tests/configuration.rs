@@ -1,9 +1,11 @@
 //! Every rule of the configuration, through the same door as a start.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aspia_relay::config::{self, Config, Invalid, Loaded, Sources, settings};
+use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
+use aspia_relay::config::{self, Config, Invalid, Loaded, settings};
 use tempfile::TempDir;
 
 const KEY: &str = include_str!("vectors/router.pub");
@@ -336,7 +338,7 @@ fn a_named_file_must_exist() {
     let default = Sources::new(None, Vec::new());
     assert_eq!(
         (default.path.as_path(), default.path_is_explicit),
-        (Path::new(config::DEFAULT_PATH), false)
+        (Path::new(DEFAULT_PATH), false)
     );
 }
 

@@ -1,4 +1,5 @@
 //! Forwarding: nothing is lost, whatever the order in which things end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 

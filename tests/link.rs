@@ -1,4 +1,5 @@
 //! The link to the Router, against the laboratory's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
@@ -227,12 +228,10 @@ async fn what_breaks_the_protocol_ends_the_link_and_nothing_else() {
             "does not open",
         ),
     ];
-    let mut links = 1;
-    for (bytes, expected) in bytes {
+    for (links, (bytes, expected)) in (2..).zip(bytes) {
         println!("{expected}");
         lab.router.send_bytes(bytes.to_vec()).await;
         log.line(expected).await;
-        links += 1;
         lab.router.wait_for(|view| view.links == links && view.pool.len() == 2).await;
     }
     // The session has seen nothing of it.

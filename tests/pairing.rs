@@ -1,4 +1,5 @@
 //! Peers: first messages, pairing, waiting, expiry.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 

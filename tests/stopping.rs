@@ -1,4 +1,5 @@
 //! Stopping and reloading under load.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! Every recorded byte of the original programs, in both directions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use aspia_relay::crypto::{
     Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey,

@@ -8,6 +8,7 @@ pub mod parse;
 pub mod raw;
 pub mod report;
 pub mod settings;
+pub mod sources;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,7 @@ use crate::crypto::PublicKey;
 use parse::HostName;
 use raw::RawSettings;
 use report::{Problem, Report};
-
-/// Where the configuration is when nobody says otherwise.
-pub const DEFAULT_PATH: &str =
-    if cfg!(windows) { r"C:\ProgramData\aspia\relay.json" } else { "/etc/aspia/relay.json" };
-
-/// The variable that names another file, like `--config`.
-pub const PATH_VARIABLE: &str = "ASPIA_RELAY_CONFIG";
+use sources::Sources;
 
 /// The file that `--create-config` writes: byte for byte what the original writes.
 pub const DEFAULT_FILE: &str = r#"{
@@ -38,44 +33,6 @@ pub const DEFAULT_FILE: &str = r#"{
     "StatisticsEnabled": "false",
     "StatisticsInterval": "5"
 }"#;
-
-/// Where settings come from. Injected, so that no test touches the environment of its process.
-#[derive(Debug, Clone)]
-pub struct Sources {
-    /// The file.
-    pub path: PathBuf,
-    /// Whether somebody named the file: then it must exist.
-    pub path_is_explicit: bool,
-    /// The environment.
-    pub environment: Vec<(String, String)>,
-}
-
-impl Sources {
-    /// The sources of this process: `--config`, else `ASPIA_RELAY_CONFIG`, else the default path.
-    pub fn of_process(argument: Option<PathBuf>) -> Self {
-        let environment: Vec<_> = std::env::vars_os()
-            .filter_map(|(name, value)| {
-                // A value that is not UTF-8 is kept with replacement characters: no setting takes them, so
-                // that it is reported under its name instead of being passed over.
-                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
-            })
-            .collect();
-        Self::new(argument, environment)
-    }
-
-    /// Sources with a given environment.
-    pub fn new(argument: Option<PathBuf>, environment: Vec<(String, String)>) -> Self {
-        let named = argument.or_else(|| {
-            let variable = environment.iter().find(|(name, _)| name == PATH_VARIABLE);
-            variable.map(|(_, value)| value).filter(|value| !value.is_empty()).map(PathBuf::from)
-        });
-        Self {
-            path_is_explicit: named.is_some(),
-            path: named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH)),
-            environment,
-        }
-    }
-}
 
 /// Everything that the relay runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,7 +196,7 @@ impl Getter<'_> {
         let value = self.raw.get(key);
         if value.is_none_or(|value| value.text.trim().is_empty()) {
             self.report.set(key, "", "not set");
-            self.report.problems.push(Problem::missing(key, self.raw));
+            self.report.problems.push(missing(key, self.raw));
             return None;
         }
         self.value(key, parse)
@@ -280,6 +237,33 @@ impl Getter<'_> {
                 None
             }
         }
+    }
+}
+
+/// A required setting that nobody gave.
+fn missing(key: &'static str, raw: &RawSettings) -> Problem {
+    let variable = settings::variable(key);
+    let (source, file) = match (raw.get(key), &raw.file) {
+        (Some(value), _) => (value.source.clone(), String::new()),
+        (None, Some((path, true))) => (format!("file {}", path.display()), String::new()),
+        (None, Some((path, false))) => {
+            let note = format!(" ({} does not exist; --create-config writes one)", path.display());
+            ("not set".to_owned(), note)
+        }
+        (None, None) => ("not set".to_owned(), String::new()),
+    };
+    let what = match key {
+        "RouterAddress" => "the Router's host name or address",
+        "RouterPublicKey" => "the content of the Router's router.pub",
+        _ => "the host name or address that Clients and Hosts dial",
+    };
+    Problem {
+        key: key.into(),
+        value: None,
+        source,
+        expected: format!(
+            "{what}; required, in relay.json or as {variable} or {variable}_FILE{file}"
+        ),
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the text of a setting to its value. An error says what is expected.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
@@ -198,9 +198,6 @@ pub fn computer_name(text: &str) -> String {
         name => name.to_owned(),
     }
 }
-
-/// The address for listening on all interfaces where IPv6 does not exist.
-pub const ALL_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 use super::json::JsonFile;
 use super::report::{Problem, Report};
 use super::settings::{self, SETTINGS};
-use super::{PATH_VARIABLE, Sources};
+use super::sources::{PATH_VARIABLE, Sources};
 
 /// Longest file read as a setting's value, in bytes: more than any key, certificate or token.
 const MAX_VALUE_FILE: u64 = 64 * 1024;

@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::raw::RawSettings;
 use super::settings;
 
 /// One thing that is wrong.
@@ -18,36 +17,6 @@ pub struct Problem {
     pub source: String,
     /// What is expected instead.
     pub expected: String,
-}
-
-impl Problem {
-    /// A required setting that nobody gave.
-    pub(super) fn missing(key: &'static str, raw: &RawSettings) -> Self {
-        let variable = settings::variable(key);
-        let (source, file) = match (raw.get(key), &raw.file) {
-            (Some(value), _) => (value.source.clone(), String::new()),
-            (None, Some((path, true))) => (format!("file {}", path.display()), String::new()),
-            (None, Some((path, false))) => {
-                let note =
-                    format!(" ({} does not exist; --create-config writes one)", path.display());
-                ("not set".to_owned(), note)
-            }
-            (None, None) => ("not set".to_owned(), String::new()),
-        };
-        let what = match key {
-            "RouterAddress" => "the Router's host name or address",
-            "RouterPublicKey" => "the content of the Router's router.pub",
-            _ => "the host name or address that Clients and Hosts dial",
-        };
-        Self {
-            key: key.into(),
-            value: None,
-            source,
-            expected: format!(
-                "{what}; required, in relay.json or as {variable} or {variable}_FILE{file}"
-            ),
-        }
-    }
 }
 
 impl fmt::Display for Problem {

@@ -75,8 +75,8 @@ pub enum HandshakeError {
     Crypto(#[from] CryptoError),
 }
 
-fn malformed(message: &'static str, reason: impl ToString) -> HandshakeError {
-    HandshakeError::Malformed { message, reason: reason.to_string() }
+fn malformed(message: &'static str, reason: impl Into<String>) -> HandshakeError {
+    HandshakeError::Malformed { message, reason: reason.into() }
 }
 
 /// The relay's secrets for one link, made anew for each.
@@ -142,7 +142,8 @@ impl AwaitServerHello {
     /// # Errors
     /// Any [`HandshakeError`] but those about the challenge.
     pub fn server_hello(self, payload: &[u8]) -> Result<AwaitChallenge, HandshakeError> {
-        let hello = ServerHello::decode(payload).map_err(|e| malformed("ServerHello", e))?;
+        let hello =
+            ServerHello::decode(payload).map_err(|e| malformed("ServerHello", e.to_string()))?;
         let cipher = match hello.encryption {
             chosen if chosen & self.offered != chosen => {
                 return Err(HandshakeError::CipherNotOffered(chosen));
@@ -192,11 +193,11 @@ impl AwaitChallenge {
         machine: &MachineInfo,
     ) -> Result<(Vec<u8>, Established), HandshakeError> {
         let opened = self.opener.open(sealed).map_err(|e| match e {
-            CryptoError::TooShort(_) => malformed("SessionChallenge", e),
+            CryptoError::TooShort(_) => malformed("SessionChallenge", e.to_string()),
             _ => HandshakeError::KeyMismatch,
         })?;
         let challenge = SessionChallenge::decode(opened.as_slice())
-            .map_err(|e| malformed("SessionChallenge", e))?;
+            .map_err(|e| malformed("SessionChallenge", e.to_string()))?;
         let version = match (self.version, challenge.version) {
             (Some(version), _) => version,
             (None, None) => return Err(HandshakeError::NoVersion),

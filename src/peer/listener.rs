@@ -2,11 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
-
-use crate::config::parse::ALL_IPV4;
 
 /// Connections that the kernel keeps until they are accepted; it lowers this to its own limit
 /// (`net.core.somaxconn`).
@@ -70,7 +68,7 @@ fn bind_with(
             if error.kind() == io::ErrorKind::AddrInUse {
                 Err((address, error))
             } else {
-                attempt(ALL_IPV4)
+                attempt(Ipv4Addr::UNSPECIFIED.into())
             }
         }),
     };
@@ -150,7 +148,7 @@ mod tests {
     fn a_taken_port_is_refused_whatever_the_interface() {
         let first = bind(None, 0).unwrap();
         let port = first.local_addr().unwrap().port();
-        for interface in [None, Some([127, 0, 0, 1].into()), Some(ALL_IPV4)] {
+        for interface in [None, Some([127, 0, 0, 1].into()), Some(Ipv4Addr::UNSPECIFIED.into())] {
             let error = bind(interface, port).unwrap_err().to_string();
             assert!(error.contains("ListenPort"), "{error}");
             #[cfg(target_os = "linux")]

@@ -5,7 +5,7 @@ mod gone;
 pub mod listener;
 #[cfg(target_os = "linux")]
 mod port_holder;
-mod session;
+pub mod session;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,10 +24,11 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::state::keys::KeyId;
-use crate::state::shared::{ActiveSession, Admitted, SharedState, WaitingPlace};
+use crate::state::shared::{Admitted, SharedState, WaitingPlace};
 use crate::state::{ReadyPeer, Refusal};
 
 use first_message::FirstMessageError;
+use session::{Partner, Way};
 
 /// Time from accepting a connection until its first message is complete.
 pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,16 +40,6 @@ const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
-
-/// How a second peer reaches the task of the first.
-pub type Way = oneshot::Sender<Partner>;
-
-/// What the second peer brings to the first.
-#[derive(Debug)]
-pub struct Partner {
-    stream: TcpStream,
-    session: ActiveSession<Way>,
-}
 
 /// Why a connection did not become part of a session. None of this is answered, and none costs a key anything.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -11,8 +11,19 @@ use tracing::info;
 use crate::config::Config;
 use crate::forward::forward;
 use crate::state::sessions::{End, Session};
+use crate::state::shared::ActiveSession;
 
-use super::Partner;
+/// How a second peer reaches the task of the first.
+pub type Way = oneshot::Sender<Partner>;
+
+/// What the second peer brings to the first.
+#[derive(Debug)]
+pub struct Partner {
+    /// Its connection.
+    pub stream: TcpStream,
+    /// The session that has begun.
+    pub session: ActiveSession<Way>,
+}
 
 /// Forwards between the first peer and its partner until the session ends, for whatever reason.
 pub(super) async fn run(

@@ -145,7 +145,7 @@ async fn link_settings_changed(mut settings: watch::Receiver<Arc<Config>>, curre
     let changed = |new: &Arc<Config>| current.needs_new_link(new);
     if settings.wait_for(changed).await.is_err() {
         // Nobody changes settings any more.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

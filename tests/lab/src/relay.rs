@@ -4,7 +4,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use aspia_relay::app::{App, Failure, Handle, Stopped};
-use aspia_relay::config::{self, Config, Sources};
+use aspia_relay::config::sources::Sources;
+use aspia_relay::config::{self, Config};
 use aspia_relay::crypto::PublicKey;
 use tokio::task::JoinHandle;
 

@@ -282,3 +282,35 @@ async fn one_signal_is_enough_when_nobody_is_here() {
         assert_eq!(relay.status(), Some(0));
     }
 }
+
+/// A descriptor for each of `count` silent connections to `port`.
+fn connections(port: u16, count: usize) -> Vec<std::net::TcpStream> {
+    (0..count).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn when_descriptors_run_out_accepting_pauses_and_resumes() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let port = free_port();
+    write(&path, router.address().port(), port, &router.public_key().to_string(), "");
+    let mut command = Command::new("/bin/sh");
+    command.env_clear().args(["-c", "ulimit -n 40; exec \"$0\" --config \"$1\""]);
+    command.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path).stdin(Stdio::null());
+    let relay = Running::start(&mut command);
+    router.keys(100).await;
+    let silent = connections(port, 60);
+    let line = relay.line("cannot accept connections");
+    assert!(line.contains("too many open files"), "{line}");
+    drop(silent);
+    // It serves on: a pair meets, over the link that was there all the time.
+    let (mut client, mut host) = router.introduce().await.unwrap().connect_both().await.unwrap();
+    relay_lab::traffic::send(&mut client, 1, 1000).await.unwrap();
+    let received = relay_lab::traffic::receive(&mut host, Some(1000)).await.unwrap();
+    assert_eq!(received.1, relay_lab::traffic::hash(1, 1000));
+    assert_eq!(router.view().links, 1);
+    relay.signal("TERM");
+    relay.signal("TERM");
+    assert_eq!(relay.status(), Some(0));
+}

@@ -392,5 +392,4 @@ fn the_table_of_settings_says_what_a_reload_does() {
         };
         assert_eq!(seen, expected, "{}", setting.key);
     }
-    assert!(case(None).needs_new_link(&case(Some(("MaxPeerCount", "19")))));
 }

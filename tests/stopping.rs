@@ -177,12 +177,15 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     let statistics = [("MaxPeerCount", "6"), ("StatisticsEnabled", "true")];
     handle.reload(&new(&statistics));
     assert_eq!(lab.router.wait_for(|view| view.statistics_count > 1).await.links, 1);
-    // Less room: what is on offer can only be withdrawn with the link.
+    // Less room than a moment ago, though more than when the link began, then less than that: what is on offer
+    // can only be withdrawn with the link.
+    handle.reload(&new(&[("MaxPeerCount", "5")]));
+    lab.router.wait_for(|view| view.links == 2 && view.pool.len() == 4).await;
     handle.reload(&new(&[("MaxPeerCount", "2")]));
-    assert_eq!(lab.router.wait_for(|view| view.links == 2 && view.pool.len() == 1).await.links, 2);
+    lab.router.wait_for(|view| view.links == 3 && view.pool.len() == 1).await;
     // What the Router was told changes.
     handle.reload(&new(&[("MaxPeerCount", "2"), ("PeerAddress", "localhost")]));
-    let view = lab.router.wait_for(|view| view.links == 3 && view.pool.len() == 1).await;
+    let view = lab.router.wait_for(|view| view.links == 4 && view.pool.len() == 1).await;
     assert_eq!(view.peer_host, "localhost");
     // What waits for a restart is named and not applied.
     let waiting = handle.reload(&new(&[
@@ -195,7 +198,7 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     assert_eq!(waiting, ["ListenInterface", "WorkerThreads", "PeerPort"]);
     assert_eq!(handle.config().router.peer_port, port);
     sleep(SECOND).await;
-    assert_eq!(lab.router.view().links, 3);
+    assert_eq!(lab.router.view().links, 4);
     // All the time, the session was there.
     host.write_all(b"x").await.unwrap();
     client.read_exact(&mut [0]).await.unwrap();

@@ -331,9 +331,10 @@ impl Config {
         (applied, waiting)
     }
 
-    /// Whether going from `self` to `new` needs a new link: what the Router was told cannot be taken back
-    /// otherwise, keys on offer included.
+    /// Whether going from `self` to `new` needs a new link, since the Router was told something else.
+    /// A lower `MaxPeerCount` needs one where more is on offer than there is room for now, which the state
+    /// knows: `Counts::too_much_on_offer`.
     pub fn needs_new_link(&self, new: &Self) -> bool {
-        self.router != new.router || new.max_sessions < self.max_sessions
+        self.router != new.router
     }
 }

@@ -35,7 +35,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("PeerAddress", None, Reload::NewLink),
     setting("PeerPort", Some("8070"), Reload::NewLink),
     setting("PeerIdleTimeout", Some("5"), Reload::Now),
-    // A lower one needs a new link: `Config::needs_new_link`.
+    // A lower one needs a new link where too much is on offer: `Counts::too_much_on_offer`.
     setting("MaxPeerCount", Some("100"), Reload::Now),
     setting("StatisticsEnabled", Some("false"), Reload::Now),
     setting("StatisticsInterval", Some("5"), Reload::Now),

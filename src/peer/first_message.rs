@@ -2,6 +2,7 @@
 
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use zeroize::Zeroize;
 
 use crate::crypto::{Cipher, CryptoError, Opener, PublicKey, SessionKey};
 use crate::secret::Secret;
@@ -76,8 +77,9 @@ pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMess
     let session_key = key.private.agree(&public)?;
     let mut opener = Opener::new(Cipher::ChaCha20Poly1305, &session_key, key.iv)?;
     let secret = Secret::new(opener.open(&message.data)?);
-    let parsed =
+    let mut parsed =
         peer::Secret::decode(secret.expose().as_slice()).map_err(FirstMessageError::Secret)?;
+    parsed.random_data.zeroize();
     Ok(Opened { session_key, secret, identity: Identity::from(&parsed) })
 }
 

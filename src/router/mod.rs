@@ -62,7 +62,7 @@ impl<W: Send + 'static> RouterTask<W> {
             let failed = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                () = link_settings_changed(self.config.clone(), &config) => {
+                () = self.link_settings_changed(&config) => {
                     info!("settings of the Router link changed: connecting anew");
                     backoff = Backoff::new();
                     continue;
@@ -82,9 +82,20 @@ impl<W: Send + 'static> RouterTask<W> {
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = link_settings_changed(self.config.clone(), &config) => {}
+                () = self.link_settings_changed(&config) => {}
                 () = tokio::time::sleep(delay) => {}
             }
+        }
+    }
+
+    /// Returns when the settings in force ask for another link than `current` does.
+    async fn link_settings_changed(&self, current: &Config) {
+        let changed = |new: &Arc<Config>| {
+            current.needs_new_link(new) || self.state.counts().too_much_on_offer()
+        };
+        if self.config.clone().wait_for(changed).await.is_err() {
+            // Nobody changes settings any more.
+            std::future::pending::<()>().await;
         }
     }
 
@@ -138,15 +149,6 @@ async fn authenticate(
         connection.enable_channel_header();
     }
     Ok(established)
-}
-
-/// Returns when the settings in force ask for another link than `current` does.
-async fn link_settings_changed(mut settings: watch::Receiver<Arc<Config>>, current: &Config) {
-    let changed = |new: &Arc<Config>| current.needs_new_link(new);
-    if settings.wait_for(changed).await.is_err() {
-        // Nobody changes settings any more.
-        std::future::pending::<()>().await;
-    }
 }
 
 /// What the Router is told about this machine, in the words that it knows.

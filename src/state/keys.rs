@@ -107,6 +107,15 @@ pub struct Counts {
     pub capacity: usize,
 }
 
+impl Counts {
+    /// Whether more is on offer than there is room for, as after a lower `MaxPeerCount`. Only a new link takes
+    /// keys back.
+    pub fn too_much_on_offer(&self) -> bool {
+        let on_offer = self.ordered + self.offered;
+        on_offer > 0 && on_offer + self.handed_out + self.active > self.capacity
+    }
+}
+
 #[derive(Debug)]
 struct HandedOut {
     key: Arc<OneTimeKey>,

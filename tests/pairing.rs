@@ -300,3 +300,53 @@ async fn who_the_peers_are_is_logged_only_when_asked_for() {
         assert!(!text.contains(&hex::encode(&introduction.secret)));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whatever_peers_do_the_accounting_comes_out_even() {
+    let lab = lab("40").await;
+    let state = lab.relay.handle().state().clone();
+    let mut tasks = tokio::task::JoinSet::new();
+    // Every mix of peers that come, leave early, come again, never come, or come three at a time.
+    for round in 0..400u64 {
+        let introduction = lab.router.introduce().await.unwrap();
+        tasks.spawn(async move {
+            let pause = |n: u64| sleep(Duration::from_millis(round * 7919 % 97 * n));
+            let first = introduction.connect_with(b"early").await.unwrap();
+            pause(1).await;
+            if round % 3 == 0 {
+                drop(first);
+                pause(round % 2).await;
+                let again = introduction.connect().await.unwrap();
+                pause(2).await;
+                drop((introduction.connect().await.unwrap(), again));
+            } else if round % 3 == 1 {
+                let second = introduction.connect();
+                let third = introduction.connect();
+                let (second, third) = tokio::join!(second, third);
+                // The first may leave in the very moment in which it is paired.
+                drop(first);
+                pause(1).await;
+                drop((second.unwrap(), third.unwrap()));
+            } else {
+                drop(first);
+            }
+        });
+        let counts = state.counts();
+        assert!(
+            counts.ordered + counts.offered + counts.handed_out + counts.active <= 40,
+            "{counts:?}"
+        );
+        if round % 20 == 0 {
+            sleep(SECOND).await;
+        }
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    sleep(40 * SECOND).await;
+    lab.router.keys(40).await;
+    let counts = state.counts();
+    assert_eq!((counts.offered, counts.handed_out, counts.active), (40, 0, 0));
+    assert!(state.is_empty() && state.sessions().is_empty());
+    assert_eq!(lab.router.view().links, 1);
+}

@@ -1,0 +1,160 @@
+//! Bytes that are almost right: nothing panics, nothing opens that should not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use aspia_relay::config::sources::Sources;
+use aspia_relay::config::{self};
+use aspia_relay::crypto::{Iv, PrivateKey};
+use aspia_relay::link::handshake::{Handshake, MachineInfo};
+use aspia_relay::peer::first_message;
+use aspia_relay::state::keys::{KeyId, OneTimeKey};
+use aspia_relay::wire::frame::{Frame, FrameCodec};
+use bytes::BytesMut;
+use proptest::prelude::*;
+use prost::Message;
+use serde_json::Value;
+use tokio_util::codec::Decoder;
+
+fn recorded(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    hex::decode(value.as_str().unwrap()).unwrap()
+}
+
+/// What happens to good bytes on their way.
+#[derive(Debug, Clone)]
+enum Change {
+    Flip { at: usize, bits: u8 },
+    Cut { at: usize },
+    Insert { at: usize, byte: u8 },
+    Remove { at: usize },
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        (any::<usize>(), 1u8..).prop_map(|(at, bits)| Change::Flip { at, bits }),
+        any::<usize>().prop_map(|at| Change::Cut { at }),
+        (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Change::Insert { at, byte }),
+        any::<usize>().prop_map(|at| Change::Remove { at }),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, changes: &[Change]) {
+    for change in changes {
+        let place = |at: usize| at % bytes.len().max(1);
+        match *change {
+            _ if bytes.is_empty() => {}
+            Change::Flip { at, bits } => {
+                let at = place(at);
+                bytes[at] ^= bits;
+            }
+            Change::Cut { at } => bytes.truncate(place(at)),
+            Change::Insert { at, byte } => bytes.insert(place(at), byte),
+            Change::Remove { at } => drop(bytes.remove(place(at))),
+        }
+    }
+}
+
+proptest! {
+    /// A whole recorded link, changed somewhere: the reader comes to an end of it without a panic, and never
+    /// gives more bytes than it was given.
+    #[test]
+    fn frames(run in 0usize..2, header in any::<bool>(), changes in prop::collection::vec(change(), 0..6)) {
+        let recorded = recorded(include_str!("vectors/handshake.json"));
+        let messages = recorded["runs"][run]["messages"].as_array().unwrap();
+        let mut wire: Vec<u8> = messages.iter().flat_map(|m| bytes(&m["raw"])).collect();
+        apply(&mut wire, &changes);
+        let mut codec = FrameCodec::new();
+        if header {
+            codec.enable_channel_header();
+        }
+        let (mut input, mut given) = (BytesMut::from(wire.as_slice()), 0);
+        while let Ok(Some(frame)) = codec.decode_eof(&mut input) {
+            let (Frame::Message(data) | Frame::Ping(data) | Frame::Pong(data)) = frame;
+            given += data.len();
+        }
+        prop_assert!(given <= wire.len());
+    }
+
+    /// The Router's side of a recorded handshake, changed somewhere: the relay is never convinced.
+    #[test]
+    fn handshakes(
+        run in 0usize..2,
+        hello_changes in prop::collection::vec(change(), 0..4),
+        challenge_changes in prop::collection::vec(change(), 0..4),
+    ) {
+        let recorded = recorded(include_str!("vectors/handshake.json"));
+        let run = &recorded["runs"][run];
+        let find = |name: &str| {
+            let messages = run["messages"].as_array().unwrap();
+            messages.iter().find(|m| m["name"] == name).unwrap().clone()
+        };
+        let router = PrivateKey::from_slice(&bytes(&run["router_private"])).unwrap();
+        let handshake = Handshake {
+            ephemeral: PrivateKey::from_slice(&bytes(&run["relay_ephemeral_private"])).unwrap(),
+            iv: Iv(bytes(&run["relay_to_router_iv"]).try_into().unwrap()),
+            offer_aes: true,
+        };
+        let (_, wait) = handshake.start(&router.public()).unwrap();
+        let good_hello = bytes(&find("ServerHello")["plaintext"]);
+        let record = find("SessionChallenge");
+        let good_challenge = bytes(&record["raw"])[bytes(&record["length_prefix"]).len()..].to_vec();
+        let (mut hello, mut challenge) = (good_hello, good_challenge.clone());
+        apply(&mut hello, &hello_changes);
+        apply(&mut challenge, &challenge_changes);
+        let machine = MachineInfo {
+            cpu_cores: 1,
+            os_name: "Linux".into(),
+            computer_name: "x".into(),
+            arch: "x86_64".into(),
+        };
+        if let Ok(wait) = wait.server_hello(&hello) {
+            let convinced = wait.challenge(&challenge, &machine).is_ok();
+            prop_assert!(!convinced || challenge == good_challenge);
+        }
+    }
+
+    /// A recorded first message, changed somewhere, opens only if what is sealed in it is as it was.
+    #[test]
+    fn first_messages(case in 0usize..4, changes in prop::collection::vec(change(), 0..4)) {
+        let recorded = recorded(include_str!("vectors/peer.json"));
+        let case = &recorded["cases"][case];
+        let key = OneTimeKey {
+            id: KeyId(0),
+            private: PrivateKey::from_slice(&bytes(&case["relay_private"])).unwrap(),
+            iv: Iv(bytes(&case["iv"]).try_into().unwrap()),
+        };
+        let mut wire = bytes(&case["raw"]);
+        apply(&mut wire, &changes);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        if let Ok(message) = runtime.block_on(first_message::read(&mut wire.as_slice())) {
+            prop_assert!(message.encoded_len() <= wire.len());
+            if let Ok(opened) = first_message::open(&message, &key) {
+                prop_assert_eq!(opened.secret.expose(), &bytes(&case["secret_plaintext"]));
+            }
+        }
+    }
+
+    /// Any file at all: a configuration or problems, never both, never a panic.
+    #[test]
+    fn configurations(
+        content in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            "\\{(\"(RouterAddress|PeerPort|_x|Zz)\": ?(\"[^\"\\\\]{0,9}\"|-?[0-9]{1,9}|null|true),? ?){0,5}\\}"
+                .prop_map(String::into_bytes),
+        ],
+        variable in "[A-Z_]{0,20}",
+        value in "\\PC{0,40}",
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("relay.json");
+        std::fs::write(&path, content).unwrap();
+        let environment = vec![(format!("ASPIA_RELAY_{variable}"), value)];
+        let result = config::load(&Sources { path, path_is_explicit: true, environment });
+        match result {
+            Ok(loaded) => prop_assert!(loaded.report.problems.is_empty()),
+            Err(invalid) => prop_assert!(!invalid.0.problems.is_empty()),
+        }
+    }
+}

@@ -237,3 +237,24 @@ async fn peers_sockets_have_nodelay_and_keep_alive() {
         assert!(timer.starts_with("02:"), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_reset_of_a_receiver_that_is_full_takes_nothing_from_the_sender() {
+    let (lab, mut client, mut host) = pair(&[]).await;
+    traffic::send(&mut host, 3, 50_000).await.unwrap();
+    let session = lab.relay.handle().state().sessions().remove(0);
+    while session.traffic.bytes() < 2 + 50_000 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // The host reads nothing, until the relay holds bytes that it cannot deliver; then it is reset.
+    let chunk = vec![0; 64 * 1024];
+    while tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await.is_ok() {}
+    SockRef::from(&host).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(host);
+    // What the client still sends must not cost it what it has not read yet.
+    for _ in 0..50 {
+        client.write_all(&chunk).await.unwrap();
+    }
+    let received = traffic::receive(&mut client, None).await.unwrap();
+    assert_eq!(received, (50_000, traffic::hash(3, 50_000)));
+}

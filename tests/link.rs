@@ -241,6 +241,18 @@ async fn what_breaks_the_protocol_ends_the_link_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_link_that_ends_inside_a_frame_has_ended() {
+    let log = CapturedLog::start();
+    let lab = Lab::start(Options::default(), &[("MaxPeerCount", "1")]).await.unwrap();
+    lab.router.keys(1).await;
+    sleep(40 * SECOND).await;
+    lab.router.send_bytes(vec![100, 0, 0, 1, 2]).await;
+    lab.router.drop_link().await;
+    log.line("Router link: closed by the Router").await;
+    lab.router.wait_for(|view| view.links == 2 && view.pool.len() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn messages_that_mean_nothing_are_logged_and_ignored() {
     let log = CapturedLog::start();
     let lab = Lab::start(Options::default(), &[("MaxPeerCount", "2")]).await.unwrap();

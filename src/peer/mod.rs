@@ -239,3 +239,63 @@ impl Drop for Pending {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::SessionKey;
+    use crate::secret::Secret;
+    use crate::state::sessions::Identity;
+
+    /// The relay's end of a connection, and the peer's.
+    async fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, connected) = tokio::join!(listener.accept(), TcpStream::connect(address));
+        (accepted.unwrap().0, connected.unwrap())
+    }
+
+    fn ready(key: KeyId, number: u8) -> ReadyPeer {
+        ReadyPeer {
+            key,
+            session_key: SessionKey::from_bytes([number; 32]),
+            secret: Secret::new(vec![7]),
+            identity: Identity::default(),
+            address: ([127, 0, 0, 1], 1).into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
+        let state: SharedState<Way> = SharedState::new(1, 0);
+        state.link_up();
+        let order = state.order(1, 1).unwrap();
+        let keys = order.make().unwrap();
+        let key = keys[0].id;
+        assert!(state.offer(&order, keys));
+        let (way, partner) = oneshot::channel();
+        let now = Instant::now();
+        let Ok(Admitted::Wait(place)) = state.peer_ready(ready(key, 1), way, now) else {
+            panic!("the first waits");
+        };
+        let (way, _) = oneshot::channel();
+        let Ok(Admitted::Paired { first, session }) = state.peer_ready(ready(key, 2), way, now)
+        else {
+            panic!("the second is paired");
+        };
+        // Paired, but the partner has not been handed over yet; the first goes away, and its time is over, too.
+        let (stream, peer) = connection().await;
+        drop(peer);
+        let (second, _peer) = connection().await;
+        let hand_over = async {
+            tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
+            first.send(Partner { stream: second, session }).unwrap();
+        };
+        let (waited, ()) =
+            tokio::join!(wait(stream, place, partner, now + PAIRING_TIMEOUT), hand_over);
+        assert!(waited.is_ok());
+        assert_eq!(state.counts().active, 1);
+        drop(waited);
+        assert_eq!(state.counts().active, 0);
+    }
+}

@@ -5,7 +5,11 @@ use std::io;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
+
+/// Longest wait for a line.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 static INSTALLED: Once = Once::new();
 
@@ -73,8 +77,13 @@ impl CapturedLog {
     }
 
     /// Waits until the log contains `expected`; gives the line.
+    ///
+    /// # Panics
+    /// When the line does not come within [`PATIENCE`] of the runtime's clock.
     pub async fn line(&self, expected: &str) -> String {
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < PATIENCE, "no line with {expected:?} in\n{}", self.text());
             if let Some(line) = self.text().lines().find(|line| line.contains(expected)) {
                 return line.to_owned();
             }

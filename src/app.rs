@@ -55,6 +55,15 @@ pub enum Stopped {
     AtOnce,
 }
 
+/// What a reload did, by keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reloaded {
+    /// What changed and is in force, or will be with a new link.
+    pub changed: Vec<&'static str>,
+    /// What waits for a restart.
+    pub waiting: Vec<&'static str>,
+}
+
 /// A relay that listens but does not run yet.
 pub struct App {
     listener: TcpListener,
@@ -104,13 +113,14 @@ impl Handle {
         self.config.borrow().clone()
     }
 
-    /// Applies what can be applied of new settings; no session ends by it. Gives the keys that wait for a
-    /// restart.
-    pub fn reload(&self, new: &Config) -> Vec<&'static str> {
-        let (applied, waiting) = self.config().reloaded(new);
+    /// Applies what can be applied of new settings; no session ends by it.
+    pub fn reload(&self, new: &Config) -> Reloaded {
+        let old = self.config();
+        let (applied, waiting) = old.reloaded(new);
+        let changed = old.differences(&applied);
         self.state.set_capacity(applied.max_sessions);
         self.config.send_replace(Arc::new(applied));
-        waiting
+        Reloaded { changed, waiting }
     }
 }
 

@@ -1,9 +1,12 @@
 //! `aspia_relay`: from arguments to an exit status.
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use aspia_relay::app::{App, Handle, Stopped};
+use aspia_relay::app::{App, Handle, Reloaded, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
@@ -19,19 +22,41 @@ const USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const CONFIGURATION: u8 = 78;
 
-#[expect(clippy::print_stderr, reason = "it must be seen whatever the log settings are")]
+/// Longest wait for a reader of stderr that does not read.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, message)) => {
-            eprintln!("aspia_relay: {message}");
+            last_words(format!("aspia_relay: {message}\n"));
             ExitCode::from(status)
         }
     }
 }
 
+/// Says why the program ends, whatever the log settings are. Neither a closed stderr nor one that nobody reads
+/// changes the exit status or keeps the program.
+fn last_words(text: String) {
+    let (done, wait) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    });
+    let _ = wait.recv_timeout(LAST_WORDS);
+}
+
 type Outcome = Result<(), (u8, String)>;
+
+/// Writes the answer of a command.
+fn answer(text: &str) -> Outcome {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| (FAILED, format!("cannot write the answer: {error}")))
+}
 
 fn run(arguments: &Arguments) -> Outcome {
     if let Some((argument, instead)) = arguments.windows_only() {
@@ -47,17 +72,14 @@ fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the answer of a command")]
 fn create_config(path: &Path) -> Outcome {
     config::create_default(path).map_err(|error| (FAILED, error.to_string()))?;
-    println!(
-        "{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it",
+    answer(&format!(
+        "{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it\n",
         path.display()
-    );
-    Ok(())
+    ))
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the answer of a command")]
 fn check_config(sources: &Sources, json: bool) -> Outcome {
     let (report, result) = match config::load(sources) {
         Ok(loaded) => (loaded.report, Ok(())),
@@ -66,23 +88,22 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
             (invalid.0, Err((CONFIGURATION, problems)))
         }
     };
-    if json {
-        println!("{:#}", report.json());
+    let answered = if json {
+        answer(&format!("{:#}\n", report.json()))
     } else {
-        print!("{}", report.table());
+        let answered = answer(&report.table());
         for warning in &report.warnings {
-            eprintln!("aspia_relay: warning: {warning}");
+            let _ = writeln!(io::stderr(), "aspia_relay: warning: {warning}");
         }
-    }
-    result
+        answered
+    };
+    // A wrong configuration is the more important news.
+    result.and(answered)
 }
 
 fn describe(invalid: &config::Invalid) -> String {
-    let mut text = format!("{invalid}:");
-    for problem in &invalid.0.problems {
-        text.push_str(&format!("\n  {problem}"));
-    }
-    text
+    let problems = invalid.0.problems.iter().map(|problem| format!("\n  {problem}"));
+    problems.fold(format!("{invalid}:"), |text, problem| text + &problem)
 }
 
 fn relay(sources: &Sources) -> Outcome {
@@ -111,9 +132,9 @@ fn start(sources: &Sources) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| (FAILED, format!("cannot start the worker threads: {error}")))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let app = App::bind(config, None).map_err(|error| (FAILED, error.to_string()))?;
-        let signals = signals(app.handle(), sources.clone(), report)
+        let signals = signals(app.handle(), sources.clone())
             .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
         let signals = tokio::spawn(signals);
         let stopped = app.run().await.map_err(|error| (FAILED, error.to_string()))?;
@@ -122,7 +143,10 @@ fn start(sources: &Sources) -> Outcome {
             warn!("DrainTimeout was over before all sessions had ended");
         }
         Ok(())
-    })
+    });
+    // A resolver that does not answer, or a file that hangs, keeps a thread of its own; not the program.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// SIGTERM and SIGINT stop, the second at once; SIGHUP reads the configuration again. From the return on, no
@@ -131,21 +155,28 @@ fn start(sources: &Sources) -> Outcome {
 fn signals(
     handle: Handle,
     sources: Sources,
-    mut report: config::report::Report,
-) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     use tokio::signal::unix::{SignalKind, signal};
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => stop(&handle, "SIGTERM"),
-                _ = interrupt.recv() => stop(&handle, "SIGINT"),
-                _ = hangup.recv() => reload(&handle, &sources, &mut report).await,
+        // In its own branch: a file that hangs must not make the relay deaf to the other signals.
+        let reloads = async {
+            while hangup.recv().await.is_some() {
+                reload(&handle, &sources).await;
             }
-        }
+        };
+        let stops = async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => stop(&handle, "SIGTERM"),
+                    _ = interrupt.recv() => stop(&handle, "SIGINT"),
+                }
+            }
+        };
+        tokio::join!(reloads, stops);
     })
 }
 
@@ -154,8 +185,7 @@ fn signals(
 fn signals(
     handle: Handle,
     _sources: Sources,
-    _report: config::report::Report,
-) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     Ok(async move {
         while tokio::signal::ctrl_c().await.is_ok() {
             stop(&handle, "Ctrl-C");
@@ -174,10 +204,10 @@ fn stop(handle: &Handle, signal: &str) {
 }
 
 #[cfg(unix)]
-async fn reload(handle: &Handle, sources: &Sources, report: &mut config::report::Report) {
+async fn reload(handle: &Handle, sources: &Sources) {
     let read = sources.clone();
     let loaded = tokio::task::spawn_blocking(move || config::load(&read)).await;
-    let loaded = match loaded {
+    let Loaded { config, report } = match loaded {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(invalid)) => {
             error!("SIGHUP: nothing is changed, {}", describe(&invalid));
@@ -188,22 +218,19 @@ async fn reload(handle: &Handle, sources: &Sources, report: &mut config::report:
             return;
         }
     };
-    for warning in &loaded.report.warnings {
+    for warning in &report.warnings {
         warn!("{warning}");
     }
-    let waiting = handle.reload(&loaded.config);
-    let value = |report: &config::report::Report, key| {
-        report.settings.iter().find(|line| line.key == key).map(|line| line.value.clone())
-    };
-    let changed: Vec<&str> = settings::SETTINGS
+    let Reloaded { changed, waiting } = handle.reload(&config);
+    let changed: Vec<String> = changed
         .iter()
-        .filter(|setting| setting.reload != Reload::Restart)
-        .map(|setting| setting.key)
-        .filter(|&key| value(report, key) != value(&loaded.report, key) && !waiting.contains(&key))
+        .map(|key| match settings::find(key).map(|setting| setting.reload) {
+            Some(Reload::NewLink) => format!("{key} (with a new link)"),
+            _ => (*key).to_owned(),
+        })
         .collect();
     info!("SIGHUP: the configuration was read; changed: [{}]", changed.join(", "));
     if !waiting.is_empty() {
         warn!("SIGHUP: a restart is needed for: {}", waiting.join(", "));
     }
-    *report = loaded.report;
 }

@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use relay_lab::router::{LabRouter, Options};
@@ -32,9 +33,16 @@ fn write(path: &Path, router_port: u16, peer_port: u16, key: &str, more: &str) {
     std::fs::write(path, content).unwrap();
 }
 
-/// A port that was free a moment ago.
+/// A port that is free, and below those that the system gives to the connections of other tests.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 10_000).unwrap();
+    loop {
+        let port = 15_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 15_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 #[test]
@@ -189,8 +197,16 @@ impl Running {
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
     }
 
+    /// Waits for its end, which comes or the test fails.
     fn status(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -264,7 +280,7 @@ async fn it_says_what_runs_reloads_and_stops_by_signals() {
     {
         assert!(text.contains(expected), "{expected} is not in {text}");
     }
-    assert!(text.contains("SIGINT: stopping at once") || text.contains("Drained"), "{text}");
+    assert!(text.contains("SIGINT: stopping at once") && text.contains("AtOnce"), "{text}");
 }
 
 #[tokio::test]
@@ -311,6 +327,51 @@ async fn when_descriptors_run_out_accepting_pauses_and_resumes() {
     assert_eq!(received.1, relay_lab::traffic::hash(1, 1000));
     assert_eq!(router.view().links, 1);
     relay.signal("TERM");
+    relay.signal("TERM");
+    assert_eq!(relay.status(), Some(0));
+}
+
+#[test]
+fn a_closed_or_full_stdout_or_stderr_changes_no_exit_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 8060, 8070, KEY, "");
+    let wrong = directory.path().join("wrong.json");
+    std::fs::write(&wrong, "{").unwrap();
+    // A pipe that nobody reads any more, and a device that takes nothing.
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let status = |path: &Path, stdout: Stdio, stderr: Stdio, argument: &str| {
+        let mut command = program();
+        command.arg("--config").arg(path).arg(argument).stdout(stdout).stderr(stderr);
+        command.status().unwrap().code()
+    };
+    for stdout in [closed(), std::fs::File::create("/dev/full").unwrap().into()] {
+        assert_eq!(status(&path, stdout, Stdio::null(), "--check-config"), Some(1));
+    }
+    for stderr in [closed(), std::fs::File::create("/dev/full").unwrap().into()] {
+        assert_eq!(status(&wrong, Stdio::null(), stderr, "--check-config"), Some(78));
+    }
+    let mut command = program();
+    command.arg("--config").arg(&wrong).stdout(closed()).stderr(closed());
+    assert_eq!(command.status().unwrap().code(), Some(78));
+}
+
+#[tokio::test]
+async fn a_configuration_that_hangs_at_a_reload_does_not_make_it_deaf() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, router.address().port(), free_port(), &router.public_key().to_string(), "");
+    let relay = Running::start(program().arg("--config").arg(&path));
+    router.keys(100).await;
+    // Nobody ever writes into this pipe: whoever opens it waits for ever.
+    std::fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    relay.signal("HUP");
     relay.signal("TERM");
     assert_eq!(relay.status(), Some(0));
 }

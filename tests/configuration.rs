@@ -199,7 +199,9 @@ fn files_that_are_no_settings_are_refused() {
     }
     let case = Case::new();
     std::fs::create_dir(case.path()).unwrap();
-    assert!(case.problems()[0].contains("a file that can be read"));
+    // What it says is not known, so nothing is said to be missing in it.
+    case.problem(&["a file that can be read"]);
+    Case::new().file("{").problem(&["one JSON object"]);
     let large = Case::new().file(vec![b' '; 1024 * 1024 + 1]).problems();
     assert!(large[0].contains("larger than"), "{large:#?}");
 }
@@ -260,6 +262,11 @@ fn every_key_refuses_what_is_wrong_for_it() {
 fn unknown_and_repeated_keys_and_comments() {
     Case::new().complete(r#""RouterPubKey": "x""#).problem(&["did you mean RouterPublicKey?"]);
     Case::new().complete(r#""Zebra": "x""#).problem(&["begins with _"]);
+    for key in settings::LATER {
+        Case::new().complete(&format!(r#""{key}": "x""#)).problem(&[key, "cannot do it yet"]);
+        let name = settings::variable(key);
+        Case::new().complete("").variable(&name, "x").problem(&[key, &name, "cannot do it yet"]);
+    }
     Case::new().complete(r#""PeerAddress": "q.example""#).problem(&["stands here twice"]);
     Case::new().complete(r#""_comment": {"any": ["thing"]}, "_comment": 2"#).config();
 }
@@ -285,6 +292,15 @@ fn files_of_values_must_be_readable_and_not_empty() {
         .complete("")
         .secret_file("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", " \n")
         .problem(&["not empty"]);
+    // The wrong file may hold anything: it is shown to nobody.
+    let case =
+        Case::new().complete("").secret_file("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", "root:x:0:0");
+    case.problem(&["RouterPublicKey", "64 hex digits"]);
+    let report = format!("{:?}", case.load().unwrap_err().0);
+    assert!(!report.contains("root"), "{report}");
+    // A long value is shown in part.
+    let long = Case::new().complete("").variable("ASPIA_RELAY_ROUTER_ADDRESS", "x".repeat(9000));
+    assert!(long.problems()[0].len() < 400);
 }
 
 #[test]

@@ -29,7 +29,7 @@ async fn carries_bytes(lab: &Lab) {
     assert_eq!(at_client, (1000, traffic::hash(2, 1000)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_router_version_and_cipher() {
     let mut ciphers = vec![Cipher::ChaCha20Poly1305];
     if has_hardware_aes() {

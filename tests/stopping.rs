@@ -171,7 +171,7 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     lab.router.keys(3).await;
 
     // More room: keys for it are added on the same link.
-    assert_eq!(handle.reload(&new(&[("MaxPeerCount", "6")])), [""; 0]);
+    assert_eq!(handle.reload(&new(&[("MaxPeerCount", "6")])).changed, ["MaxPeerCount"]);
     assert_eq!(lab.router.keys(5).await.links, 1);
     // Statistics begin at once.
     let statistics = [("MaxPeerCount", "6"), ("StatisticsEnabled", "true")];
@@ -195,7 +195,8 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
         ("WorkerThreads", "7"),
         ("PeerPort", "1"),
     ]));
-    assert_eq!(waiting, ["ListenInterface", "WorkerThreads", "PeerPort"]);
+    assert_eq!(waiting.waiting, ["ListenInterface", "PeerPort", "ListenPort", "WorkerThreads"]);
+    assert_eq!(waiting.changed, [""; 0]);
     assert_eq!(handle.config().router.peer_port, port);
     sleep(SECOND).await;
     assert_eq!(lab.router.view().links, 4);

@@ -17,8 +17,13 @@ pub(super) struct JsonFile {
 
 impl JsonFile {
     /// Takes the file's content apart and notes what is wrong with it.
-    pub(super) fn parse(path: &std::path::Path, content: &[u8], report: &mut Report) -> Self {
-        let source = path.display().to_string();
+    /// `None` where it is no object at all.
+    pub(super) fn parse(
+        path: &std::path::Path,
+        content: &[u8],
+        report: &mut Report,
+    ) -> Option<Self> {
+        let source = format!("file {}", path.display());
         // Editors on Windows put a byte order mark in front.
         let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
         let mut values = Dict::new();
@@ -33,11 +38,16 @@ impl JsonFile {
         match read_object(content) {
             Err(error) => {
                 problem("", None, format!("one JSON object of settings ({error})"));
+                return None;
             }
             Ok(members) => {
                 for (key, value) in members {
                     // Keys that begin with an underscore are comments.
                     if key.starts_with('_') {
+                        continue;
+                    }
+                    if settings::LATER.contains(&key.as_str()) {
+                        problem(&key, None, settings::NOT_YET.into());
                         continue;
                     }
                     if settings::find(&key).is_none() {
@@ -70,7 +80,7 @@ impl JsonFile {
                 }
             }
         }
-        Self { path: path.to_owned(), values }
+        Some(Self { path: path.to_owned(), values })
     }
 }
 

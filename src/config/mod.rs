@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::crypto::PublicKey;
 
 use parse::HostName;
-use raw::RawSettings;
+use raw::{FileState, RawSettings};
 use report::{Problem, Report};
 use sources::Sources;
 
@@ -149,12 +149,18 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
                 .into(),
         );
     }
-    let peer_port: u16 = peer_port?;
-    let host_name = gethostname::gethostname();
-    let display_name =
-        parse::computer_name(display_name?.as_deref().unwrap_or(&host_name.to_string_lossy()));
-    report.set_effective("DisplayName", &display_name, "host name");
-    report.set_effective("ListenPort", &peer_port.to_string(), "PeerPort");
+    let peer_port: Option<u16> = peer_port;
+    let display_name = display_name.map(|name: Option<String>| {
+        let host_name = gethostname::gethostname();
+        parse::computer_name(name.as_deref().unwrap_or(&host_name.to_string_lossy()))
+    });
+    if let Some(name) = &display_name {
+        report.set_effective("DisplayName", name, "host name");
+    }
+    if let (Some(None), Some(port)) = (listen_port, peer_port) {
+        report.set_effective("ListenPort", &port.to_string(), "PeerPort");
+    }
+    let peer_port = peer_port?;
     Some(Config {
         startup: Startup {
             listen_interface: listen_interface?,
@@ -167,7 +173,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
             public_key: public_key?,
             peer_address: peer_address?,
             peer_port,
-            display_name,
+            display_name: display_name?,
         },
         max_sessions: max_sessions?,
         peer_idle_timeout: Duration::from_secs(60 * idle_minutes?),
@@ -196,7 +202,10 @@ impl Getter<'_> {
         let value = self.raw.get(key);
         if value.is_none_or(|value| value.text.trim().is_empty()) {
             self.report.set(key, "", "not set");
-            self.report.problems.push(missing(key, self.raw));
+            // What a file says that cannot be used is not known: it may well be set there.
+            if value.is_some() || self.raw.file != FileState::Unusable {
+                self.report.problems.push(missing(key, self.raw));
+            }
             return None;
         }
         self.value(key, parse)
@@ -224,13 +233,17 @@ impl Getter<'_> {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let value = self.raw.get(key)?;
-        self.report.set(key, &value.text, &value.source);
         match parse(&value.text) {
-            Ok(parsed) => Some(parsed),
+            Ok(parsed) => {
+                self.report.set(key, &value.text, &value.source);
+                Some(parsed)
+            }
             Err(expected) => {
+                let shown = (!value.confidential).then(|| value.text.clone());
+                self.report.set(key, shown.as_deref().unwrap_or("not shown"), &value.source);
                 self.report.problems.push(Problem {
                     key: key.into(),
-                    value: Some(value.text.clone()),
+                    value: shown,
                     source: value.source.clone(),
                     expected,
                 });
@@ -243,14 +256,14 @@ impl Getter<'_> {
 /// A required setting that nobody gave.
 fn missing(key: &'static str, raw: &RawSettings) -> Problem {
     let variable = settings::variable(key);
-    let (source, file) = match (raw.get(key), &raw.file) {
+    let (source, file) = match (raw.get(key), raw.file) {
         (Some(value), _) => (value.source.clone(), String::new()),
-        (None, Some((path, true))) => (format!("file {}", path.display()), String::new()),
-        (None, Some((path, false))) => {
-            let note = format!(" ({} does not exist; --create-config writes one)", path.display());
+        (None, FileState::Absent) => {
+            let note =
+                format!(" ({} does not exist; --create-config writes one)", raw.path.display());
             ("not set".to_owned(), note)
         }
-        (None, None) => ("not set".to_owned(), String::new()),
+        (None, _) => (format!("file {}", raw.path.display()), String::new()),
     };
     let what = match key {
         "RouterAddress" => "the Router's host name or address",
@@ -295,7 +308,11 @@ pub fn create_default(path: &Path) -> Result<(), CreateError> {
         std::fs::create_dir_all(directory).map_err(failed)?;
     }
     match std::fs::File::create_new(path) {
-        Ok(mut file) => file.write_all(DEFAULT_FILE.as_bytes()).map_err(failed),
+        Ok(mut file) => file.write_all(DEFAULT_FILE.as_bytes()).map_err(|error| {
+            // Half a file would only stand in the way of the next try.
+            let _ = std::fs::remove_file(path);
+            failed(error)
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(CreateError::Exists(path.to_owned()))
         }
@@ -304,30 +321,44 @@ pub fn create_default(path: &Path) -> Result<(), CreateError> {
 }
 
 impl Config {
+    /// The keys whose values in force differ.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let (old, new) = (self, other);
+        [
+            ("RouterAddress", old.router.address != new.router.address),
+            ("RouterPort", old.router.port != new.router.port),
+            ("RouterPublicKey", old.router.public_key != new.router.public_key),
+            ("ListenInterface", old.startup.listen_interface != new.startup.listen_interface),
+            ("PeerAddress", old.router.peer_address != new.router.peer_address),
+            ("PeerPort", old.router.peer_port != new.router.peer_port),
+            ("PeerIdleTimeout", old.peer_idle_timeout != new.peer_idle_timeout),
+            ("MaxPeerCount", old.max_sessions != new.max_sessions),
+            ("StatisticsInterval", old.statistics_interval != new.statistics_interval),
+            ("ListenPort", old.startup.listen_port != new.startup.listen_port),
+            ("DisplayName", old.router.display_name != new.router.display_name),
+            ("DrainTimeout", old.drain_timeout != new.drain_timeout),
+            ("MaxSessionDuration", old.max_session_duration != new.max_session_duration),
+            ("MaxPendingPeers", old.max_pending_peers != new.max_pending_peers),
+            ("WorkerThreads", old.startup.worker_threads != new.startup.worker_threads),
+            ("LogPeerIdentity", old.log_peer_identity != new.log_peer_identity),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+
     /// What of a newly read configuration can be applied to a relay that runs with `self`: everything but
     /// the settings of [`Startup`], and the port that peers dial where it is the one listened on.
     /// Gives the keys that wait for a restart.
     pub fn reloaded(&self, new: &Self) -> (Self, Vec<&'static str>) {
-        let mut applied = new.clone();
-        let mut waiting = Vec::new();
-        let (old, fresh) = (&self.startup, &new.startup);
-        if old.listen_interface != fresh.listen_interface {
-            waiting.push("ListenInterface");
+        let mut applied = Self { startup: self.startup.clone(), ..new.clone() };
+        if new.startup.listen_port != self.startup.listen_port
+            && new.startup.listen_port == new.router.peer_port
+        {
+            // Peers must not be sent to a port where nobody listens yet.
+            applied.router.peer_port = self.router.peer_port;
         }
-        if old.worker_threads != fresh.worker_threads {
-            waiting.push("WorkerThreads");
-        }
-        if old.listen_port != fresh.listen_port {
-            let followed = new.router.peer_port == fresh.listen_port;
-            if followed && new.router.peer_port != self.router.peer_port {
-                // Peers must not be sent to a port where nobody listens yet.
-                applied.router.peer_port = self.router.peer_port;
-                waiting.push("PeerPort");
-            } else {
-                waiting.push("ListenPort");
-            }
-        }
-        applied.startup = old.clone();
+        let waiting = new.differences(&applied);
         (applied, waiting)
     }
 

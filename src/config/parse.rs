@@ -135,9 +135,18 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 /// # Errors
 /// What is expected.
 pub fn duration(text: &str) -> Result<Duration, String> {
+    // More units are known to the parser, `M` for months among them: a typing error for `m`. And it takes a
+    // bare zero.
+    let mut units = text
+        .split(|c: char| !c.is_alphabetic())
+        .filter(|unit| !unit.is_empty())
+        .map(|unit| ["ms", "s", "m", "min", "h", "d", "day", "days"].contains(&unit))
+        .peekable();
+    let has_units = units.peek().is_some() && units.all(|known| known);
     match humantime::parse_duration(text) {
-        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
-        _ => Err("a duration with a unit, such as 30s, 5m or 1h30m, at most 365days".into()),
+        Ok(duration) if has_units && duration <= MAX_DURATION => Ok(duration),
+        _ => Err("a duration with a unit (ms, s, m, h, d), such as 30s, 5m or 1h30m, at most 365d"
+            .into()),
     }
 }
 
@@ -159,7 +168,7 @@ pub fn public_key(text: &str) -> Result<PublicKey, String> {
     Ok(key)
 }
 
-/// The dialects; `None` is to find out.
+/// The dialects; this version speaks one.
 ///
 /// # Errors
 /// What is expected.
@@ -263,7 +272,7 @@ mod tests {
         assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
-        for bad in ["", "5", "-1s", "1y", "9999999999h", "s"] {
+        for bad in ["", "0", "5", "-1s", "1y", "5M", "1month", "9999999999h", "s", "366d"] {
             duration(bad).expect_err(bad);
         }
     }

@@ -23,14 +23,30 @@ pub struct RawValue {
     pub text: String,
     /// Where it came from, in words.
     pub source: String,
+    /// Whether it is the content of a file of its own, which may be the wrong file and is shown to nobody.
+    pub confidential: bool,
+}
+
+/// What became of `relay.json`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FileState {
+    /// It was read, and is what it should be or not.
+    Read,
+    /// There is none, and none is needed.
+    #[default]
+    Absent,
+    /// It cannot be read or taken apart: what is set in it is not known.
+    Unusable,
 }
 
 /// All settings that somebody gave, and the defaults of the others.
 #[derive(Debug, Clone, Default)]
 pub struct RawSettings {
     values: BTreeMap<String, RawValue>,
-    /// The file that was looked for, and whether it was there.
-    pub file: Option<(PathBuf, bool)>,
+    /// The file that was looked for.
+    pub path: PathBuf,
+    /// What became of it.
+    pub file: FileState,
 }
 
 impl RawSettings {
@@ -42,12 +58,22 @@ impl RawSettings {
     /// Merges defaults, file and environment, later wins; notes what cannot be read.
     pub fn collect(sources: &Sources, report: &mut Report) -> Self {
         let mut figment = Figment::from(Defaults);
-        let file = read_file(sources, report);
-        let found = file.is_some();
-        if let Some(content) = file {
-            figment = figment.merge(JsonFile::parse(&sources.path, &content, report));
+        let problems = report.problems.len();
+        let mut file = FileState::Absent;
+        if let Some(content) = read_file(sources, report) {
+            file = FileState::Read;
+            match JsonFile::parse(&sources.path, &content, report) {
+                Some(values) => figment = figment.merge(values),
+                None => file = FileState::Unusable,
+            }
+        } else if report.problems.len() > problems {
+            file = FileState::Unusable;
         }
+        let mut confidential = Vec::new();
         for variable in Variable::all(&sources.environment, report) {
+            if variable.from_file {
+                confidential.push(variable.key);
+            }
             figment = figment.merge(variable);
         }
         let mut values = BTreeMap::new();
@@ -63,10 +89,11 @@ impl RawSettings {
                 None => String::new(),
             };
             if let Some(text) = value.into_string() {
-                values.insert(setting.key.to_owned(), RawValue { text, source });
+                let confidential = confidential.contains(&setting.key);
+                values.insert(setting.key.to_owned(), RawValue { text, source, confidential });
             }
         }
-        Self { values, file: Some((sources.path.clone(), found)) }
+        Self { values, path: sources.path.clone(), file }
     }
 }
 
@@ -84,7 +111,7 @@ fn read_file(sources: &Sources, report: &mut Report) -> Option<Vec<u8>> {
     report.problems.push(Problem {
         key: String::new(),
         value: None,
-        source: sources.path.display().to_string(),
+        source: format!("file {}", sources.path.display()),
         expected,
     });
     None
@@ -123,63 +150,74 @@ struct Variable {
     key: &'static str,
     text: String,
     source: String,
+    from_file: bool,
 }
 
 impl Variable {
     fn all(environment: &[(String, String)], report: &mut Report) -> Vec<Self> {
-        let ours: BTreeMap<&str, &str> = environment
+        let mut ours: BTreeMap<&str, &str> = environment
             .iter()
             .filter(|(name, value)| name.starts_with("ASPIA_RELAY_") && !value.is_empty())
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
+        ours.remove(PATH_VARIABLE);
         let mut variables = Vec::new();
-        let mut known = vec![PATH_VARIABLE.to_owned()];
+        let mut ignored = Vec::new();
         for setting in SETTINGS {
             let plain = settings::variable(setting.key);
             let file = format!("{plain}_FILE");
-            match (ours.get(plain.as_str()), ours.get(file.as_str())) {
-                (Some(_), Some(_)) => report.problems.push(Problem {
-                    key: setting.key.into(),
-                    value: None,
-                    source: format!("{plain} and {file}"),
-                    expected: "one of the two variables, not both".into(),
-                }),
+            let problem = |value: Option<&str>, source: String, expected: String| Problem {
+                key: setting.key.into(),
+                value: value.map(ToOwned::to_owned),
+                source,
+                expected,
+            };
+            match (ours.remove(plain.as_str()), ours.remove(file.as_str())) {
+                (Some(_), Some(_)) => report.problems.push(problem(
+                    None,
+                    format!("{plain} and {file}"),
+                    "one of the two variables, not both".into(),
+                )),
                 // What Kubernetes sets for a Service called `aspia-relay-peer` is not meant for us.
-                (Some(value), None) if is_service_link(setting.key, value) => continue,
+                (Some(value), None) if is_service_link(setting.key, value) => ignored.push(plain),
                 (Some(value), None) => variables.push(Self {
                     key: setting.key,
-                    text: (*value).to_owned(),
+                    text: value.to_owned(),
                     source: format!("environment variable {plain}"),
+                    from_file: false,
                 }),
                 (None, Some(path)) => match read_value_file(path) {
                     Ok(text) => variables.push(Self {
                         key: setting.key,
                         text,
                         source: format!("file {path} named by {file}"),
+                        from_file: true,
                     }),
-                    Err(expected) => report.problems.push(Problem {
-                        key: setting.key.into(),
-                        value: Some((*path).to_owned()),
-                        source: format!("environment variable {file}"),
+                    Err(expected) => report.problems.push(problem(
+                        Some(path),
+                        format!("environment variable {file}"),
                         expected,
-                    }),
+                    )),
                 },
                 (None, None) => {}
             }
-            known.extend([plain, file]);
         }
-        let ignored: Vec<&str> = ours
-            .iter()
-            .filter(|(name, value)| {
-                let setting = SETTINGS.iter().find(|s| settings::variable(s.key) == **name);
-                !known.iter().any(|known| known == *name)
-                    || setting.is_some_and(|s| is_service_link(s.key, value))
-            })
-            .map(|(name, _)| *name)
-            .collect();
+        for &key in settings::LATER {
+            let plain = settings::variable(key);
+            let file = format!("{plain}_FILE");
+            if ours.remove(plain.as_str()).or(ours.remove(file.as_str())).is_some() {
+                report.problems.push(Problem {
+                    key: key.into(),
+                    value: None,
+                    source: format!("environment variable {plain}"),
+                    expected: settings::NOT_YET.into(),
+                });
+            }
+        }
+        ignored.extend(ours.keys().map(|&name| name.to_owned()));
         if !ignored.is_empty() {
             report.warnings.push(format!(
-                "ignored environment variables that are no setting of this version: {}",
+                "ignored environment variables that give no setting: {}",
                 ignored.join(", ")
             ));
         }

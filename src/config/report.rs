@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use super::settings;
 
+/// Longest part of a wrong value that is shown, in characters.
+const MAX_SHOWN: usize = 80;
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -25,7 +28,9 @@ impl fmt::Display for Problem {
             ("", _) => write!(f, "{}: expected {}", self.source, self.expected),
             (key, None) => write!(f, "{key} ({}): expected {}", self.source, self.expected),
             (key, Some(value)) => {
-                write!(f, "{key} = {value:?} ({}): expected {}", self.source, self.expected)
+                let shown: String = value.chars().take(MAX_SHOWN).collect();
+                let more = if shown.len() < value.len() { "…" } else { "" };
+                write!(f, "{key} = {shown:?}{more} ({}): expected {}", self.source, self.expected)
             }
         }
     }
@@ -58,13 +63,13 @@ impl Report {
         self.settings.push(Line { key, value: value.to_owned(), source: source.to_owned() });
     }
 
-    /// Says what holds for a setting that may be left empty and was.
+    /// Says what holds for a setting, where that is not what was written; and because of what, where nothing was.
     pub(super) fn set_effective(&mut self, key: &'static str, value: &str, because: &str) {
-        if let Some(line) = self.settings.iter_mut().find(|line| line.key == key)
-            && line.value.is_empty()
-        {
+        if let Some(line) = self.settings.iter_mut().find(|line| line.key == key) {
+            if line.value.is_empty() {
+                line.source = format!("default ({because})");
+            }
             value.clone_into(&mut line.value);
-            line.source = format!("default ({because})");
         }
     }
 
@@ -77,7 +82,13 @@ impl Report {
         self.sorted()
             .iter()
             .map(|line| {
-                let value = if line.value.is_empty() { "-" } else { &line.value };
+                // Nothing that a file says reaches the terminal as a command to it.
+                let value: String = line
+                    .value
+                    .chars()
+                    .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+                    .collect();
+                let value = if value.is_empty() { "-" } else { &value };
                 format!("{:keys$}  {value:values$}  {}\n", line.key, line.source)
             })
             .collect()

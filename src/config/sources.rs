@@ -30,7 +30,9 @@ impl Sources {
                 Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
             })
             .collect();
-        Self::new(argument, environment)
+        // As the system has it: a path need not be UTF-8.
+        let variable = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty());
+        Self::new(argument.or(variable.map(PathBuf::from)), environment)
     }
 
     /// Sources with a given environment.

@@ -30,7 +30,6 @@ pub(super) struct LogFiles {
 impl LogFiles {
     /// Creates the directory where it is missing, and the first file.
     pub(super) fn create(directory: &Path, size: u64, age: Option<Duration>) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
         let (file, number) = begin(directory, 0, age)?;
         Ok(Self { directory: directory.to_owned(), size, age, file, written: 0, number })
     }
@@ -54,6 +53,8 @@ impl Write for LogFiles {
 }
 
 fn begin(directory: &Path, number: u64, age: Option<Duration>) -> io::Result<(File, u64)> {
+    // Again each time: what tidies temporary directories may have removed it.
+    fs::create_dir_all(directory)?;
     if let Some(age) = age {
         remove_older(directory, age);
     }
@@ -135,6 +136,17 @@ mod tests {
             let length = fs::metadata(directory.path().join(name)).unwrap().len();
             assert_eq!(length, if number == 2 { 40 } else { 80 });
         }
+    }
+
+    #[test]
+    fn a_directory_that_was_tidied_away_comes_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("aspia");
+        let mut files = LogFiles::create(&inside, 10, None).unwrap();
+        files.write_all(b"0123456789").unwrap();
+        fs::remove_dir_all(&inside).unwrap();
+        files.write_all(b"0123456789").unwrap();
+        assert_eq!(names(&inside).len(), 1);
     }
 
     #[test]

@@ -68,10 +68,12 @@ impl LogSettings {
             let found = environment.iter().find(|(n, _)| n == name);
             found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
         };
-        let mut number = |name: &str, default: u64| match get(name).map(str::parse::<i64>) {
+        // 0 is off, anything else is on.
+        let flag = |name: &str, default: bool| get(name).map_or(default, |value| value != "0");
+        let mut number = |name: &str, default: u64| match get(name).map(str::parse::<i128>) {
             None => default,
             // What is out of range is clamped, as in the original.
-            Some(Ok(number)) => u64::try_from(number).unwrap_or(0),
+            Some(Ok(number)) => u64::try_from(number.max(0)).unwrap_or(u64::MAX),
             Some(Err(_)) => {
                 warnings.push(format!("{name} is not a number; {default} is used"));
                 default
@@ -82,8 +84,8 @@ impl LogSettings {
             1 => Targets::new().with_default(LevelFilter::ERROR),
             _ => Targets::new().with_target(FATAL, LevelFilter::ERROR),
         };
-        let stdout = number("ASPIA_LOG_TO_STDOUT", u64::from(!cfg!(windows))) != 0;
-        let file = number("ASPIA_LOG_TO_FILE", u64::from(cfg!(windows))) != 0;
+        let stdout = flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
+        let file = flag("ASPIA_LOG_TO_FILE", cfg!(windows));
         let file_size =
             number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE).clamp(FILE_SIZES.0, FILE_SIZES.1);
         let days = number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
@@ -124,7 +126,9 @@ impl LogSettings {
     }
 
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
-        self.stdout && self.filter.would_enable(event.target(), event.level())
+        // On a terminal stdout and stderr are one: what ends the program is said once, for people.
+        let on_stderr = event.target() == FATAL && self.format == Format::Text;
+        self.stdout && !on_stderr && self.filter.would_enable(event.target(), event.level())
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
@@ -235,7 +239,9 @@ mod tests {
         assert_eq!(goes(&quiet, HERE, Level::WARN), (false, true));
         assert_eq!(goes(&quiet, HERE, Level::ERROR), (false, true));
         assert_eq!(goes(&quiet, START, Level::INFO), (false, true));
-        assert_eq!(goes(&quiet, FATAL, Level::ERROR), (true, false));
+        assert_eq!(goes(&quiet, FATAL, Level::ERROR), (false, false));
+        let json = settings(&[("ASPIA_LOG_FORMAT", "json")]);
+        assert_eq!(goes(&json, FATAL, Level::ERROR), (true, false));
     }
 
     #[test]
@@ -259,6 +265,14 @@ mod tests {
     }
 
     #[test]
+    fn anything_but_0_is_on() {
+        for (value, on) in [("0", false), ("1", true), ("-1", true), ("true", true), ("00", true)] {
+            let set = settings(&[("ASPIA_LOG_TO_STDOUT", value), ("ASPIA_LOG_TO_FILE", value)]);
+            assert_eq!((set.stdout, set.file), (on, on), "{value}");
+        }
+    }
+
+    #[test]
     fn rust_log_overrides_the_level() {
         let set =
             settings(&[("RUST_LOG", "warn,aspia_relay::router=debug"), ("ASPIA_LOG_LEVEL", "1")]);
@@ -274,7 +288,7 @@ mod tests {
         let small = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "5"), ("ASPIA_MAX_LOG_FILE_AGE", "0")]);
         assert_eq!((small.file_size, small.file_age), (1024, None));
         let large = settings(&[
-            ("ASPIA_MAX_LOG_FILE_SIZE", "99999999999"),
+            ("ASPIA_MAX_LOG_FILE_SIZE", "99999999999999999999"),
             ("ASPIA_MAX_LOG_FILE_AGE", "999"),
         ]);
         assert_eq!(large.file_size, 10_485_760);

@@ -57,6 +57,7 @@ impl<W: Send + 'static> RouterTask<W> {
     /// Keeps the link until `stop` is cancelled, then closes it, which withdraws the keys on offer.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
+        let mut failures = 0;
         loop {
             let config = self.config.borrow_and_update().clone();
             let failed = tokio::select! {
@@ -67,11 +68,12 @@ impl<W: Send + 'static> RouterTask<W> {
                     backoff = Backoff::new();
                     continue;
                 }
-                failed = self.attempt(&config) => failed,
+                failed = self.attempt(&config, &mut failures) => failed,
             };
             if failed.lived.is_some_and(|lived| lived >= GOOD_LINK) {
                 backoff = Backoff::new();
             }
+            failures += 1;
             let delay = backoff.next();
             let router = config.router.address.with_port(config.router.port);
             let retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -100,7 +102,7 @@ impl<W: Send + 'static> RouterTask<W> {
     }
 
     /// One link from dialling to its end.
-    async fn attempt(&self, config: &Config) -> Failed {
+    async fn attempt(&self, config: &Config, failures: &mut u64) -> Failed {
         let failed = |error| Failed { error, lived: None };
         let mut connection = match dial::dial(&config.router.address, config.router.port).await {
             Ok(stream) => Connection::new(stream),
@@ -114,12 +116,15 @@ impl<W: Send + 'static> RouterTask<W> {
             Err(_) => return failed(LinkError::AuthenticationTimeout),
         };
         let since = Instant::now();
-        info!(
-            router = %connection.address(),
-            version = %established.router_version,
-            cipher = %established.cipher,
-            "connected to the Router"
-        );
+        let (router, version) = (connection.address(), established.router_version);
+        let cipher = established.cipher;
+        if *failures == 0 {
+            info!(%router, %version, %cipher, "connected to the Router");
+        } else {
+            // Whoever was told of the failures is told of their end: warnings are shown where this would not be.
+            warn!(%router, %version, %cipher, failures, "connected to the Router again");
+        }
+        *failures = 0;
         let server = serve::Server {
             state: self.state.clone(),
             config: self.config.clone(),

@@ -154,7 +154,11 @@ impl<W: Send + 'static> Server<W> {
                 Used::HandedOut => debug!(key = used.key_id, "key handed out"),
                 Used::Already => debug!(key = used.key_id, "key was handed out before"),
                 Used::Unknown => {
-                    info!(key = used.key_id, "the Router used a key that is not on offer; ignored");
+                    // Two peers that were faster than this message have used it up; or it is nonsense.
+                    debug!(
+                        key = used.key_id,
+                        "the Router used a key that is not on offer; ignored"
+                    );
                 }
             }
         }

@@ -4,14 +4,18 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aspia_relay::crypto::{Iv, PublicKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 use crate::peer::Introduction;
 use crate::router::LabRouter;
 
+/// Longest wait for an introduction.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer read, in bytes.
 const MAX_ANSWER: u64 = 16 * 1024;
 
@@ -20,7 +24,13 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
     while let Ok((mut stream, _)) = listener.accept().await {
         let router = router.clone();
         tokio::spawn(async move {
-            if let Ok(introduction) = router.introduce().await {
+            // Whoever asks says nothing more; reading ends when they have gone, and then no key is wasted.
+            let mut nothing = [0];
+            let introduced = tokio::select! {
+                introduced = router.introduce() => introduced,
+                _ = stream.read(&mut nothing) => return,
+            };
+            if let Ok(introduction) = introduced {
                 let answer = serde_json::json!({
                     "host": introduction.host,
                     "port": introduction.port,
@@ -41,9 +51,26 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
 /// # Errors
 /// When nobody answers, or not with an introduction.
 pub async fn introduction(control: SocketAddr) -> io::Result<Introduction> {
-    let stream = TcpStream::connect(control).await?;
-    let mut answer = String::new();
-    stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
+    let asked = async {
+        let stream = TcpStream::connect(control).await?;
+        let mut answer = String::new();
+        stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
+        io::Result::Ok(answer)
+    };
+    let answer = match timeout(PATIENCE, asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            return Err(io::Error::other(format!(
+                "no introduction from {control} ({error}); does `relay-lab router` run there, with this --control?"
+            )));
+        }
+        Err(_) => {
+            return Err(io::Error::other(format!(
+                "the Router at {control} has no key to give for {} s; is a relay connected to it, and has it room?",
+                PATIENCE.as_secs()
+            )));
+        }
+    };
     let answer: serde_json::Value = serde_json::from_str(&answer).map_err(io::Error::other)?;
     let missing = |name: &str| io::Error::other(format!("the answer has no good {name:?}"));
     let bytes = |name: &str| {

@@ -41,9 +41,8 @@ impl Screen {
         self.line(&format!("  ok  {text}"));
     }
 
-    #[expect(clippy::print_stdout, reason = "what the command shows")]
     fn line(&self, text: &str) {
-        self.all.suspend(|| println!("{text}"));
+        self.all.suspend(|| crate::say(text));
     }
 
     fn bar(&self, name: &'static str, length: u64) -> ProgressBar {
@@ -140,9 +139,7 @@ pub async fn run(mebibytes: u64) -> io::Result<()> {
         stalled = watch => return Err(stalled),
     };
     let seconds = began.elapsed().as_secs_f64();
-    screen.done(&format!(
-        "{mebibytes} MiB each way in {seconds:.2} s, every byte as it was sent (SHA-256)"
-    ));
+    screen.done(&format!("{mebibytes} MiB each way in {seconds:.2} s, every byte as it was sent"));
 
     let expected = i64::try_from(2 * length).unwrap_or(i64::MAX);
     let counted = |view: &crate::router::View| {
@@ -191,16 +188,12 @@ async fn end(
         write.flush().await?;
         io::Result::Ok(write)
     });
-    let received = traffic::receive_with(&mut read, Some(length), |count| {
+    traffic::verify(&mut read, expected, length, |count| {
         bar.inc(count as u64);
         moved.fetch_add(count as u64, Ordering::Relaxed);
     })
     .await?;
     bar.finish_and_clear();
-    if received != (length, traffic::hash(expected, length)) {
-        let text = format!("{} of {length} bytes arrived, or not as they were sent", received.0);
-        return Err(io::Error::other(text));
-    }
     let write = sender.await.map_err(io::Error::other)??;
     read.reunite(write).map_err(io::Error::other)
 }

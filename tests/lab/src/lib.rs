@@ -31,3 +31,8 @@ pub fn skip(test: &str, why: &str) {
     // Written past the test harness, which would swallow it.
     let _ = writeln!(std::io::stderr(), "\n*** LEFT OUT: {test}: {why}\n");
 }
+
+/// Prints a line. Whoever reads stdout may have gone; the command goes on.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::control;
 
@@ -58,8 +58,6 @@ const HEADER: usize = 12;
 const FRAME: usize = 8 * 1024;
 const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
-/// Longest wait for the rest once the load is over.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// The value below which `part` of the sorted values lie.
 pub fn percentile(sorted: &[u64], part: f64) -> Option<u64> {
@@ -152,9 +150,13 @@ pub async fn run(load: Load) -> Report {
     let began = Instant::now();
     let mut report = Report::default();
     // All sessions first, so that the load is even from the beginning.
-    let mut pairs = Vec::new();
+    let mut connecting = JoinSet::new();
     for _ in 0..load.sessions {
-        match connect(load.control).await {
+        connecting.spawn(connect(load.control));
+    }
+    let mut pairs = Vec::new();
+    while let Some(pair) = connecting.join_next().await {
+        match pair.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(pair) => pairs.push(pair),
             Err(error) => report.add(Err(error)),
         }
@@ -175,8 +177,7 @@ pub async fn run(load: Load) -> Report {
 }
 
 async fn connect(control: SocketAddr) -> io::Result<(TcpStream, TcpStream)> {
-    let introduced = timeout(GRACE, control::introduction(control)).await;
-    introduced.map_err(|_| io::Error::other("the Router has no key to give"))??.connect_both().await
+    control::introduction(control).await?.connect_both().await
 }
 
 async fn session(

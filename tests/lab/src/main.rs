@@ -1,6 +1,6 @@
 //! `relay-lab`: try a relay without a Router, a Client or a Host of Aspia.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use aspia_relay::crypto::PrivateKey;
 use clap::{Parser, Subcommand};
 use relay_lab::load::{Kind, Load};
 use relay_lab::router::{LabRouter, Options, RouterVersion};
-use relay_lab::{control, demo, load, traffic};
+use relay_lab::{control, demo, load, say, traffic};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
@@ -86,7 +86,6 @@ enum Version {
 }
 
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "what the command says")]
 async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { mib } => demo::run(mib).await,
@@ -102,13 +101,12 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("relay-lab: FAILED: {error}");
+            let _ = writeln!(io::stderr(), "relay-lab: FAILED: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what the command shows")]
 async fn router(
     listen: SocketAddr,
     control: SocketAddr,
@@ -125,20 +123,29 @@ async fn router(
         Version::V2_5 => RouterVersion::V2_5,
     };
     let options = Options { listen, version, ..Options::default() };
-    let router = Arc::new(LabRouter::with_key(options, private).await?);
-    let introductions = TcpListener::bind(control).await?;
-    println!("Router on {}; a relay reaches it with", router.address());
-    println!("    \"RouterAddress\": \"{}\",", router.address().ip());
-    println!("    \"RouterPort\": \"{}\",", router.address().port());
-    println!("    \"RouterPublicKey\": \"{}\"", router.public_key());
-    println!("introductions on {}: relay-lab peers --control {0}", introductions.local_addr()?);
+    let cannot = |what: &str, address: SocketAddr, error: io::Error| {
+        io::Error::other(format!("cannot listen on {address} ({error}); choose another {what}"))
+    };
+    let router = LabRouter::with_key(options, private).await;
+    let router = Arc::new(router.map_err(|error| cannot("--listen", listen, error))?);
+    let introductions =
+        TcpListener::bind(control).await.map_err(|error| cannot("--control", control, error))?;
+    say(&format!("Router on {}; a relay reaches it with", router.address()));
+    say(&format!("    \"RouterAddress\": \"{}\",", router.address().ip()));
+    say(&format!("    \"RouterPort\": \"{}\",", router.address().port()));
+    say(&format!("    \"RouterPublicKey\": \"{}\"", router.public_key()));
+    say(&format!(
+        "introductions on {}: relay-lab peers --control {0}",
+        introductions.local_addr()?
+    ));
     let watch = async {
         let (mut linked, mut count) = (false, 0);
-        loop {
-            let view = router.wait_for(|v| v.linked != linked || v.statistics_count != count).await;
+        let mut changes = router.changes();
+        while changes.changed().await.is_ok() {
+            let view = router.view();
             if view.linked != linked {
                 linked = view.linked;
-                println!("{}", if linked { "a relay is connected" } else { "the relay is gone" });
+                say(if linked { "a relay is connected" } else { "the relay is gone" });
             }
             if view.statistics_count != count {
                 count = view.statistics_count;
@@ -163,8 +170,9 @@ async fn router(
 fn kept_key(path: &Path) -> io::Result<PrivateKey> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            let raw = hex::decode(text.trim()).map_err(io::Error::other)?;
-            PrivateKey::from_slice(&raw).map_err(io::Error::other)
+            let bad = || io::Error::other(format!("{} is no key of relay-lab", path.display()));
+            let raw = hex::decode(text.trim()).map_err(|_| bad())?;
+            PrivateKey::from_slice(&raw).map_err(|_| bad())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let private = PrivateKey::generate().map_err(io::Error::other)?;
@@ -174,14 +182,13 @@ fn kept_key(path: &Path) -> io::Result<PrivateKey> {
             #[cfg(unix)]
             std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
             let mut file = file.open(path)?;
-            io::Write::write_all(&mut file, hex::encode(raw.expose()).as_bytes())?;
+            file.write_all(hex::encode(raw.expose()).as_bytes())?;
             Ok(private)
         }
         Err(error) => Err(error),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what the command shows")]
 async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
     let introduction = control::introduction(control).await?;
     println!(
@@ -197,12 +204,7 @@ async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
             traffic::send(&mut write, seed, length).await?;
             write.shutdown().await
         });
-        let received = traffic::receive(&mut read, None).await?;
-        if received != (length, traffic::hash(expected, length)) {
-            let text =
-                format!("{} of {length} bytes arrived, or not as they were sent", received.0);
-            return Err(io::Error::other(text));
-        }
+        traffic::verify(&mut read, expected, length, |_| {}).await?;
         sender.await.map_err(io::Error::other)?
     };
     tokio::try_join!(end(client, 1, 2), end(host, 2, 1))?;
@@ -213,13 +215,12 @@ async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "what the command shows")]
 async fn run_load(load: Load, json: bool) -> io::Result<()> {
     let report = load::run(load).await;
     if json {
-        println!("{:#}", report.json());
+        say(&format!("{:#}", report.json()));
     } else {
-        print!("{}", report.table());
+        say(report.table().trim_end());
     }
     if report.failed > 0 {
         return Err(io::Error::other(format!("{} sessions failed", report.failed)));

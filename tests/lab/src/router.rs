@@ -18,7 +18,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -206,13 +206,24 @@ impl LabRouter {
         self.shared.view.borrow().clone()
     }
 
+    /// Hears of everything that it sees.
+    pub fn changes(&self) -> watch::Receiver<View> {
+        self.shared.view.subscribe()
+    }
+
     /// Waits until it has seen something.
+    ///
+    /// # Panics
+    /// When that does not come within [`crate::log::PATIENCE`] of the runtime's clock.
     pub async fn wait_for(&self, condition: impl FnMut(&View) -> bool) -> View {
-        let mut view = self.shared.view.subscribe();
-        match view.wait_for(condition).await {
-            Ok(view) => view.clone(),
-            Err(_) => self.view(),
-        }
+        let mut view = self.changes();
+        let seen = match timeout(crate::log::PATIENCE, view.wait_for(condition)).await {
+            Ok(Ok(seen)) => Some(seen.clone()),
+            Ok(Err(_)) => Some(self.view()),
+            Err(_) => None,
+        };
+        assert!(seen.is_some(), "the Router waits in vain");
+        seen.unwrap_or_default()
     }
 
     /// Waits until `count` keys are on offer.
@@ -235,14 +246,15 @@ impl LabRouter {
     /// # Errors
     /// When there is no randomness.
     pub async fn introduce_silently(&self) -> io::Result<Introduction> {
+        let mut changes = self.changes();
         loop {
-            self.wait_for(|view| !view.pool.is_empty()).await;
             let mut taken = None;
             self.shared.view.send_if_modified(|view| {
                 taken = view.pool.pop().map(|key| (key, view.peer_host.clone(), view.peer_port));
                 taken.is_some()
             });
             let Some((key, host, port)) = taken else {
+                changes.changed().await.map_err(io::Error::other)?;
                 continue;
             };
             let mut random_data = vec![0; 16];

@@ -87,18 +87,6 @@ pub async fn receive(
     from: &mut (impl AsyncRead + Unpin),
     length: Option<u64>,
 ) -> io::Result<(u64, Hash)> {
-    receive_with(from, length, |_| {}).await
-}
-
-/// Like [`receive`], and tells `progress` of every piece.
-///
-/// # Errors
-/// What the socket says.
-pub async fn receive_with(
-    from: &mut (impl AsyncRead + Unpin),
-    length: Option<u64>,
-    mut progress: impl FnMut(usize),
-) -> io::Result<(u64, Hash)> {
     let (mut context, mut total) = (Context::new(&SHA256), 0);
     let mut buffer = vec![0; CHUNK];
     while length.is_none_or(|length| total < length) {
@@ -110,9 +98,47 @@ pub async fn receive_with(
         }
         context.update(&buffer[..read]);
         total += read as u64;
-        progress(read);
     }
     Ok((total, finish(context)))
+}
+
+/// Reads the first `length` bytes of the stream of `seed`, checks them as they come and tells `progress` of every
+/// piece. Gives their hash.
+///
+/// # Errors
+/// What the socket says; or which byte was missing or other than it was sent.
+pub async fn verify(
+    from: &mut (impl AsyncRead + Unpin),
+    seed: u64,
+    length: u64,
+    mut progress: impl FnMut(usize),
+) -> io::Result<Hash> {
+    let (mut stream, mut context) = (Stream::new(seed), Context::new(&SHA256));
+    let (mut expected, mut buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut total, mut place) = (0, CHUNK);
+    while total < length {
+        if place == CHUNK {
+            stream.fill(&mut expected);
+            place = 0;
+        }
+        let left = usize::try_from(length - total).unwrap_or(CHUNK);
+        let wanted = left.min(CHUNK - place);
+        let read = from.read(&mut buffer[..wanted]).await?;
+        if read == 0 {
+            let text = format!("the connection ended after {total} of {length} bytes");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let expected = &expected[place..place + read];
+        if let Some(at) = (0..read).find(|&at| buffer[at] != expected[at]) {
+            let text = format!("byte {} is not as it was sent", total + at as u64);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        context.update(&buffer[..read]);
+        total += read as u64;
+        place += read;
+        progress(read);
+    }
+    Ok(finish(context))
 }
 
 #[cfg(test)]
@@ -138,5 +164,20 @@ mod tests {
         let (sent, received) = tokio::join!(send(&mut a, 9, length), receive(&mut b, Some(length)));
         sent.unwrap();
         assert_eq!(received.unwrap(), (length, hash(9, length)));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_as_it_was_sent_is_noticed() {
+        let good = Stream::bytes(4, 100_000);
+        assert_eq!(
+            verify(&mut good.as_slice(), 4, 100_000, |_| {}).await.unwrap(),
+            hash(4, 100_000)
+        );
+        let mut changed = good.clone();
+        changed[70_001] ^= 1;
+        let error = verify(&mut changed.as_slice(), 4, 100_000, |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains("byte 70001"), "{error}");
+        let error = verify(&mut &good[..99_999], 4, 100_000, |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains("after 99999 of 100000"), "{error}");
     }
 }

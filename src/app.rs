@@ -202,6 +202,9 @@ impl App {
             stopped = stopped => stopped,
         };
         everyone.cancel();
+        if stopped == Stopped::AtOnce {
+            router.abort();
+        }
         // A task that was waited for already must not be waited for again.
         for task in [router, peers, expiry] {
             if !task.is_finished() {

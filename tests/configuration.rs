@@ -409,3 +409,24 @@ fn the_table_of_settings_says_what_a_reload_does() {
         assert_eq!(seen, expected, "{}", setting.key);
     }
 }
+
+#[test]
+fn the_readme_names_every_setting_with_its_variable_and_default() {
+    let readme = include_str!("../README.md");
+    for setting in settings::SETTINGS {
+        let row = format!("| `{}` | `{}` | ", setting.key, settings::variable(setting.key));
+        let Some((_, rest)) = readme.split_once(&row) else {
+            panic!("no row {row}");
+        };
+        if let Some(default) = setting.default {
+            assert!(rest.starts_with(&format!("{default} |")), "the default of {}", setting.key);
+        }
+        let applies = rest.lines().next().unwrap();
+        let expected = match setting.reload {
+            settings::Reload::Now => "at once",
+            settings::Reload::NewLink => "with a new link",
+            settings::Reload::Restart => "after a restart",
+        };
+        assert!(applies.contains(expected), "{}: {expected}", setting.key);
+    }
+}

@@ -91,6 +91,20 @@ async fn peers_on_their_way_are_admitted_and_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_the_router_gave_away_just_before_the_stop_is_good() {
+    let lab = lab(&[("DrainTimeout", "60s"), ("MaxPeerCount", "2")]).await;
+    lab.router.keys(2).await;
+    let on_the_way = lab.router.introduce_silently().await.unwrap();
+    // The notice is in the air when the stop comes: on this one thread, the relay cannot have read it yet.
+    lab.router.tell_used(on_the_way.key_id).await;
+    lab.relay.handle().drain();
+    lab.router.wait_for(|view| !view.linked).await;
+    sleep(5 * SECOND).await;
+    drop(session(&on_the_way).await);
+    assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::Drained);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_handed_out_is_waited_for_until_it_expires() {
     let lab = lab(&[("DrainTimeout", "60s")]).await;
     lab.router.introduce().await.unwrap();

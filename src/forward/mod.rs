@@ -4,22 +4,28 @@
 //! - what was received from a peer reaches the other one before that one sees the end;
 //! - an end of one direction ends that direction only: a reply still under way arrives;
 //! - a peer that was reset is read to its last byte, the other one gets an ordinary end, and what that one still
-//!   sends is taken and thrown away, so that its own connection ends in order (closing a socket with unread
-//!   bytes would reset it, and a reset overtakes what was delivered);
+//!   sends is taken and thrown away for a while, so that its own connection ends in order (closing a socket with
+//!   unread bytes would reset it, and a reset overtakes what was delivered);
 //! - nothing is held for a direction in which nothing moves.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
+use std::pin::pin;
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::state::sessions::{End, Traffic};
 
 /// Bytes moved by one read, at most.
 const CHUNK: usize = 64 * 1024;
+
+/// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
+/// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
+pub const LINGER: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// The buffer of a worker: a direction owns only what the other side could not take yet.
@@ -29,80 +35,111 @@ thread_local! {
 /// Forwards until both directions have ended; says whether a peer was reset. Cancelling it leaves the sockets
 /// as they are.
 pub async fn forward(first: &TcpStream, second: &TcpStream, traffic: &Traffic) -> End {
-    let (there, back) = tokio::join!(carry(first, second, traffic), carry(second, first, traffic));
-    if there == Direction::Reset || back == Direction::Reset { End::Reset } else { End::Closed }
+    let mut there = pin!(carry(first, second, traffic));
+    let mut back = pin!(carry(second, first, traffic));
+    tokio::select! {
+        ended = &mut there => rest(first, ended, second, back).await,
+        ended = &mut back => rest(second, ended, first, there).await,
+    }
 }
 
+/// How a direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+enum Ended {
     /// The sender finished, and everything is delivered.
     Finished,
-    /// One of the two sockets failed.
-    Reset,
+    /// The sender's connection failed; what it had sent is delivered.
+    SenderGone,
+    /// The receiver's connection is over. `reset` is false where it had closed in order and only got something
+    /// that it no longer wanted.
+    ReceiverGone { reset: bool },
+}
+
+impl Ended {
+    fn receiver_is_gone(self) -> bool {
+        matches!(self, Self::ReceiverGone { .. })
+    }
+
+    fn by_reset(self) -> bool {
+        matches!(self, Self::SenderGone | Self::ReceiverGone { reset: true })
+    }
+}
+
+/// What is left when the direction from `sender` has ended: the other one, from `other_sender`.
+async fn rest(
+    sender: &TcpStream,
+    ended: Ended,
+    other_sender: &TcpStream,
+    mut other: impl Future<Output = Ended> + Unpin,
+) -> End {
+    let other_ended = if ended.receiver_is_gone() {
+        // The receiver may have sent something before it went: that arrives meanwhile, and then the end.
+        let mut thrown_away = pin!(throw_away(sender));
+        tokio::select! {
+            other_ended = &mut other => {
+                let _ = timeout(LINGER, thrown_away).await;
+                other_ended
+            }
+            () = &mut thrown_away => other.await,
+        }
+    } else {
+        other.await
+    };
+    if other_ended.receiver_is_gone() {
+        let _ = timeout(LINGER, throw_away(other_sender)).await;
+    }
+    if ended.by_reset() || other_ended.by_reset() { End::Reset } else { End::Closed }
 }
 
 enum Step {
-    /// Nothing to read at the moment.
+    /// Nothing to do at the moment.
     Wait,
     /// All that was read has been written.
     Moved,
     /// The receiver took only a part.
     Rest(Vec<u8>),
-    /// The sender has finished.
-    End,
-    /// The sender's connection is gone.
-    SenderGone,
-    /// The receiver's connection is gone.
-    ReceiverGone,
+    /// No more steps.
+    Ended(Ended),
 }
 
-async fn carry(from: &TcpStream, to: &TcpStream, traffic: &Traffic) -> Direction {
-    let mut delivering = true;
-    let mut end = Direction::Finished;
-    loop {
+/// Moves bytes one way until that way ends. The receiver is told of an end, unless it is gone.
+async fn carry(from: &TcpStream, to: &TcpStream, traffic: &Traffic) -> Ended {
+    let ended = loop {
         // Neither reading nor writing below takes from the budget of the task; without this, a fast direction
         // would keep its worker, and the other direction, waiting.
         tokio::task::consume_budget().await;
         let step = match from.readable().await {
-            Ok(()) => step(from, delivering.then_some(to), traffic),
-            Err(_) => Step::SenderGone,
+            Ok(()) => step(from, to, traffic),
+            Err(_) => Step::Ended(Ended::SenderGone),
         };
         match step {
             Step::Wait | Step::Moved => {}
             Step::Rest(rest) => {
-                if deliver(to, &rest, traffic).await.is_err() {
-                    (delivering, end) = (false, Direction::Reset);
+                if let Err(error) = deliver(to, &rest, traffic).await {
+                    break receiver_gone(&error);
                 }
             }
-            Step::ReceiverGone => (delivering, end) = (false, Direction::Reset),
-            Step::End => break,
-            Step::SenderGone => {
-                end = Direction::Reset;
-                break;
-            }
+            Step::Ended(ended) => break ended,
         }
-    }
+    };
     // The receiver may be gone already; then there is nobody to tell.
     let _ = SockRef::from(to).shutdown(Shutdown::Write);
-    end
+    ended
 }
 
-/// Reads once and writes once, without waiting. Without a receiver, what is read is thrown away.
-fn step(from: &TcpStream, to: Option<&TcpStream>, traffic: &Traffic) -> Step {
+/// Reads once and writes once, without waiting.
+fn step(from: &TcpStream, to: &TcpStream, traffic: &Traffic) -> Step {
     SCRATCH.with_borrow_mut(|scratch| {
         let read = match from.try_read(scratch) {
-            Ok(0) => return Step::End,
+            Ok(0) => return Step::Ended(Ended::Finished),
             Ok(read) => &scratch[..read],
             Err(error) if is_transient(&error) => return Step::Wait,
-            Err(_) => return Step::SenderGone,
-        };
-        let Some(to) = to else {
-            return Step::Moved;
+            Err(_) => return Step::Ended(Ended::SenderGone),
         };
         let written = match to.try_write(read) {
             Ok(written) => written,
             Err(error) if is_transient(&error) => 0,
-            Err(_) => return Step::ReceiverGone,
+            Err(error) => return Step::Ended(receiver_gone(&error)),
         };
         if written > 0 {
             traffic.record(written, Instant::now());
@@ -127,6 +164,27 @@ async fn deliver(to: &TcpStream, mut rest: &[u8], traffic: &Traffic) -> io::Resu
         }
     }
     Ok(())
+}
+
+/// Reads and forgets until the sender ends.
+async fn throw_away(from: &TcpStream) {
+    loop {
+        tokio::task::consume_budget().await;
+        if from.readable().await.is_err() {
+            return;
+        }
+        match SCRATCH.with_borrow_mut(|scratch| from.try_read(scratch)) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if is_transient(&error) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A broken pipe is what writing to a peer gives that had closed in order before; anything else is a failure.
+fn receiver_gone(error: &io::Error) -> Ended {
+    Ended::ReceiverGone { reset: error.kind() != io::ErrorKind::BrokenPipe }
 }
 
 fn is_transient(error: &io::Error) -> bool {

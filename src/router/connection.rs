@@ -123,7 +123,7 @@ impl Connection {
                 Ok(Some(Frame::Pong(_))) => return Err(KeepAliveError::NotAsked.into()),
                 Ok(None) => return Err(LinkError::ClosedEarly(None)),
                 Err(FrameError::Io(error)) => return Err(LinkError::ClosedEarly(Some(error))),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(LinkError::NotARouter(error)),
             }
         }
     }

@@ -28,6 +28,8 @@ pub enum LinkError {
     ClosedEarly(Option<io::Error>),
     /// The Router is not the one that it should be, or speaks otherwise.
     Handshake(HandshakeError),
+    /// What answers is no Router of this dialect.
+    NotARouter(FrameError),
     /// What the Router sent is no frame.
     Frame(FrameError),
     /// What the Router sent does not open.
@@ -110,6 +112,10 @@ impl fmt::Display for LinkError {
                     _ => Ok(()),
                 }
             }
+            Self::NotARouter(error) => write!(
+                f,
+                "what answers there does not speak as an Aspia 2.x Router does ({error}); is RouterPort right?"
+            ),
             Self::Frame(error) => write!(f, "the Router broke the protocol: {error}"),
             Self::Sealed(error) => write!(f, "a message of the Router: {error}"),
             Self::KeepAlive(error) => write!(f, "{error}"),

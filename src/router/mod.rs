@@ -5,6 +5,7 @@ mod dial;
 pub mod error;
 mod serve;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,15 +61,23 @@ impl<W: Send + 'static> RouterTask<W> {
         let mut failures = 0;
         loop {
             let config = self.config.borrow_and_update().clone();
-            let failed = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return,
-                () = self.link_settings_changed(&config) => {
-                    info!("settings of the Router link changed: connecting anew");
-                    backoff = Backoff::new();
-                    continue;
+            let link = self.stop.child_token();
+            let failed = {
+                let mut attempt = pin!(self.attempt(&config, &mut failures, &link));
+                tokio::select! {
+                    biased;
+                    () = self.link_settings_changed(&config) => {
+                        info!("settings of the Router link changed: connecting anew");
+                        link.cancel();
+                        attempt.await;
+                        backoff = Backoff::new();
+                        continue;
+                    }
+                    failed = &mut attempt => failed,
                 }
-                failed = self.attempt(&config, &mut failures) => failed,
+            };
+            let Some(failed) = failed else {
+                return;
             };
             if failed.lived.is_some_and(|lived| lived >= GOOD_LINK) {
                 backoff = Backoff::new();
@@ -101,19 +110,17 @@ impl<W: Send + 'static> RouterTask<W> {
         }
     }
 
-    /// One link from dialling to its end.
-    async fn attempt(&self, config: &Config, failures: &mut u64) -> Failed {
-        let failed = |error| Failed { error, lived: None };
-        let mut connection = match dial::dial(&config.router.address, config.router.port).await {
-            Ok(stream) => Connection::new(stream),
-            Err(error) => return failed(error),
-        };
-        let authenticated =
-            timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config)).await;
-        let established = match authenticated {
-            Ok(Ok(established)) => established,
-            Ok(Err(error)) => return failed(error),
-            Err(_) => return failed(LinkError::AuthenticationTimeout),
+    /// One link from dialling to its end; `None` when it ended because `stop` was cancelled.
+    async fn attempt(
+        &self,
+        config: &Config,
+        failures: &mut u64,
+        stop: &CancellationToken,
+    ) -> Option<Failed> {
+        let begun = stop.run_until_cancelled(begin(config)).await?;
+        let (connection, established) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return Some(Failed { error, lived: None }),
         };
         let since = Instant::now();
         let (router, version) = (connection.address(), established.router_version);
@@ -129,15 +136,26 @@ impl<W: Send + 'static> RouterTask<W> {
             state: self.state.clone(),
             config: self.config.clone(),
             started: self.started,
+            stop: stop.clone(),
         };
-        let error = server.run(connection, established).await;
+        let error = server.run(connection, established).await?;
         let lived = since.elapsed();
         let error = match error {
             LinkError::Closed(_) if lived < REFUSED_LINK => LinkError::Denied(lived),
             error => error,
         };
-        Failed { error, lived: Some(lived) }
+        Some(Failed { error, lived: Some(lived) })
     }
+}
+
+/// Dials and authenticates.
+async fn begin(config: &Config) -> Result<(Connection, Established), LinkError> {
+    let stream = dial::dial(&config.router.address, config.router.port).await?;
+    let mut connection = Connection::new(stream);
+    let established = timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config))
+        .await
+        .map_err(|_| LinkError::AuthenticationTimeout)??;
+    Ok((connection, established))
 }
 
 async fn authenticate(

@@ -1,12 +1,14 @@
 //! An authenticated link: keys out, notices in, statistics, keep-alive.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
@@ -22,7 +24,7 @@ use crate::wire::router::{
     REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayStat, RelayToRouter, RouterToRelay,
 };
 
-use super::connection::{Connection, Writer};
+use super::connection::{Connection, Reader, Writer};
 use super::error::LinkError;
 
 /// Keys made and sent at once: some milliseconds of work, and a message of about 15 KiB.
@@ -31,6 +33,8 @@ const KEY_BATCH: usize = 256;
 const MAX_ON_OFFER: usize = usize::MAX;
 /// No more keys and no statistics are queued while this many bytes wait for the Router.
 const ENOUGH_WAITING: usize = 256 * 1024;
+/// How long a link that is being closed is still listened to: the Router may have given keys away meanwhile.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Room left in a frame of statistics for what surrounds the sessions.
 const STATISTICS_MARGIN: usize = 1024;
 
@@ -39,6 +43,7 @@ pub(super) struct Server<W> {
     pub(super) state: SharedState<W>,
     pub(super) config: watch::Receiver<Arc<Config>>,
     pub(super) started: Instant,
+    pub(super) stop: CancellationToken,
 }
 
 /// Takes the keys on offer back when the link is gone, however it goes.
@@ -61,23 +66,46 @@ impl<W> Drop for OnOffer<'_, W> {
 type Made = JoinHandle<(Order, Result<Vec<OneTimeKey>, CryptoError>)>;
 
 impl<W: Send + 'static> Server<W> {
-    /// Serves the link until it ends; says why it did.
-    pub(super) async fn run(self, connection: Connection, established: Established) -> LinkError {
+    /// Serves the link until it ends, and says why it did; or until it is told to stop.
+    pub(super) async fn run(
+        self,
+        connection: Connection,
+        established: Established,
+    ) -> Option<LinkError> {
         let _on_offer = OnOffer::begin(&self.state);
-        match self.serve(connection, established).await {
-            Ok(never) => match never {},
-            Err(error) => error,
+        let (mut reader, writer) = connection.split();
+        let Established { sealer, mut opener, .. } = established;
+        let outgoing = Outgoing { writer, sealer };
+        // What is sent ends with the loop, so the Router sees the end of the relay's half.
+        let served = self.serve(&mut reader, outgoing, &mut opener);
+        let end = self.stop.run_until_cancelled(served).await;
+        let end = match end {
+            None => None,
+            Some(Ok(never)) => match never {},
+            Some(Err(error)) => Some(error),
+        };
+        if matches!(end, None | Some(LinkError::Closed(_))) {
+            // Keys that the Router gave away before it saw the end are in what it sent before its own.
+            let rest = async {
+                while let Ok(Some(frame)) = reader.next().await {
+                    if let Frame::Message(sealed) = frame
+                        && self.receive(&sealed, &mut opener).is_err()
+                    {
+                        return;
+                    }
+                }
+            };
+            let _ = timeout(LAST_WORDS, rest).await;
         }
+        end
     }
 
     async fn serve(
         &self,
-        connection: Connection,
-        established: Established,
+        reader: &mut Reader,
+        mut outgoing: Outgoing,
+        opener: &mut Opener,
     ) -> Result<std::convert::Infallible, LinkError> {
-        let (mut reader, writer) = connection.split();
-        let Established { sealer, mut opener, .. } = established;
-        let mut outgoing = Outgoing { writer, sealer };
         let mut settings = self.config.clone();
         let mut config = settings.borrow_and_update().clone();
         let mut statistics = statistics_timer(&config);
@@ -89,7 +117,7 @@ impl<W: Send + 'static> Server<W> {
             }
             tokio::select! {
                 frame = reader.next() => match frame {
-                    Ok(Some(Frame::Message(sealed))) => self.receive(&sealed, &mut opener)?,
+                    Ok(Some(Frame::Message(sealed))) => self.receive(&sealed, opener)?,
                     Ok(Some(Frame::Ping(data))) => outgoing.writer.send(Frame::Pong(data))?,
                     Ok(Some(Frame::Pong(data))) => {
                         let taken = keep_alive.on_pong(&data, Instant::now())?;
@@ -281,4 +309,35 @@ fn relay_stat(sessions: &[Arc<Session>], started: Instant, now: Instant) -> Rela
     }
     let stat = RelayStat { peer_connection, uptime: seconds(started) };
     RelayToRouter { key_pool: None, relay_stat: Some(stat) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::sessions::{Identity, Sessions};
+
+    #[test]
+    fn statistics_stay_within_a_frame_whatever_the_number_of_sessions() {
+        let text = "x".repeat(256);
+        let identity = Identity {
+            client_address: text.clone(),
+            client_user_name: text.clone(),
+            host_address: text,
+            host_id: u64::MAX,
+        };
+        let mut sessions = Sessions::default();
+        let now = Instant::now();
+        let address = ([127, 0, 0, 1], 1).into();
+        for _ in 0..10_000 {
+            drop(sessions.start(identity.clone(), [address; 2], now));
+        }
+        let message = relay_stat(&sessions.list(), now, now);
+        let length = message.encoded_len();
+        let listed = message.relay_stat.unwrap().peer_connection.len();
+        assert!(listed < 10_000 && length < MAX_FRAME - 64, "{listed} {length}");
+        // And not much less than there is room for.
+        assert!(length > MAX_FRAME / 100 * 99, "{length}");
+        let few = relay_stat(&sessions.list()[..5000], now, now);
+        assert_eq!(few.relay_stat.unwrap().peer_connection.len(), 5000);
+    }
 }

@@ -116,6 +116,22 @@ impl Counts {
     }
 }
 
+/// Keys that were on offer and are no longer known; to be dropped.
+#[derive(Debug)]
+pub struct Withdrawn(HashMap<KeyId, Arc<OneTimeKey>>);
+
+impl Withdrawn {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct HandedOut {
     key: Arc<OneTimeKey>,
@@ -175,20 +191,17 @@ impl Keys {
 
     /// A link to the Router is authenticated.
     pub fn link_up(&mut self) {
-        self.link_lost();
+        drop(self.link_lost());
         self.links += 1;
         self.link = Some(self.links);
     }
 
     /// The link is gone, and the Router has forgotten what was on offer. Keys handed out stay valid.
-    /// Gives the number of keys dropped.
-    pub fn link_lost(&mut self) -> usize {
+    /// Gives what was on offer: wiping 100 000 keys takes a while, and the caller may hold a lock now.
+    pub fn link_lost(&mut self) -> Withdrawn {
         self.link = None;
         self.ordered = 0;
-        let dropped = self.offered.len();
-        // A burst of 100 000 keys must not keep its memory for ever.
-        self.offered = HashMap::new();
-        dropped
+        Withdrawn(std::mem::take(&mut self.offered))
     }
 
     /// Orders what is missing, at most `batch` keys, with at most `on_offer` ordered or offered at once.
@@ -302,7 +315,7 @@ mod tests {
         assert!(keys.order(5, ALL).is_none());
         keys.link_up();
         assert_eq!(fill(&mut keys).len(), 5);
-        assert_eq!(keys.link_lost(), 5);
+        assert_eq!(keys.link_lost().len(), 5);
         assert!(keys.order(5, ALL).is_none());
     }
 

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::crypto::SessionKey;
 use crate::secret::Secret;
 
-use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used};
+use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
 use sessions::{End, Identity, Session, SessionId, Sessions};
 
@@ -106,8 +106,8 @@ impl<W> State<W> {
         self.keys.link_up();
     }
 
-    /// The link is gone. Gives the number of keys that were on offer.
-    pub fn link_lost(&mut self) -> usize {
+    /// The link is gone. Gives what was on offer; see [`Keys::link_lost`].
+    pub fn link_lost(&mut self) -> Withdrawn {
         self.keys.link_lost()
     }
 
@@ -194,7 +194,7 @@ impl<W> State<W> {
         }
     }
 
-    /// All active sessions, oldest first.
+    /// All active sessions, in no order.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.sessions.list()
     }
@@ -283,7 +283,8 @@ mod tests {
     enum Event {
         LinkUp,
         LinkLost,
-        Order { batch: usize },
+        Order { batch: usize, on_offer: usize },
+        Capacity { capacity: usize },
         Fill,
         FillLate,
         Used { key: usize },
@@ -298,7 +299,9 @@ mod tests {
         prop_oneof![
             1 => Just(Event::LinkUp),
             1 => Just(Event::LinkLost),
-            6 => (1usize..6).prop_map(|batch| Event::Order { batch }),
+            6 => (1usize..6, prop_oneof![Just(usize::MAX), 0usize..6])
+                .prop_map(|(batch, on_offer)| Event::Order { batch, on_offer }),
+            1 => (1usize..9).prop_map(|capacity| Event::Capacity { capacity }),
             6 => Just(Event::Fill),
             1 => Just(Event::FillLate),
             6 => any::<usize>().prop_map(|key| Event::Used { key }),
@@ -316,12 +319,24 @@ mod tests {
     struct World {
         linked: bool,
         ids: HashSet<KeyId>,
+        /// All keys that the Router ever got, good or not.
         recent: Vec<KeyId>,
+        /// Keys that should be on offer, and handed out until when.
+        offered: HashSet<KeyId>,
+        handed_out: HashMap<KeyId, Instant>,
         orders: Vec<Order>,
         waiting: Vec<(Ticket, u64)>,
         came: HashMap<u64, (KeyId, u64, u8)>,
         sessions: Vec<SessionId>,
         arrivals: u64,
+    }
+
+    impl World {
+        fn hand_out(&mut self, key: KeyId, now: Instant) {
+            if self.offered.remove(&key) {
+                self.handed_out.insert(key, now + keys::KEY_LIFETIME);
+            }
+        }
     }
 
     fn pick<T: Copy>(list: &[T], index: usize) -> Option<T> {
@@ -341,16 +356,32 @@ mod tests {
             let mut state: State<u64> = State::new(capacity, base);
             let mut world = World::default();
             let mut now = Instant::now();
+            let mut capacity = capacity;
             for event in events {
+                let before = state.counts();
                 match event {
-                    Event::LinkUp => { state.link_up(); world.linked = true; }
-                    Event::LinkLost => { state.link_lost(); world.linked = false; }
-                    Event::Order { batch } => {
-                        let room = state.counts();
-                        let missing = capacity
-                            - room.ordered - room.offered - room.handed_out - room.active;
-                        let order = state.order(batch, usize::MAX);
-                        let expected = if world.linked { missing.min(batch) } else { 0 };
+                    Event::LinkUp => {
+                        state.link_up();
+                        world.linked = true;
+                        world.offered.clear();
+                    }
+                    Event::LinkLost => {
+                        prop_assert_eq!(state.link_lost().len(), world.offered.len());
+                        world.linked = false;
+                        world.offered.clear();
+                    }
+                    Event::Capacity { capacity: new } => {
+                        state.set_capacity(new);
+                        capacity = new;
+                    }
+                    Event::Order { batch, on_offer } => {
+                        let on_the_way = before.ordered + world.offered.len();
+                        let missing = capacity.saturating_sub(
+                            on_the_way + world.handed_out.len() + world.sessions.len(),
+                        );
+                        let order = state.order(batch, on_offer);
+                        let room = on_offer.saturating_sub(on_the_way);
+                        let expected = if world.linked { missing.min(batch).min(room) } else { 0 };
                         prop_assert_eq!(order.as_ref().map_or(0, Order::len), expected);
                         world.orders.extend(order);
                     }
@@ -364,20 +395,36 @@ mod tests {
                                 prop_assert!(world.ids.insert(id), "key {:?} twice", id);
                             }
                             if state.offer(&order, keys) {
+                                world.offered.extend(&ids);
                                 world.recent.extend(ids);
                             }
                         }
                     }
                     Event::Used { key } => {
-                        if let Some(id) = pick(&world.recent, key) { state.key_used(id, now); }
+                        if let Some(id) = pick(&world.recent, key) {
+                            let expected = if world.offered.contains(&id) {
+                                Used::HandedOut
+                            } else if world.handed_out.contains_key(&id) {
+                                Used::Already
+                            } else {
+                                Used::Unknown
+                            };
+                            prop_assert_eq!(state.key_used(id, now), expected);
+                            world.hand_out(id, now);
+                        }
                     }
                     Event::Ready { key, peer: number, secret } => {
                         if let Some(id) = pick(&world.recent, key) {
                             world.arrivals += 1;
                             let way = world.arrivals;
-                            let before = state.counts();
+                            let good = world.offered.contains(&id)
+                                || world.handed_out.get(&id).is_some_and(|until| *until > now);
+                            prop_assert_eq!(state.key(id, now).is_some(), good);
                             match state.peer_ready(peer(id, number, secret), way, now) {
-                                Ok(Admission::Wait(ticket)) => world.waiting.push((ticket, way)),
+                                Ok(Admission::Wait(ticket)) => {
+                                    world.hand_out(id, now);
+                                    world.waiting.push((ticket, way));
+                                }
                                 Ok(Admission::Paired { first, session, .. }) => {
                                     let (first_key, first_number, first_secret) = world.came[&first];
                                     prop_assert_eq!((first_key, first_secret), (id, secret));
@@ -385,6 +432,7 @@ mod tests {
                                     prop_assert!(world.waiting.iter().any(|(_, way)| *way == first));
                                     world.waiting.retain(|(_, way)| *way != first);
                                     world.sessions.push(session.id);
+                                    prop_assert!(world.handed_out.remove(&id).is_some());
                                 }
                                 Err(_) => prop_assert_eq!(before, state.counts()),
                             }
@@ -401,7 +449,9 @@ mod tests {
                     }
                     Event::Pass { seconds } => now += Duration::from_secs(seconds),
                     Event::Expire => {
-                        state.expire(now);
+                        let all = world.handed_out.len();
+                        world.handed_out.retain(|_, until| *until > now);
+                        prop_assert_eq!(state.expire(now), all - world.handed_out.len());
                         prop_assert!(state.next_expiry().is_none_or(|next| next > now));
                     }
                     Event::End { session } => {
@@ -414,8 +464,11 @@ mod tests {
                     }
                 }
                 let counts = state.counts();
-                let sum = counts.ordered + counts.offered + counts.handed_out + counts.active;
-                prop_assert!(sum <= capacity, "{:?}", counts);
+                // Never more than there is room for, except what a lower capacity finds there already.
+                let sum = |c: Counts| c.ordered + c.offered + c.handed_out + c.active;
+                prop_assert!(sum(counts) <= capacity.max(sum(before)), "{:?}", counts);
+                prop_assert_eq!(counts.offered, world.offered.len());
+                prop_assert_eq!(counts.handed_out, world.handed_out.len());
                 prop_assert_eq!(counts.active, world.sessions.len());
                 prop_assert_eq!(counts.active, state.sessions().len());
                 prop_assert!(world.linked || counts.ordered + counts.offered == 0);
@@ -428,7 +481,8 @@ mod tests {
                 prop_assert!(state.offer(&order, keys));
             }
             let counts = state.counts();
-            prop_assert_eq!(counts.offered + counts.handed_out + counts.active, capacity);
+            let taken = counts.handed_out + counts.active;
+            prop_assert_eq!(counts.offered + taken, capacity.max(taken));
             prop_assert_eq!(counts.ordered, 0);
             // And when all is over, every place is a key on offer again.
             for id in world.sessions { state.session_ended(id); }

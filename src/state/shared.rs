@@ -130,7 +130,9 @@ impl<W> SharedState<W> {
 
     /// The link is gone. Gives the number of keys that were on offer.
     pub fn link_lost(&self) -> usize {
-        self.lock().link_lost()
+        let withdrawn = self.lock().link_lost();
+        // Dropped here, where the lock is no longer held.
+        withdrawn.len()
     }
 
     /// Orders missing keys; see [`super::keys::Keys::order`].
@@ -183,7 +185,9 @@ impl<W> SharedState<W> {
 
     /// All active sessions, oldest first.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
-        self.lock().sessions()
+        let mut sessions = self.lock().sessions();
+        sessions.sort_unstable_by_key(|session| session.id);
+        sessions
     }
 
     /// Whether nobody is here and nobody is on the way.

@@ -134,6 +134,7 @@ enum Command {
     Plain(Vec<u8>),
     Frame(Frame),
     Bytes(Vec<u8>),
+    Flood(Frame, usize),
     Hang,
     Drop,
 }
@@ -324,6 +325,11 @@ impl LabRouter {
     /// Reads and answers nothing any more on the present link, which stays open.
     pub async fn hang(&self) {
         self.command(Command::Hang).await;
+    }
+
+    /// Sends a frame many times without ever reading again.
+    pub async fn flood(&self, frame: Frame, count: usize) {
+        self.command(Command::Flood(frame, count)).await;
     }
 
     async fn command(&self, command: Command) {
@@ -543,6 +549,15 @@ async fn relay_link(
                     }
                     Some(Command::Frame(frame)) => link.send(frame).await,
                     Some(Command::Bytes(bytes)) => link.stream.write_all(&bytes).await,
+                    Some(Command::Flood(frame, count)) => {
+                        let mut sent = Ok(());
+                        for _ in 0..count {
+                            if sent.is_ok() {
+                                sent = link.send(frame.clone()).await;
+                            }
+                        }
+                        sent
+                    }
                     Some(Command::Hang) => std::future::pending().await,
                     Some(Command::Drop) | None => return Ok(()),
                 };

@@ -285,3 +285,27 @@ async fn a_reset_of_a_receiver_that_is_full_takes_nothing_from_the_sender() {
     let received = traffic::receive(&mut client, None).await.unwrap();
     assert_eq!(received, (50_000, traffic::hash(3, 50_000)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_full_peer_that_ignores_the_end_of_its_partner_does_not_stay_either() {
+    let log = CapturedLog::start();
+    let (_lab, mut client, mut host) = pair(&[("PeerIdleTimeout", "60")]).await;
+    // The host reads nothing until the relay holds bytes for it; so the relay learns of the client's reset when it
+    // writes to the client.
+    let chunk = vec![0; 64 * 1024];
+    while tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await.is_ok() {}
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    for _ in 0..5 {
+        host.write_all(b"x").await.unwrap();
+        sleep(SECOND).await;
+    }
+    // Then it reads everything to the end, and goes on sending.
+    while host.read(&mut vec![0; 64 * 1024]).await.unwrap() > 0 {}
+    let start = Instant::now();
+    while host.write_all(b"x").await.is_ok() {
+        sleep(SECOND).await;
+    }
+    assert!((55 * SECOND..=65 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(log.line("session ended").await.contains("end=reset"));
+}

@@ -151,11 +151,11 @@ async fn router(
                 count = view.statistics_count;
                 let sessions = view.statistics.map(|s| s.peer_connection).unwrap_or_default();
                 let bytes: i64 = sessions.iter().map(|s| s.bytes_transferred).sum();
-                println!(
+                say(&format!(
                     "{} sessions, {bytes} bytes, {} keys on offer",
                     sessions.len(),
                     view.pool.len()
-                );
+                ));
             }
         }
     };
@@ -191,10 +191,10 @@ fn kept_key(path: &Path) -> io::Result<PrivateKey> {
 
 async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
     let introduction = control::introduction(control).await?;
-    println!(
+    say(&format!(
         "introduced with key {} at {}:{}",
         introduction.key_id, introduction.host, introduction.port
-    );
+    ));
     let (client, host) = introduction.connect_both().await?;
     let length = mib * 1024 * 1024;
     let began = std::time::Instant::now();
@@ -208,10 +208,10 @@ async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
         sender.await.map_err(io::Error::other)?
     };
     tokio::try_join!(end(client, 1, 2), end(host, 2, 1))?;
-    println!(
+    say(&format!(
         "{mib} MiB each way in {:.2} s, every byte as it was sent",
         began.elapsed().as_secs_f64()
-    );
+    ));
     Ok(())
 }
 

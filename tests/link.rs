@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message;
 use relay_lab::log::CapturedLog;
 use relay_lab::relay::{Lab, Relay};
-use relay_lab::router::{Behaviour, Options, RouterVersion};
+use relay_lab::router::{Behaviour, LabRouter, Options, RouterVersion};
 use relay_lab::traffic;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
@@ -121,7 +121,7 @@ async fn every_failure_is_a_line_that_says_what_to_do() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_connection_names_the_address() {
     let log = CapturedLog::start();
-    let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
+    let router = LabRouter::start(Options::default()).await.unwrap();
     let (address, key) = (router.address(), router.public_key());
     drop(router);
     let _relay = Relay::start(address, key, &[]).unwrap();
@@ -395,4 +395,22 @@ async fn a_router_that_reads_nothing_is_given_up_and_stops_nobody() {
     client.write_all(b"hello").await.unwrap();
     assert_eq!(traffic::receive(&mut host, Some(5)).await.unwrap().0, 5);
     lab.router.wait_for(|view| view.links == 2 && view.pool.len() == 49).await;
+}
+
+#[tokio::test]
+async fn the_router_may_be_a_name_or_an_ipv6_address() {
+    // The name has an IPv6 address, too, on most machines; the Router listens on the other one.
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let by_name = [("RouterAddress", "localhost"), ("MaxPeerCount", "2")];
+    let _relay = Relay::start(router.address(), router.public_key(), &by_name).unwrap();
+    router.keys(2).await;
+
+    let options = Options { listen: "[::1]:0".parse().unwrap(), ..Options::default() };
+    let Ok(router) = LabRouter::start(options).await else {
+        relay_lab::skip("a Router over IPv6", "this machine has no IPv6");
+        return;
+    };
+    let bare = [("RouterAddress", "::1"), ("MaxPeerCount", "2")];
+    let _relay = Relay::start(router.address(), router.public_key(), &bare).unwrap();
+    router.keys(2).await;
 }

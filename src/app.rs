@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -193,8 +193,12 @@ impl App {
         let stopped = async {
             // Closing the link withdraws the keys on offer: nobody new is sent here.
             link.cancel();
-            let _ = (&mut router).await;
-            drain(&handle).await
+            let timeout = handle.config().drain_timeout;
+            let deadline = Instant::now() + timeout;
+            if timeout_at(deadline, &mut router).await.is_err() {
+                router.abort();
+            }
+            drain(&handle, deadline, timeout).await
         };
         let stopped = tokio::select! {
             biased;
@@ -203,6 +207,7 @@ impl App {
         };
         everyone.cancel();
         if stopped == Stopped::AtOnce {
+            // Not even for the Router's last words.
             router.abort();
         }
         // A task that was waited for already must not be waited for again.
@@ -217,9 +222,7 @@ impl App {
 }
 
 /// Waits until nobody is left, or ends those who are when the time is over.
-async fn drain(handle: &Handle) -> Stopped {
-    let timeout = handle.config().drain_timeout;
-    let deadline = Instant::now() + timeout;
+async fn drain(handle: &Handle, deadline: Instant, timeout: Duration) -> Stopped {
     let counts = handle.state.counts();
     info!(
         sessions = counts.active,

@@ -22,7 +22,7 @@ const USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const CONFIGURATION: u8 = 78;
 
-/// Longest wait for a reader of stderr that does not read.
+/// Longest wait for a reader of stdout or stderr that does not read.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -39,9 +39,16 @@ fn main() -> ExitCode {
 /// Says why the program ends, whatever the log settings are. Neither a closed stderr nor one that nobody reads
 /// changes the exit status or keeps the program.
 fn last_words(text: String) {
+    bounded(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+    });
+}
+
+/// Does something that a reader who does not read could hold up for ever, and waits for it for a while only.
+fn bounded(work: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
-        let _ = io::stderr().write_all(text.as_bytes());
+        work();
         let _ = done.send(());
     });
     let _ = wait.recv_timeout(LAST_WORDS);
@@ -114,7 +121,8 @@ fn relay(sources: &Sources) -> Outcome {
         // Into the log while there is one; `main` says it on stderr.
         error!(target: log::FATAL, "{message}");
     }
-    drop(guards);
+    // Writes what is left of the log.
+    bounded(move || drop(guards));
     outcome
 }
 

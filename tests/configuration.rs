@@ -278,6 +278,13 @@ fn both_forms_of_one_variable_are_an_error() {
         .variable("ASPIA_RELAY_PEER_PORT", "1")
         .secret_file("ASPIA_RELAY_PEER_PORT_FILE", "2")
         .problem(&["ASPIA_RELAY_PEER_PORT and ASPIA_RELAY_PEER_PORT_FILE", "not both"]);
+    // Of a required one it is not said as well that it is missing.
+    Case::new()
+        .variable("ASPIA_RELAY_ROUTER_ADDRESS", "r.example")
+        .variable("ASPIA_RELAY_PEER_ADDRESS", "p.example")
+        .variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY", KEY)
+        .secret_file("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", KEY)
+        .problem(&["RouterPublicKey", "not both"]);
 }
 
 #[test]

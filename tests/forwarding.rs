@@ -116,20 +116,26 @@ async fn a_close_while_the_other_side_still_sends_is_a_close_and_no_reset() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_ignores_the_end_of_its_partner_keeps_its_place_for_a_minute_only() {
-    let log = CapturedLog::start();
-    let (lab, client, mut host) = pair(&[("PeerIdleTimeout", "60")]).await;
-    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(client);
-    let start = Instant::now();
-    // It goes on sending and never closes.
-    while host.write_all(b"x").await.is_ok() {
-        sleep(SECOND).await;
+    // One that goes on sending, and one that says nothing; after a busy time, and after an idle one.
+    for (sends, quiet) in [(true, 0), (false, 0), (true, 55), (false, 55)] {
+        let log = CapturedLog::start();
+        let (lab, client, mut host) = pair(&[("PeerIdleTimeout", "1")]).await;
+        sleep(quiet * SECOND).await;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        let start = Instant::now();
+        assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+        if sends {
+            while host.write_all(b"x").await.is_ok() {
+                sleep(SECOND).await;
+            }
+        }
+        let line = log.line("session ended").await;
+        assert!(line.contains("end=reset"), "{line}");
+        let held = start.elapsed();
+        assert!((58 * SECOND..=65 * SECOND).contains(&held), "{held:?}");
+        lab.router.keys(100).await;
     }
-    let held = start.elapsed();
-    assert!((58 * SECOND..=65 * SECOND).contains(&held), "{held:?}");
-    let line = log.line("session ended").await;
-    assert!(line.contains("end=reset"), "{line}");
-    lab.router.keys(100).await;
 }
 
 #[tokio::test]

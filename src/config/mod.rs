@@ -202,8 +202,10 @@ impl Getter<'_> {
         let value = self.raw.get(key);
         if value.is_none_or(|value| value.text.trim().is_empty()) {
             self.report.set(key, "", "not set");
-            // What a file says that cannot be used is not known: it may well be set there.
-            if value.is_some() || self.raw.file != FileState::Unusable {
+            // What a file says that cannot be used is not known: it may well be set there. And one problem with a
+            // key is enough.
+            let known = value.is_some() || self.raw.file != FileState::Unusable;
+            if known && self.report.problems.iter().all(|problem| problem.key != key) {
                 self.report.problems.push(missing(key, self.raw));
             }
             return None;

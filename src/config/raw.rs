@@ -23,7 +23,7 @@ pub struct RawValue {
     pub text: String,
     /// Where it came from, in words.
     pub source: String,
-    /// Whether it is the content of a file of its own, which may be the wrong file and is shown to nobody.
+    /// Whether it is the content of a file of its own. That may be the wrong file: what does not parse is not shown.
     pub confidential: bool,
 }
 

@@ -32,14 +32,37 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
 }
 
-/// Forwards until both directions have ended; says whether a peer was reset. Cancelling it leaves the sockets
-/// as they are.
-pub async fn forward(first: &TcpStream, second: &TcpStream, traffic: &Traffic) -> End {
+/// Forwards until nothing more can be delivered. Cancelling it leaves the sockets as they are.
+pub async fn forward<'a>(
+    first: &'a TcpStream,
+    second: &'a TcpStream,
+    traffic: &Traffic,
+) -> Closing<'a> {
     let mut there = pin!(carry(first, second, traffic));
     let mut back = pin!(carry(second, first, traffic));
     tokio::select! {
         ended = &mut there => rest(first, ended, second, back).await,
         ended = &mut back => rest(second, ended, first, there).await,
+    }
+}
+
+/// Everything is delivered; perhaps one of the two is still there.
+#[derive(Debug)]
+#[must_use = "a survivor that is closed at once may lose what it has not read yet"]
+pub struct Closing<'a> {
+    /// Why forwarding ended: closed, or reset.
+    pub end: End,
+    survivor: Option<&'a TcpStream>,
+}
+
+impl Closing<'_> {
+    /// Gives the survivor, who has been sent the end, time to read what was delivered and to close: at most
+    /// [`LINGER`], whatever it sends.
+    pub async fn linger(&self) {
+        if let Some(survivor) = self.survivor {
+            // It did not close in time: then it is closed for it.
+            let _ = timeout(LINGER, throw_away(survivor)).await;
+        }
     }
 }
 
@@ -56,39 +79,37 @@ enum Ended {
 }
 
 impl Ended {
-    fn receiver_is_gone(self) -> bool {
-        matches!(self, Self::ReceiverGone { .. })
-    }
-
     fn by_reset(self) -> bool {
         matches!(self, Self::SenderGone | Self::ReceiverGone { reset: true })
     }
 }
 
 /// What is left when the direction from `sender` has ended: the other one, from `other_sender`.
-async fn rest(
-    sender: &TcpStream,
+async fn rest<'a>(
+    sender: &'a TcpStream,
     ended: Ended,
-    other_sender: &TcpStream,
+    other_sender: &'a TcpStream,
     mut other: impl Future<Output = Ended> + Unpin,
-) -> End {
-    let other_ended = if ended.receiver_is_gone() {
-        // The receiver may have sent something before it went: that arrives meanwhile, and then the end.
-        let mut thrown_away = pin!(throw_away(sender));
-        tokio::select! {
-            other_ended = &mut other => {
-                let _ = timeout(LINGER, thrown_away).await;
-                other_ended
+) -> Closing<'a> {
+    let (other_ended, survivor) = match ended {
+        // Nothing that the other one still sends can be delivered.
+        Ended::SenderGone => return Closing { end: End::Reset, survivor: Some(other_sender) },
+        Ended::ReceiverGone { .. } => {
+            // It may have sent something before it went: that arrives meanwhile, and then the end.
+            let mut thrown_away = pin!(throw_away(sender));
+            tokio::select! {
+                other_ended = &mut other => (other_ended, Some(sender)),
+                () = &mut thrown_away => (other.await, None),
             }
-            () = &mut thrown_away => other.await,
         }
-    } else {
-        other.await
+        Ended::Finished => {
+            let other_ended = other.await;
+            let gone = matches!(other_ended, Ended::ReceiverGone { .. });
+            (other_ended, gone.then_some(other_sender))
+        }
     };
-    if other_ended.receiver_is_gone() {
-        let _ = timeout(LINGER, throw_away(other_sender)).await;
-    }
-    if ended.by_reset() || other_ended.by_reset() { End::Reset } else { End::Closed }
+    let reset = ended.by_reset() || other_ended.by_reset();
+    Closing { end: if reset { End::Reset } else { End::Closed }, survivor }
 }
 
 enum Step {

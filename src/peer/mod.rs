@@ -35,7 +35,8 @@ pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time from accepting a connection until it is paired.
 pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Signs of life on a quiet connection, often enough for what translates addresses on the way.
+/// A peer that vanished from a quiet connection is noticed after about a minute; and what translates addresses on
+/// the way does not forget it. While bytes are under way to it, the system's limit of retransmissions rules instead.
 const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
     .with_interval(Duration::from_secs(10))
@@ -162,7 +163,7 @@ impl Peers {
         address: SocketAddr,
     ) -> Result<Option<(TcpStream, Partner)>, PeerError> {
         let accepted = Instant::now();
-        prepare(&stream, self.config.borrow().peer_idle_timeout)?;
+        prepare(&stream)?;
         let message =
             timeout_at(accepted + FIRST_MESSAGE_TIMEOUT, first_message::read(&mut stream))
                 .await
@@ -194,20 +195,11 @@ impl Peers {
     }
 }
 
-/// Sets the options of a peer's socket.
-///
-/// A peer that vanished while bytes are on their way to it would be kept for a quarter of an hour by the system's
-/// retransmissions, and each byte that the kernel takes for it would count as moved. So it is given up when it has
-/// acknowledged nothing, not even a keep-alive, for `idle`.
-fn prepare(stream: &TcpStream, idle: Duration) -> io::Result<()> {
+/// Sets the options of a peer's socket. There is deliberately no `TCP_USER_TIMEOUT`: it would also end a peer that is
+/// alive and only does not read for a while.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&KEEP_ALIVE)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(idle))?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = idle;
-    Ok(())
+    SockRef::from(stream).set_tcp_keepalive(&KEEP_ALIVE)
 }
 
 /// Waits for the partner, as long as the peer is there and its time is not over.
@@ -281,14 +273,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sockets_do_not_delay_and_notice_who_vanished() {
+    async fn sockets_do_not_delay_and_ask_for_signs_of_life() {
         let (stream, _peer) = connection().await;
-        prepare(&stream, Duration::from_secs(300)).unwrap();
+        prepare(&stream).unwrap();
         let socket = SockRef::from(&stream);
         assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
-        #[cfg(target_os = "linux")]
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(300)));
     }
 
     #[tokio::test(start_paused = true)]

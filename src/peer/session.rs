@@ -36,7 +36,15 @@ pub(super) async fn run(
     let session = active.session().clone();
     announce(&session, config.borrow().log_peer_identity);
     let end = tokio::select! {
-        end = forward(&first, &second, &session.traffic) => end,
+        closing = forward(&first, &second, &session.traffic) => {
+            // One who is told of the end is not idle; and whatever cuts this short is not why the session ended.
+            tokio::select! {
+                () = closing.linger() => {}
+                _ = &mut active.stop => {}
+                () = stop.cancelled() => {}
+            }
+            closing.end
+        }
         end = time_is_up(&session, &mut config) => end,
         // Nobody drops the other end but the table, when the session has ended.
         end = &mut active.stop => end.unwrap_or(End::Error),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aspia_relay::crypto::{Iv, PublicKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::peer::Introduction;
 use crate::router::LabRouter;
@@ -21,7 +21,12 @@ const MAX_ANSWER: u64 = 16 * 1024;
 
 /// Answers everybody who connects with an introduction, for ever.
 pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
-    while let Ok((mut stream, _)) = listener.accept().await {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: some will come back.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
         let router = router.clone();
         tokio::spawn(async move {
             // Whoever asks says nothing more; reading ends when they have gone, and then no key is wasted.
@@ -30,18 +35,19 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
                 introduced = router.introduce() => introduced,
                 _ = stream.read(&mut nothing) => return,
             };
-            if let Ok(introduction) = introduced {
-                let answer = serde_json::json!({
+            let answer = match introduced {
+                Err(error) => serde_json::json!({ "error": error.to_string() }),
+                Ok(introduction) => serde_json::json!({
                     "host": introduction.host,
                     "port": introduction.port,
                     "key_id": introduction.key_id,
                     "public_key": hex::encode(introduction.public_key.0),
                     "iv": hex::encode(introduction.iv.0),
                     "secret": hex::encode(introduction.secret),
-                });
-                // Whoever asked may have gone; the key expires at the relay.
-                let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
-            }
+                }),
+            };
+            // Whoever asked may have gone; the key expires at the relay.
+            let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
         });
     }
 }
@@ -72,6 +78,9 @@ pub async fn introduction(control: SocketAddr) -> io::Result<Introduction> {
         }
     };
     let answer: serde_json::Value = serde_json::from_str(&answer).map_err(io::Error::other)?;
+    if let Some(error) = answer["error"].as_str() {
+        return Err(io::Error::other(format!("the Router at {control} says: {error}")));
+    }
     let missing = |name: &str| io::Error::other(format!("the answer has no good {name:?}"));
     let bytes = |name: &str| {
         answer[name].as_str().and_then(|text| hex::decode(text).ok()).ok_or_else(|| missing(name))

@@ -160,7 +160,7 @@ async fn router(
         }
     };
     tokio::select! {
-        () = control::serve(introductions, router.clone()) => Err(io::Error::other("cannot accept any more")),
+        () = control::serve(introductions, router.clone()) => Ok(()),
         () = watch => Ok(()),
         stopped = tokio::signal::ctrl_c() => stopped,
     }

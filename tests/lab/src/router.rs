@@ -415,8 +415,9 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
     let (sealer, opener, cipher) = match authenticate(&mut link, shared, &options).await {
         Ok(established) => established,
-        // The relay does not like this Router, which is what many tests are about.
-        Err(error) => return if options == Options::default() { Err(error) } else { Ok(()) },
+        // A relay that does not like what this Router does is right.
+        Err(_) if options.behaviour != Behaviour::Serve => return Ok(()),
+        Err(error) => return Err(error),
     };
     if options.behaviour == Behaviour::CloseAfterAuthentication {
         return Ok(());
@@ -437,14 +438,6 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         view.pool.clear();
     });
     end
-}
-
-impl PartialEq for Options {
-    fn eq(&self, other: &Self) -> bool {
-        self.version == other.version
-            && self.cipher == other.cipher
-            && self.behaviour == other.behaviour
-    }
 }
 
 async fn authenticate(

@@ -160,7 +160,7 @@ impl App {
     /// Runs until it is told to stop and has stopped; every task has ended then.
     ///
     /// # Errors
-    /// [`Failure`] when a part of it fails, which none should.
+    /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
         let Self { listener, address, handle } = self;
         let listener =
@@ -168,6 +168,8 @@ impl App {
         announce(&handle.config(), address);
         let link = CancellationToken::new();
         let everyone = CancellationToken::new();
+        // Whatever ends this function, a failure or its caller, ends all tasks.
+        let _ends_with_this = (link.clone().drop_guard(), everyone.clone().drop_guard());
         let state = handle.state.clone();
         let router =
             RouterTask::new(state.clone(), handle.config.subscribe(), Instant::now(), link.clone());

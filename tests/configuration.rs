@@ -402,6 +402,7 @@ fn the_table_of_settings_says_what_a_reload_does() {
             continue;
         }
         assert_ne!(before, after, "{}", setting.key);
+        assert_eq!(before.differences(&after), [setting.key]);
         let (applied, waiting) = before.reloaded(&after);
         let expected = setting.reload;
         let seen = if waiting == [setting.key] {

@@ -119,6 +119,19 @@ async fn every_failure_is_a_line_that_says_what_to_do() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_router_has_a_minute() {
+    // Two answers: 50 s in all are in time, 80 s are not.
+    let slow = |seconds| Options { delay: seconds * SECOND, ..Options::default() };
+    let lab = Lab::start(slow(25), &[("MaxPeerCount", "2")]).await.unwrap();
+    assert_eq!(lab.router.keys(2).await.connections, 1);
+    let log = CapturedLog::start();
+    let lab = Lab::start(slow(40), &[("MaxPeerCount", "2")]).await.unwrap();
+    log.line("did not authenticate within 60 s").await;
+    lab.router.set(|options| options.delay = Duration::ZERO);
+    lab.router.keys(2).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_connection_names_the_address() {
     let log = CapturedLog::start();
     let router = LabRouter::start(Options::default()).await.unwrap();

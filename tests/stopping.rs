@@ -189,7 +189,7 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     assert_eq!(lab.router.keys(5).await.links, 1);
     // Statistics begin at once.
     let statistics = [("MaxPeerCount", "6"), ("StatisticsEnabled", "true")];
-    handle.reload(&new(&statistics));
+    assert_eq!(handle.reload(&new(&statistics)).changed, ["StatisticsEnabled"]);
     assert_eq!(lab.router.wait_for(|view| view.statistics_count > 1).await.links, 1);
     // Less room than a moment ago, though more than when the link began, then less than that: what is on offer
     // can only be withdrawn with the link.

@@ -122,7 +122,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let peer_address = get.required("PeerAddress", parse::peer_address);
     let port = get.value("RouterPort", number(1, u16::MAX));
     let _dialect = get.value("RouterProtocol", protocol);
-    let peer_port = get.value("PeerPort", number(1, u16::MAX));
+    let peer_port: Option<u16> = get.value("PeerPort", number(1, u16::MAX));
     let listen_port = get.optional("ListenPort", number(1, u16::MAX));
     let listen_interface = get.optional("ListenInterface", interface);
     let worker_threads = get.value("WorkerThreads", number(0, 256));
@@ -149,7 +149,6 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
                 .into(),
         );
     }
-    let peer_port: Option<u16> = peer_port;
     let display_name = display_name.map(|name: Option<String>| {
         let host_name = gethostname::gethostname();
         parse::computer_name(name.as_deref().unwrap_or(&host_name.to_string_lossy()))
@@ -335,7 +334,16 @@ impl Config {
             ("PeerPort", old.router.peer_port != new.router.peer_port),
             ("PeerIdleTimeout", old.peer_idle_timeout != new.peer_idle_timeout),
             ("MaxPeerCount", old.max_sessions != new.max_sessions),
-            ("StatisticsInterval", old.statistics_interval != new.statistics_interval),
+            (
+                "StatisticsEnabled",
+                old.statistics_interval.is_some() != new.statistics_interval.is_some(),
+            ),
+            (
+                "StatisticsInterval",
+                old.statistics_interval.is_some()
+                    && new.statistics_interval.is_some()
+                    && old.statistics_interval != new.statistics_interval,
+            ),
             ("ListenPort", old.startup.listen_port != new.startup.listen_port),
             ("DisplayName", old.router.display_name != new.router.display_name),
             ("DrainTimeout", old.drain_timeout != new.drain_timeout),

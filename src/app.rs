@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Startup};
 use crate::crypto::{self, CryptoError};
+use crate::listen::bind::{self, BindError};
 use crate::log::START;
-use crate::peer::Peers;
-use crate::peer::listener::{self, BindError};
 use crate::peer::session::Way;
+use crate::peer::{self, Peers};
 use crate::router::RouterTask;
 use crate::state::sessions::End;
 use crate::state::shared::SharedState;
@@ -134,7 +134,10 @@ impl App {
         crypto::random(&mut base)?;
         let listener = match handed_over {
             Some(listener) => listener,
-            None => listener::bind(config.startup.listen_interface, config.startup.listen_port)?,
+            None => {
+                let Startup { listen_interface, listen_port, .. } = config.startup;
+                bind::bind(peer::PURPOSE, listen_interface, listen_port)?
+            }
         };
         listener.set_nonblocking(true).map_err(StartError::Listener)?;
         let address = listener.local_addr().map_err(StartError::Listener)?;

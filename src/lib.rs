@@ -16,7 +16,7 @@
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
-//! | leaves | [`secret`], [`log`], [`cli`] | secrets, the log, the command line |
+//! | leaves | [`secret`], [`log`], [`cli`], [`listen`] | secrets, the log, the command line, listening sockets |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
@@ -26,6 +26,7 @@ pub mod config;
 pub mod crypto;
 pub mod forward;
 pub mod link;
+pub mod listen;
 pub mod log;
 pub mod peer;
 pub mod router;

@@ -246,7 +246,8 @@ async fn the_longest_duration_ends_a_busy_session() {
 async fn peers_over_ipv6_and_ipv4_meet() {
     let lab = {
         let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
-        let listener = aspia_relay::peer::listener::bind(None, 0).unwrap();
+        let listener =
+            aspia_relay::listen::bind::bind(aspia_relay::peer::PURPOSE, None, 0).unwrap();
         let address = listener.local_addr().unwrap();
         if !address.is_ipv6() {
             relay_lab::skip("peers over IPv6", "this machine has no IPv6");

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["link"],
     &["config"],
     &["wire", "crypto"],
-    &["secret", "log", "cli"],
+    &["secret", "log", "cli", "listen"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

@@ -2,9 +2,6 @@
 
 pub mod first_message;
 mod gone;
-pub mod listener;
-#[cfg(target_os = "linux")]
-mod port_holder;
 pub mod session;
 
 use std::io;
@@ -13,22 +10,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::Config;
+use crate::listen::accept::{Accepting, accept};
+use crate::listen::bind::Purpose;
 use crate::state::keys::KeyId;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
 use crate::state::{ReadyPeer, Refusal};
 
 use first_message::FirstMessageError;
 use session::{Partner, Way};
+
+/// The socket that peers dial.
+pub const PURPOSE: Purpose =
+    Purpose { callers: "peers", address_setting: "ListenInterface", port_setting: "ListenPort" };
 
 /// Time from accepting a connection until its first message is complete.
 pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,6 +78,7 @@ pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
     pending: Arc<AtomicUsize>,
+    accepting: Accepting,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -87,50 +90,33 @@ impl Peers {
         config: watch::Receiver<Arc<Config>>,
         stop: CancellationToken,
     ) -> Self {
-        Self { state, config, pending: Arc::default(), tasks: TaskTracker::new(), stop }
+        Self {
+            state,
+            config,
+            pending: Arc::default(),
+            accepting: Accepting::default(),
+            tasks: TaskTracker::new(),
+            stop,
+        }
+    }
+
+    /// Whether connections are accepted at the moment.
+    pub fn accepting(&self) -> Accepting {
+        self.accepting.clone()
     }
 
     /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
     pub async fn run(&self, listener: TcpListener) {
-        self.stop.run_until_cancelled(self.accept(&listener)).await;
+        let accept = accept(&listener, PURPOSE.callers, &self.accepting, |stream, address| {
+            self.start(stream, address);
+        });
+        self.stop.run_until_cancelled(accept).await;
         drop(listener);
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    async fn accept(&self, listener: &TcpListener) {
-        let delays = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(10))
-            .with_max_delay(Duration::from_secs(1))
-            .without_max_times();
-        let mut backoff = None;
-        loop {
-            match listener.accept().await {
-                Ok((stream, address)) => {
-                    backoff = None;
-                    self.start(stream, address);
-                }
-                // The peer was gone before we looked: no trouble of ours.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    let delay = backoff
-                        .get_or_insert_with(|| delays.build())
-                        .next()
-                        .unwrap_or(Duration::from_secs(1));
-                    warn!(
-                        %error,
-                        "cannot accept connections, trying again in {delay:?}; \
-                         if there are too many open files, raise the limit (ulimit -n)"
-                    );
-                    tokio::time::sleep(delay).await;
-                }
-            }
-        }
-    }
-
     fn start(&self, stream: TcpStream, address: SocketAddr) {
-        // Peers over IPv4 come through the IPv6 socket with a mapped address.
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let limit = self.config.borrow().max_pending_peers;
         let Some(pending) = Pending::enter(&self.pending, limit) else {
             info!(%address, limit, "peer refused: MaxPendingPeers connections wait already");

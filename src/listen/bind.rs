@@ -1,4 +1,4 @@
-//! The socket that peers dial.
+//! A socket to listen on, and who holds the port where that fails.
 
 use std::fmt;
 use std::io;
@@ -10,9 +10,21 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// Why the peer port cannot be listened on.
+/// What a socket is for, so that an error can name the setting to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purpose {
+    /// Who connects, in the plural.
+    pub callers: &'static str,
+    /// The setting of the address.
+    pub address_setting: &'static str,
+    /// The setting of the port.
+    pub port_setting: &'static str,
+}
+
+/// Why an address cannot be listened on.
 #[derive(Debug)]
 pub struct BindError {
+    purpose: Purpose,
     address: SocketAddr,
     error: io::Error,
     holder: Option<String>,
@@ -22,24 +34,42 @@ impl std::error::Error for BindError {}
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, error, holder } = self;
-        write!(f, "cannot listen for peers on {address}: {error}")?;
-        match (error.kind(), holder) {
-            (io::ErrorKind::AddrInUse, Some(holder)) => write!(
+        let Self { purpose, address, error, holder } = self;
+        let Purpose { callers, address_setting, port_setting } = purpose;
+        write!(f, "cannot listen for {callers} on {address}: {error}")?;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                match holder {
+                    Some(holder) => write!(f, "; the port is held by {holder}")?,
+                    None => f.write_str("; another program holds the port")?,
+                }
+                write!(f, ". Stop it, or set {port_setting} to a free port")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                write!(
+                    f,
+                    "; {address_setting} must be an address of this machine, or empty for all"
+                )
+            }
+            io::ErrorKind::PermissionDenied => write!(
                 f,
-                "; the port is held by {holder}. Stop it, or set ListenPort to a free port"
-            ),
-            (io::ErrorKind::AddrInUse, None) => {
-                f.write_str("; another program holds the port. Stop it, or set ListenPort to a free port")
-            }
-            (io::ErrorKind::AddrNotAvailable, _) => {
-                f.write_str("; ListenInterface must be an address of this machine, or empty for all")
-            }
-            (io::ErrorKind::PermissionDenied, _) => f.write_str(
-                "; ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher ListenPort",
+                "; ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher \
+                 {port_setting}"
             ),
             _ => Ok(()),
         }
+    }
+}
+
+impl BindError {
+    /// Whether somebody else listens there.
+    pub fn is_taken(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
+
+    /// Who that is, where it can be found out.
+    pub fn holder(&self) -> Option<&str> {
+        self.holder.as_deref()
     }
 }
 
@@ -48,11 +78,18 @@ impl fmt::Display for BindError {
 ///
 /// # Errors
 /// [`BindError`] says who holds the port, where that can be found out.
-pub fn bind(interface: Option<IpAddr>, port: u16) -> Result<TcpListener, BindError> {
-    bind_with(interface, port, |domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))
+pub fn bind(
+    purpose: Purpose,
+    interface: Option<IpAddr>,
+    port: u16,
+) -> Result<TcpListener, BindError> {
+    bind_with(purpose, interface, port, |domain| {
+        Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
+    })
 }
 
 fn bind_with(
+    purpose: Purpose,
     interface: Option<IpAddr>,
     port: u16,
     open: impl Fn(Domain) -> io::Result<Socket>,
@@ -74,7 +111,7 @@ fn bind_with(
     };
     result.map_err(|(address, error)| {
         let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| holder(port)).flatten();
-        BindError { address, error, holder }
+        BindError { purpose, address, error, holder }
     })
 }
 
@@ -112,9 +149,15 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
+    const PEERS: Purpose = Purpose {
+        callers: "peers",
+        address_setting: "ListenInterface",
+        port_setting: "ListenPort",
+    };
+
     #[test]
     fn one_port_for_both_families() {
-        let listener = bind(None, 0).unwrap();
+        let listener = bind(PEERS, None, 0).unwrap();
         let port = listener.local_addr().unwrap().port();
         TcpStream::connect(("127.0.0.1", port)).unwrap();
         if listener.local_addr().unwrap().is_ipv6() {
@@ -129,7 +172,7 @@ mod tests {
             Domain::IPV6 => Err(io::Error::from_raw_os_error(97)),
             domain => Socket::new(domain, Type::STREAM, Some(Protocol::TCP)),
         };
-        let listener = bind_with(None, 0, no_ipv6).unwrap();
+        let listener = bind_with(PEERS, None, 0, no_ipv6).unwrap();
         let address = listener.local_addr().unwrap();
         assert!(address.is_ipv4());
         TcpStream::connect(("127.0.0.1", address.port())).unwrap();
@@ -137,19 +180,19 @@ mod tests {
 
     #[test]
     fn one_interface_is_one_interface() {
-        let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
+        let listener = bind(PEERS, Some([127, 0, 0, 1].into()), 0).unwrap();
         assert_eq!(listener.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
         // An address of the documentation range is nobody's.
-        let error = bind(Some([192, 0, 2, 1].into()), 0).unwrap_err().to_string();
+        let error = bind(PEERS, Some([192, 0, 2, 1].into()), 0).unwrap_err().to_string();
         assert!(error.contains("ListenInterface"), "{error}");
     }
 
     #[test]
     fn a_taken_port_is_refused_whatever_the_interface() {
-        let first = bind(None, 0).unwrap();
+        let first = bind(PEERS, None, 0).unwrap();
         let port = first.local_addr().unwrap().port();
         for interface in [None, Some([127, 0, 0, 1].into()), Some(Ipv4Addr::UNSPECIFIED.into())] {
-            let error = bind(interface, port).unwrap_err().to_string();
+            let error = bind(PEERS, interface, port).unwrap_err().to_string();
             assert!(error.contains("ListenPort"), "{error}");
             #[cfg(target_os = "linux")]
             assert!(error.contains(&format!("process {}", std::process::id())), "{error}");

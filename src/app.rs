@@ -1,20 +1,20 @@
 //! The relay as a whole: the only place that knows everyone.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, Startup};
+use crate::admin::Admin;
+use crate::admin::kind::Kind;
+use crate::config::{Config, Loaded};
 use crate::crypto::{self, CryptoError};
+use crate::handle::{Handle, Parts};
 use crate::listen::bind::{self, BindError};
-use crate::log::START;
+use crate::log::{LogLevel, START};
 use crate::peer::session::Way;
 use crate::peer::{self, Peers};
 use crate::router::RouterTask;
@@ -28,12 +28,15 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Why the relay cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The peer port cannot be listened on.
+    /// A port cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// A listener that was handed over cannot be used.
     #[error("the listener that was handed over cannot be used: {0}")]
     Listener(io::Error),
+    /// The metrics cannot be made.
+    #[error("the metrics cannot be made: {0}; this is a bug, please report it")]
+    Metrics(#[from] prometheus::Error),
     /// There is no randomness.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -55,104 +58,61 @@ pub enum Stopped {
     AtOnce,
 }
 
-/// What a reload did, by keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reloaded {
-    /// What changed and is in force, or will be with a new link.
-    pub changed: Vec<&'static str>,
-    /// What waits for a restart.
-    pub waiting: Vec<&'static str>,
+/// Sockets that are bound and listening already; those that are not given are made from the settings.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For peers.
+    pub peers: Option<TcpListener>,
+    /// For administrators.
+    pub admin: Option<TcpListener>,
+    /// For scrapers of metrics.
+    pub metrics: Option<TcpListener>,
 }
 
 /// A relay that listens but does not run yet.
 pub struct App {
-    listener: TcpListener,
-    address: SocketAddr,
+    peers: TcpListener,
+    http: Vec<(Kind, TcpListener)>,
     handle: Handle,
 }
 
-/// Steers a running relay; cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    state: SharedState<Way>,
-    config: Arc<watch::Sender<Arc<Config>>>,
-    drain: CancellationToken,
-    stop: CancellationToken,
-}
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Handle({:?})", self.state)
-    }
-}
-
-impl Handle {
-    /// Stops: no new peers but those on their way, and no new keys; sessions get until `DrainTimeout`.
-    pub fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    /// Stops at once.
-    pub fn stop(&self) {
-        self.drain.cancel();
-        self.stop.cancel();
-    }
-
-    /// Whether a stop has begun.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
-    }
-
-    /// The state, to look at.
-    pub fn state(&self) -> &SharedState<Way> {
-        &self.state
-    }
-
-    /// The settings in force.
-    pub fn config(&self) -> Arc<Config> {
-        self.config.borrow().clone()
-    }
-
-    /// Applies what can be applied of new settings; no session ends by it.
-    pub fn reload(&self, new: &Config) -> Reloaded {
-        let old = self.config();
-        let (applied, waiting) = old.reloaded(new);
-        let changed = old.differences(&applied);
-        self.state.set_capacity(applied.max_sessions);
-        self.config.send_replace(Arc::new(applied));
-        Reloaded { changed, waiting }
-    }
-}
-
 impl App {
-    /// Listens, on `handed_over` if there is one: a socket that is bound and listening already.
+    /// Listens on everything, on the sockets of `handed_over` where there are any. `log` is what the admin interface
+    /// changes the level of.
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn bind(config: Config, handed_over: Option<TcpListener>) -> Result<Self, StartError> {
+    pub fn bind(loaded: Loaded, handed_over: Listeners, log: LogLevel) -> Result<Self, StartError> {
         let mut base = [0; 4];
         crypto::random(&mut base)?;
-        let listener = match handed_over {
+        let startup = &loaded.config.startup;
+        let peers = match handed_over.peers {
             Some(listener) => listener,
-            None => {
-                let Startup { listen_interface, listen_port, .. } = config.startup;
-                bind::bind(peer::PURPOSE, listen_interface, listen_port)?
-            }
+            None => bind::bind(peer::PURPOSE, startup.listen_interface, startup.listen_port)?,
         };
-        listener.set_nonblocking(true).map_err(StartError::Listener)?;
-        let address = listener.local_addr().map_err(StartError::Listener)?;
-        let handle = Handle {
-            state: SharedState::new(config.max_sessions, u32::from_be_bytes(base)),
-            config: Arc::new(watch::Sender::new(Arc::new(config))),
-            drain: CancellationToken::new(),
-            stop: CancellationToken::new(),
-        };
-        Ok(Self { listener, address, handle })
+        peers.set_nonblocking(true).map_err(StartError::Listener)?;
+        let address = peers.local_addr().map_err(StartError::Listener)?;
+        let mut http = Vec::new();
+        for (kind, handed_over, setting) in [
+            (Kind::Admin, handed_over.admin, startup.admin_listen),
+            (Kind::Metrics, handed_over.metrics, startup.metrics_listen),
+        ] {
+            let listener = match (handed_over, setting) {
+                (Some(listener), _) => listener,
+                (None, Some(listen)) => bind::bind(kind.purpose(), listen.interface, listen.port)?,
+                (None, None) => continue,
+            };
+            listener.set_nonblocking(true).map_err(StartError::Listener)?;
+            http.push((kind, listener));
+        }
+        let key_base = u32::from_be_bytes(base);
+        let handle = Handle::new(Parts { loaded, key_base, address, log })?;
+        Ok(Self { peers, http, handle })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.handle.address()
     }
 
     /// A handle on it.
@@ -165,20 +125,41 @@ impl App {
     /// # Errors
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
-        let Self { listener, address, handle } = self;
-        let listener =
-            tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))?;
-        announce(&handle.config(), address);
+        let Self { peers: listener, http, handle } = self;
+        let listen = |listener| {
+            tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))
+        };
+        let listener = listen(listener)?;
+        let http = http
+            .into_iter()
+            .map(|(kind, listener)| Ok((kind, listen(listener)?)))
+            .collect::<Result<Vec<_>, Failure>>()?;
+        announce(&handle.config(), handle.address(), &http);
         let link = CancellationToken::new();
         let everyone = CancellationToken::new();
         // Whatever ends this function, a failure or its caller, ends all tasks.
         let _ends_with_this = (link.clone().drop_guard(), everyone.clone().drop_guard());
-        let state = handle.state.clone();
-        let router =
-            RouterTask::new(state.clone(), handle.config.subscribe(), Instant::now(), link.clone());
-        let peers = Peers::new(state.clone(), handle.config.subscribe(), everyone.clone());
+        let state = handle.state().clone();
+        let router = RouterTask::new(
+            state.clone(),
+            handle.settings(),
+            handle.router_metrics().clone(),
+            handle.link_sender(),
+            handle.started(),
+            link.clone(),
+        );
+        let peers = Peers::new(
+            state.clone(),
+            handle.settings(),
+            handle.peer_metrics().clone(),
+            handle.accepting().clone(),
+            handle.draining().clone(),
+            everyone.clone(),
+        );
+        let admin = Admin::new(handle.clone(), everyone.clone());
         let mut router = tokio::spawn(router.run());
         let mut peers = tokio::spawn(async move { peers.run(listener).await });
+        let mut admin = tokio::spawn(async move { admin.run(http).await });
         let mut expiry = tokio::spawn({
             let (state, everyone) = (state.clone(), everyone.clone());
             async move {
@@ -187,9 +168,10 @@ impl App {
         });
 
         let failed = tokio::select! {
-            () = handle.drain.cancelled() => None,
+            () = handle.draining().cancelled() => None,
             _ = &mut router => Some("Router"),
             _ = &mut peers => Some("peer"),
+            _ = &mut admin => Some("HTTP"),
             _ = &mut expiry => Some("expiry"),
         };
         if let Some(part) = failed {
@@ -207,16 +189,17 @@ impl App {
         };
         let stopped = tokio::select! {
             biased;
-            () = handle.stop.cancelled() => Stopped::AtOnce,
+            () = handle.stopping().cancelled() => Stopped::AtOnce,
             stopped = stopped => stopped,
         };
         everyone.cancel();
         if stopped == Stopped::AtOnce {
             // Not even for the Router's last words.
             router.abort();
+            admin.abort();
         }
         // A task that was waited for already must not be waited for again.
-        for task in [router, peers, expiry] {
+        for task in [router, peers, admin, expiry] {
             if !task.is_finished() {
                 let _ = task.await;
             }
@@ -228,7 +211,7 @@ impl App {
 
 /// Waits until nobody is left, or ends those who are when the time is over.
 async fn drain(handle: &Handle, deadline: Instant, timeout: Duration) -> Stopped {
-    let counts = handle.state.counts();
+    let counts = handle.state().counts();
     info!(
         sessions = counts.active,
         keys_handed_out = counts.handed_out,
@@ -236,8 +219,8 @@ async fn drain(handle: &Handle, deadline: Instant, timeout: Duration) -> Stopped
         timeout.as_secs()
     );
     tokio::select! {
-        () = handle.state.emptied() => return Stopped::Drained,
-        () = close_the_rest(&handle.state, deadline, timeout.min(CLOSING)) => {}
+        () = handle.state().emptied() => return Stopped::Drained,
+        () = close_the_rest(handle.state(), deadline, timeout.min(CLOSING)) => {}
     }
     Stopped::TimedOut
 }
@@ -259,15 +242,25 @@ async fn close_the_rest(state: &SharedState<Way>, deadline: Instant, window: Dur
 }
 
 /// The one line at start that says what is running. It reaches stderr at any log level.
-fn announce(config: &Config, address: SocketAddr) {
+fn announce(config: &Config, address: SocketAddr, http: &[(Kind, tokio::net::TcpListener)]) {
     let limit = match config.max_session_duration {
         Some(longest) => format!(", a session lasts up to {} s", longest.as_secs()),
         None => String::new(),
     };
+    let http: String = http
+        .iter()
+        .filter_map(|(kind, listener)| {
+            Some(format!(
+                ", HTTP for {} on {}",
+                kind.purpose().callers,
+                listener.local_addr().ok()?
+            ))
+        })
+        .collect();
     info!(
         target: START,
         "aspia_relay {} runs: Router {}, peers dial {}, listening on {}, up to {} sessions \
-         (idle {} min{limit}), up to {} pending peers, drain {} s",
+         (idle {} min{limit}), up to {} pending peers, drain {} s{http}",
         env!("CARGO_PKG_VERSION"),
         config.router.address.with_port(config.router.port),
         config.router.peer_address.with_port(config.router.peer_port),

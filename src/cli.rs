@@ -23,6 +23,10 @@ pub struct Arguments {
     #[arg(long, group = "action")]
     pub check_config: bool,
 
+    /// Ask the relay that runs here with the same configuration whether it works; exit status 0 or 1
+    #[arg(long, group = "action")]
+    pub healthcheck: bool,
+
     /// With --check-config: print JSON
     #[arg(long, requires = "check_config")]
     pub json: bool,

@@ -10,24 +10,29 @@
 //! | layer | modules | holds |
 //! | --- | --- | --- |
 //! | the whole | [`app`] | binds, runs, drains; the only place that knows everyone |
+//! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
+//! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
 //! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
-//! | leaves | [`secret`], [`log`], [`cli`], [`listen`] | secrets, the log, the command line, listening sockets |
+//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`] | secrets, the log, the command line, sockets to listen on, what metrics are made of |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod forward;
+pub mod handle;
 pub mod link;
 pub mod listen;
 pub mod log;
+pub mod metrics;
 pub mod peer;
 pub mod router;
 pub mod secret;

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use aspia_relay::app::{App, Handle, Reloaded, Stopped};
+use aspia_relay::admin::client;
+use aspia_relay::app::{App, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Loaded};
-use aspia_relay::log::{self, LogSettings};
+use aspia_relay::handle::{Handle, Reloaded};
+use aspia_relay::log::{self, LogLevel, LogSettings};
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -74,6 +76,8 @@ fn run(arguments: &Arguments) -> Outcome {
         create_config(&sources.path)
     } else if arguments.check_config {
         check_config(&sources, arguments.json)
+    } else if arguments.healthcheck {
+        healthcheck(&sources)
     } else {
         relay(&sources)
     }
@@ -108,6 +112,17 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
     result.and(answered)
 }
 
+fn healthcheck(sources: &Sources) -> Outcome {
+    let failed = |message: String| (FAILED, message);
+    let Loaded { config, .. } =
+        config::load(sources).map_err(|invalid| failed(describe(&invalid)))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    runtime.block_on(client::healthcheck(&config)).map_err(failed)
+}
+
 fn describe(invalid: &config::Invalid) -> String {
     let problems = invalid.0.problems.iter().map(|problem| format!("\n  {problem}"));
     problems.fold(format!("{invalid}:"), |text, problem| text + &problem)
@@ -116,7 +131,7 @@ fn describe(invalid: &config::Invalid) -> String {
 fn relay(sources: &Sources) -> Outcome {
     let log_settings = LogSettings::from_environment(&sources.environment);
     let guards = log_settings.start().map_err(|error| (FAILED, error.to_string()))?;
-    let outcome = start(sources);
+    let outcome = start(sources, log_settings.level());
     if let Err((_, message)) = &outcome {
         // Into the log while there is one; `main` says it on stderr.
         error!(target: log::FATAL, "{message}");
@@ -126,22 +141,23 @@ fn relay(sources: &Sources) -> Outcome {
     outcome
 }
 
-fn start(sources: &Sources) -> Outcome {
-    let Loaded { config, report } =
-        config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
-    for warning in &report.warnings {
+fn start(sources: &Sources, log: LogLevel) -> Outcome {
+    let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
+    for warning in &loaded.report.warnings {
         warn!("{warning}");
     }
+    let worker_threads = loaded.config.startup.worker_threads;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if config.startup.worker_threads > 0 {
-        runtime.worker_threads(config.startup.worker_threads);
+    if worker_threads > 0 {
+        runtime.worker_threads(worker_threads);
     }
     let runtime = runtime
         .enable_all()
         .build()
         .map_err(|error| (FAILED, format!("cannot start the worker threads: {error}")))?;
     let outcome = runtime.block_on(async {
-        let app = App::bind(config, None).map_err(|error| (FAILED, error.to_string()))?;
+        let app = App::bind(loaded, Listeners::default(), log)
+            .map_err(|error| (FAILED, error.to_string()))?;
         let signals = signals(app.handle(), sources.clone())
             .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
         let signals = tokio::spawn(signals);
@@ -215,21 +231,23 @@ fn stop(handle: &Handle, signal: &str) {
 async fn reload(handle: &Handle, sources: &Sources) {
     let read = sources.clone();
     let loaded = tokio::task::spawn_blocking(move || config::load(&read)).await;
-    let Loaded { config, report } = match loaded {
+    let loaded = match loaded {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(invalid)) => {
+            handle.reload_failed();
             error!("SIGHUP: nothing is changed, {}", describe(&invalid));
             return;
         }
         Err(error) => {
+            handle.reload_failed();
             error!(%error, "SIGHUP: nothing is changed, the configuration could not be read");
             return;
         }
     };
-    for warning in &report.warnings {
+    for warning in &loaded.report.warnings {
         warn!("{warning}");
     }
-    let Reloaded { changed, waiting } = handle.reload(&config);
+    let Reloaded { changed, waiting } = handle.reload(&loaded);
     let changed: Vec<String> = changed
         .iter()
         .map(|key| match settings::find(key).map(|setting| setting.reload) {

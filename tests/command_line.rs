@@ -16,6 +16,8 @@ fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
     // Nothing of this machine's environment reaches the program.
     command.env_clear().stdin(Stdio::null());
+    // Tests run beside each other.
+    command.env("ASPIA_RELAY_ADMIN_LISTEN", "off");
     command
 }
 

@@ -376,6 +376,8 @@ fn the_table_of_settings_says_what_a_reload_does() {
         "ListenInterface" => "127.0.0.1",
         "StatisticsEnabled" => "false",
         "LogPeerIdentity" => "true",
+        "AdminListen" => "127.0.0.1:4243",
+        "MetricsListen" => "127.0.0.1:4244",
         "RouterProtocol" => "2",
         "DrainTimeout" | "MaxSessionDuration" => "77s",
         _ => "33",

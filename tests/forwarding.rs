@@ -256,7 +256,12 @@ async fn peers_over_ipv6_and_ipv4_meet() {
         let config =
             relay_lab::relay::config(router.address(), router.public_key(), address.port(), &[])
                 .unwrap();
-        let app = aspia_relay::app::App::bind(config, Some(listener)).unwrap();
+        let app = aspia_relay::app::App::bind(
+            config,
+            aspia_relay::app::Listeners { peers: Some(listener), ..Default::default() },
+            aspia_relay::log::LogLevel::default(),
+        )
+        .unwrap();
         tokio::spawn(app.run());
         router
     };

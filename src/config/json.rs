@@ -68,9 +68,10 @@ impl JsonFile {
                             value.to_string()
                         }
                         other => {
+                            let secret = settings::find(&key).is_some_and(|setting| setting.secret);
                             problem(
                                 &key,
-                                Some(other.to_string()),
+                                (!secret).then(|| other.to_string()),
                                 "a string, a number, true or false".into(),
                             );
                             continue;

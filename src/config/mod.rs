@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::crypto::PublicKey;
 
-use parse::HostName;
+use parse::{HostName, ListenAddress, Token};
 use raw::{FileState, RawSettings};
 use report::{Problem, Report};
 use sources::Sources;
@@ -33,6 +33,9 @@ pub const DEFAULT_FILE: &str = r#"{
     "StatisticsEnabled": "false",
     "StatisticsInterval": "5"
 }"#;
+
+/// What stands in a report for a secret.
+pub const REDACTED: &str = "(redacted)";
 
 /// Everything that the relay runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,10 @@ pub struct Config {
     pub statistics_interval: Option<Duration>,
     /// `DrainTimeout`.
     pub drain_timeout: Duration,
+    /// `AdminToken`.
+    pub admin_token: Option<Token>,
+    /// `MetricsToken`.
+    pub metrics_token: Option<Token>,
     /// `LogPeerIdentity`.
     pub log_peer_identity: bool,
 }
@@ -64,6 +71,10 @@ pub struct Startup {
     pub listen_interface: Option<IpAddr>,
     /// `ListenPort`, else `PeerPort`.
     pub listen_port: u16,
+    /// `AdminListen`; `None` is off.
+    pub admin_listen: Option<ListenAddress>,
+    /// `MetricsListen`; `None` is off.
+    pub metrics_listen: Option<ListenAddress>,
     /// `WorkerThreads`; 0 is as many as the CPU quota allows.
     pub worker_threads: usize,
 }
@@ -135,6 +146,37 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let statistics_seconds: Option<u64> = get.value("StatisticsInterval", number(1, 3600));
     let drain_timeout = get.value("DrainTimeout", duration);
     let log_peer_identity = get.value("LogPeerIdentity", boolean);
+    let admin_listen = get.optional("AdminListen", parse::listen_address).map(Option::flatten);
+    let metrics_listen = get.optional("MetricsListen", parse::listen_address).map(Option::flatten);
+    let admin_token = get.optional("AdminToken", parse::token);
+    let metrics_token = get.optional("MetricsToken", parse::token);
+
+    if let (Some(Some(listen)), Some(None)) = (admin_listen, &admin_token)
+        && !listen.is_loopback()
+    {
+        report.problems.push(Problem {
+            key: "AdminToken".into(),
+            value: None,
+            source: "not set".into(),
+            expected: format!(
+                "a token, since AdminListen {listen} can be reached from other machines; \
+                 or AdminListen on 127.0.0.1, or off"
+            ),
+        });
+    }
+    if let (Some(Some(admin)), Some(Some(metrics))) = (admin_listen, metrics_listen)
+        && admin.port == metrics.port
+    {
+        report.problems.push(Problem {
+            key: "MetricsListen".into(),
+            value: Some(metrics.to_string()),
+            source: "with AdminListen".into(),
+            expected: "another port than that of AdminListen (which serves /metrics, too)".into(),
+        });
+    }
+    if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
+        report.warnings.push("MetricsToken is set, but MetricsListen is off".into());
+    }
 
     if statistics_seconds > Some(60) {
         report.warnings.push(format!(
@@ -164,6 +206,8 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         startup: Startup {
             listen_interface: listen_interface?,
             listen_port: listen_port?.unwrap_or(peer_port),
+            admin_listen: admin_listen?,
+            metrics_listen: metrics_listen?,
             worker_threads: worker_threads?,
         },
         router: RouterConfig {
@@ -181,6 +225,8 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         statistics_interval: statistics_enabled?
             .then_some(Duration::from_secs(statistics_seconds?)),
         drain_timeout: drain_timeout?,
+        admin_token: admin_token?,
+        metrics_token: metrics_token?,
         log_peer_identity: log_peer_identity?,
     })
 }
@@ -236,7 +282,9 @@ impl Getter<'_> {
         let value = self.raw.get(key)?;
         match parse(&value.text) {
             Ok(parsed) => {
-                self.report.set(key, &value.text, &value.source);
+                let secret = settings::find(key).is_some_and(|setting| setting.secret);
+                let shown = if secret { REDACTED } else { &value.text };
+                self.report.set(key, shown, &value.source);
                 Some(parsed)
             }
             Err(expected) => {
@@ -349,6 +397,10 @@ impl Config {
             ("DrainTimeout", old.drain_timeout != new.drain_timeout),
             ("MaxSessionDuration", old.max_session_duration != new.max_session_duration),
             ("MaxPendingPeers", old.max_pending_peers != new.max_pending_peers),
+            ("AdminListen", old.startup.admin_listen != new.startup.admin_listen),
+            ("AdminToken", old.admin_token != new.admin_token),
+            ("MetricsListen", old.startup.metrics_listen != new.startup.metrics_listen),
+            ("MetricsToken", old.metrics_token != new.metrics_token),
             ("WorkerThreads", old.startup.worker_threads != new.startup.worker_threads),
             ("LogPeerIdentity", old.log_peer_identity != new.log_peer_identity),
         ]

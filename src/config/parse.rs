@@ -1,10 +1,12 @@
 //! From the text of a setting to its value. An error says what is expected.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
+use crate::secret::Secret;
 
 /// Longest duration taken, in seconds: a year. Longer ones are typing errors, and would overflow a clock.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -93,6 +95,106 @@ pub fn peer_address(text: &str) -> Result<HostName, String> {
             Err("an address that peers can dial, not the one that means all interfaces".into())
         }
         _ => Ok(name),
+    }
+}
+
+/// Where to listen: an address, or all, and a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// The address; `None` is all, IPv4 and IPv6.
+    pub interface: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+impl ListenAddress {
+    /// Whether only this machine can connect to it.
+    pub fn is_loopback(self) -> bool {
+        self.interface.is_some_and(|address| address.to_canonical().is_loopback())
+    }
+
+    /// The address that this machine reaches it by.
+    pub fn local(self) -> SocketAddr {
+        let address = match self.interface {
+            None => Ipv4Addr::LOCALHOST.into(),
+            Some(IpAddr::V4(any)) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            Some(IpAddr::V6(any)) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            Some(address) => address,
+        };
+        SocketAddr::new(address, self.port)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.interface {
+            None => write!(f, ":{}", self.port),
+            Some(address) => SocketAddr::new(address, self.port).fmt(f),
+        }
+    }
+}
+
+/// `host:port`, where an empty host means all addresses of both families; `off` is `None`.
+///
+/// # Errors
+/// What is expected.
+pub fn listen_address(text: &str) -> Result<Option<ListenAddress>, String> {
+    let expected = || {
+        "address:port with an IP address of this machine (IPv6 in brackets), localhost or nothing \
+         before the colon and a port from 1 to 65535, or off"
+            .to_owned()
+    };
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    let port = number(1, u16::MAX)(port).map_err(|_| expected())?;
+    let interface = match host {
+        "" => None,
+        _ if host.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
+        // The standard library knows brackets.
+        _ => Some(text.parse::<SocketAddr>().map_err(|_| expected())?.ip()),
+    };
+    Ok(Some(ListenAddress { interface, port }))
+}
+
+/// A bearer token; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Token(Arc<Secret<String>>);
+
+impl Token {
+    /// Whether somebody who shows `other` has this token; in a time that does not tell where they differ.
+    pub fn is(&self, other: &str) -> bool {
+        *self == Self::new(other)
+    }
+
+    /// The text, for the one who has to show it.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    fn new(text: &str) -> Self {
+        Self(Arc::new(Secret::new(text.to_owned())))
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same_as(&other.0)
+    }
+}
+
+impl Eq for Token {}
+
+/// A token as it may stand in an `Authorization` header.
+///
+/// # Errors
+/// What is expected.
+pub fn token(text: &str) -> Result<Token, String> {
+    if text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(Token::new(text))
+    } else {
+        Err("ASCII letters, digits and signs without blanks".into())
     }
 }
 
@@ -211,6 +313,31 @@ pub fn computer_name(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        let listen = |text| listen_address(text).unwrap().unwrap();
+        assert_eq!(listen_address("off"), Ok(None));
+        assert_eq!(listen(":9").interface, None);
+        assert!(!listen(":9").is_loopback() && !listen("0.0.0.0:9").is_loopback());
+        for loopback in ["127.0.0.1:9", "localhost:9", "[::1]:9", "[::ffff:127.0.0.1]:9"] {
+            assert!(listen(loopback).is_loopback(), "{loopback}");
+        }
+        assert_eq!(listen("[::]:9").local().to_string(), "[::1]:9");
+        assert_eq!(listen("0.0.0.0:9").local().to_string(), "127.0.0.1:9");
+        assert_eq!(listen(":9").to_string(), ":9");
+        for bad in ["9", "::1:9", "example.com:9", "127.0.0.1:0", "127.0.0.1:", "on"] {
+            assert!(listen_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_show_nothing() {
+        let token = token("abc").unwrap();
+        assert!(token.is("abc") && !token.is("abd") && !token.is(""));
+        assert_eq!(format!("{token:?}"), "Token([redacted])");
+        assert!(super::token("a b").is_err());
+    }
 
     #[test]
     fn hosts() {

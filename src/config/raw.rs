@@ -23,7 +23,8 @@ pub struct RawValue {
     pub text: String,
     /// Where it came from, in words.
     pub source: String,
-    /// Whether it is the content of a file of its own. That may be the wrong file: what does not parse is not shown.
+    /// Whether it is a secret, or the content of a file of its own. That may be the wrong file: what does not parse
+    /// is not shown.
     pub confidential: bool,
 }
 
@@ -69,7 +70,8 @@ impl RawSettings {
         } else if report.problems.len() > problems {
             file = FileState::Unusable;
         }
-        let mut confidential = Vec::new();
+        let mut confidential: Vec<_> =
+            SETTINGS.iter().filter(|setting| setting.secret).map(|setting| setting.key).collect();
         for variable in Variable::all(&sources.environment, report) {
             if variable.from_file {
                 confidential.push(variable.key);

@@ -20,10 +20,16 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// When a change applies.
     pub reload: Reload,
+    /// Whether its value is a secret, which is never shown.
+    pub secret: bool,
 }
 
 const fn setting(key: &'static str, default: Option<&'static str>, reload: Reload) -> Setting {
-    Setting { key, default, reload }
+    Setting { key, default, reload, secret: false }
+}
+
+const fn secret(key: &'static str, reload: Reload) -> Setting {
+    Setting { key, default: None, reload, secret: true }
 }
 
 /// All settings that this version knows. The first ten are the original's.
@@ -45,6 +51,10 @@ pub const SETTINGS: &[Setting] = &[
     setting("DrainTimeout", Some("25s"), Reload::Now),
     setting("MaxSessionDuration", Some("0s"), Reload::Now),
     setting("MaxPendingPeers", Some("1024"), Reload::Now),
+    setting("AdminListen", Some("127.0.0.1:8071"), Reload::Restart),
+    secret("AdminToken", Reload::Now),
+    setting("MetricsListen", Some("off"), Reload::Restart),
+    secret("MetricsToken", Reload::Now),
     setting("WorkerThreads", Some("0"), Reload::Restart),
     setting("LogPeerIdentity", Some("false"), Reload::Now),
 ];
@@ -58,13 +68,9 @@ pub const LATER: &[&str] = &[
     "DenyPeers",
     "SessionBandwidth",
     "TotalBandwidth",
-    "AdminListen",
-    "AdminToken",
-    "MetricsListen",
     "MetricsTlsCertificate",
     "MetricsTlsPrivateKey",
     "MetricsTlsClientCa",
-    "MetricsToken",
     "TracePeerIdentity",
 ];
 

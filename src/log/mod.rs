@@ -14,6 +14,7 @@ mod files;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -46,10 +47,54 @@ pub enum Format {
     Json,
 }
 
+/// What is logged; it can be changed while the relay runs. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct LogLevel(Arc<RwLock<(String, Targets)>>);
+
+impl LogLevel {
+    fn new(text: &str, filter: Targets) -> Self {
+        Self(Arc::new(RwLock::new((text.to_owned(), filter))))
+    }
+
+    /// The level in words: that of the variable, or the list that was set.
+    pub fn text(&self) -> String {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Logs by another level, or by a list of `target=level`, until the end of the process.
+    ///
+    /// # Errors
+    /// What is expected.
+    pub fn set(&self, text: &str) -> Result<(), String> {
+        let expected = || {
+            format!(
+                "{text:?} is no level (off, error, warn, info, debug, trace) and no list of \
+                 target=level"
+            )
+        };
+        // Taken by itself, a misspelt level would be the name of a target.
+        let is_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+        if !text.split(',').all(is_level) {
+            return Err(expected());
+        }
+        let filter = text.parse::<Targets>().map_err(|_| expected())?;
+        // What ends the program is in the log at every level.
+        let filter = filter.with_target(FATAL, LevelFilter::ERROR);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text.to_owned(), filter);
+        tracing::callsite::rebuild_interest_cache();
+        Ok(())
+    }
+
+    fn would_enable(&self, event: &Metadata<'_>) -> bool {
+        let filter = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        filter.1.would_enable(event.target(), event.level())
+    }
+}
+
 /// What the variables ask for.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    filter: Targets,
+    level: LogLevel,
     stdout: bool,
     file: bool,
     format: Format,
@@ -80,9 +125,9 @@ impl LogSettings {
             }
         };
         let level = match number("ASPIA_LOG_LEVEL", 2) {
-            0 => Targets::new().with_default(LevelFilter::INFO),
-            1 => Targets::new().with_default(LevelFilter::ERROR),
-            _ => Targets::new().with_target(FATAL, LevelFilter::ERROR),
+            0 => LogLevel::new("info", Targets::new().with_default(LevelFilter::INFO)),
+            1 => LogLevel::new("error", Targets::new().with_default(LevelFilter::ERROR)),
+            _ => LogLevel::new("fatal", Targets::new().with_target(FATAL, LevelFilter::ERROR)),
         };
         let stdout = flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
         let file = flag("ASPIA_LOG_TO_FILE", cfg!(windows));
@@ -98,10 +143,10 @@ impl LogSettings {
                 Format::Text
             }
         };
-        let filter = match get("RUST_LOG").map(str::parse::<Targets>) {
+        let level = match get("RUST_LOG").map(|text| (text, text.parse::<Targets>())) {
             None => level,
-            Some(Ok(filter)) => filter,
-            Some(Err(error)) => {
+            Some((text, Ok(filter))) => LogLevel::new(text, filter),
+            Some((_, Err(error))) => {
                 warnings.push(format!(
                     "RUST_LOG is no list of target=level ({error}); ASPIA_LOG_LEVEL is used"
                 ));
@@ -109,7 +154,7 @@ impl LogSettings {
             }
         };
         Self {
-            filter,
+            level,
             stdout,
             file,
             format,
@@ -120,6 +165,11 @@ impl LogSettings {
         }
     }
 
+    /// What is logged, to be shown and changed.
+    pub fn level(&self) -> LogLevel {
+        self.level.clone()
+    }
+
     /// What did not make sense, to be logged once there is a log.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -128,7 +178,7 @@ impl LogSettings {
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
         // On a terminal stdout and stderr are one: what ends the program is said once, for people.
         let on_stderr = event.target() == FATAL && self.format == Format::Text;
-        self.stdout && !on_stderr && self.filter.would_enable(event.target(), event.level())
+        self.stdout && !on_stderr && self.level.would_enable(event)
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
@@ -163,7 +213,9 @@ impl LogSettings {
             true => {
                 let files = LogFiles::create(&self.directory, self.file_size, self.file_age)?;
                 let writer = background(Box::new(files));
-                Some(lines(self.format, writer).with_filter(self.filter.clone()))
+                let level = self.level.clone();
+                let filter = filter_fn(move |event| level.would_enable(event));
+                Some(lines(self.format, writer).with_filter(filter))
             }
         };
         let subscriber = tracing_subscriber::registry().with(stdout).with(stderr).with(file);

@@ -1,7 +1,9 @@
 //! The peers' side: accept, read the first message, pair, run the session.
 
+pub mod error;
 pub mod first_message;
 mod gone;
+pub mod metrics;
 pub mod session;
 
 use std::io;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus::IntGauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -22,18 +25,18 @@ use crate::config::Config;
 use crate::listen::accept::{Accepting, accept};
 use crate::listen::bind::Purpose;
 use crate::state::keys::KeyId;
+use crate::state::sessions::End;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
 use crate::state::{ReadyPeer, Refusal};
 
-use first_message::FirstMessageError;
+use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
+use metrics::{Connection, PeerMetrics};
 use session::{Partner, Way};
 
 /// The socket that peers dial.
 pub const PURPOSE: Purpose =
     Purpose { callers: "peers", address_setting: "ListenInterface", port_setting: "ListenPort" };
 
-/// Time from accepting a connection until its first message is complete.
-pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time from accepting a connection until it is paired.
 pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -44,65 +47,40 @@ const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// Why a connection did not become part of a session. None of this is answered, and none costs a key anything.
-#[derive(Debug, thiserror::Error)]
-pub enum PeerError {
-    /// The first message is not acceptable.
-    #[error(transparent)]
-    FirstMessage(#[from] FirstMessageError),
-    /// The first message was not complete in time.
-    #[error("no complete first message within {} s", FIRST_MESSAGE_TIMEOUT.as_secs())]
-    Silent,
-    /// The key or the secret is not acceptable.
-    #[error("key {}: {refusal}", key.0)]
-    Refused {
-        /// The key that the peer named.
-        key: KeyId,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// Nobody came to be paired with.
-    #[error("its partner did not come within 30 s")]
-    Alone,
-    /// The peer went away while it waited for its partner.
-    #[error("it went away while it waited for its partner")]
-    WentAway,
-    /// A socket could not be used.
-    #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
-}
-
 /// Everything that the tasks of peers share.
 #[derive(Clone)]
 pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
     pending: Arc<AtomicUsize>,
+    metrics: PeerMetrics,
     accepting: Accepting,
     tasks: TaskTracker,
+    draining: CancellationToken,
     stop: CancellationToken,
 }
 
 impl Peers {
-    /// Peers that meet in `state`; all their tasks end when `stop` is cancelled.
+    /// Peers that meet in `state`; `accepting` says whether new ones are taken; all their tasks end when `stop` is cancelled. `draining` only changes what is
+    /// said of those whose keys were withdrawn.
     pub fn new(
         state: SharedState<Way>,
         config: watch::Receiver<Arc<Config>>,
+        metrics: PeerMetrics,
+        accepting: Accepting,
+        draining: CancellationToken,
         stop: CancellationToken,
     ) -> Self {
         Self {
             state,
             config,
             pending: Arc::default(),
-            accepting: Accepting::default(),
+            metrics,
+            accepting,
             tasks: TaskTracker::new(),
+            draining,
             stop,
         }
-    }
-
-    /// Whether connections are accepted at the moment.
-    pub fn accepting(&self) -> Accepting {
-        self.accepting.clone()
     }
 
     /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
@@ -118,7 +96,8 @@ impl Peers {
 
     fn start(&self, stream: TcpStream, address: SocketAddr) {
         let limit = self.config.borrow().max_pending_peers;
-        let Some(pending) = Pending::enter(&self.pending, limit) else {
+        let Some(pending) = Pending::enter(&self.pending, &self.metrics, limit) else {
+            self.metrics.connections.count(Connection::PendingLimit);
             info!(%address, limit, "peer refused: MaxPendingPeers connections wait already");
             return;
         };
@@ -129,9 +108,21 @@ impl Peers {
     async fn serve(&self, stream: TcpStream, address: SocketAddr, pending: Pending) {
         let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await
         else {
+            self.metrics.connections.count(Connection::Draining);
             return;
         };
         drop(pending);
+        let outcome = match &admitted {
+            Ok(_) => Connection::Paired,
+            // The key was good until the relay withdrew it.
+            Err(PeerError::Refused { refusal: Refusal::UnknownKey, .. })
+                if self.draining.is_cancelled() =>
+            {
+                Connection::Draining
+            }
+            Err(error) => error.into(),
+        };
+        self.metrics.connections.count(outcome);
         match admitted {
             Ok(Some((stream, partner))) => {
                 session::run(stream, partner, self.config.clone(), &self.stop).await;
@@ -159,6 +150,8 @@ impl Peers {
         let one_time_key =
             self.state.key(key, Instant::now()).ok_or_else(|| refused(Refusal::UnknownKey))?;
         let opened = first_message::open(&message, &one_time_key)?;
+        let now = Instant::now();
+        self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
         let (way, partner) = oneshot::channel();
         let ready = ReadyPeer {
             key,
@@ -167,15 +160,21 @@ impl Peers {
             identity: opened.identity,
             address,
         };
-        match self.state.peer_ready(ready, way, Instant::now()).map_err(refused)? {
+        match self.state.peer_ready(ready, way, now).map_err(refused)? {
             Admitted::Paired { first, session } => {
                 // The first cannot have gone: it would have left its place first. Only a stop ends its
-                // task all the same, and then the session ends here with its guard.
-                let _ = first.send(Partner { stream, session });
+                // task all the same.
+                if let Err(partner) = first.send(Partner { stream, ready: now, session }) {
+                    partner.session.finish(End::Drain);
+                }
                 Ok(None)
             }
             Admitted::Wait(place) => {
-                wait(stream, place, partner, accepted + PAIRING_TIMEOUT).await.map(Some)
+                let (stream, partner) =
+                    wait(stream, place, partner, accepted + PAIRING_TIMEOUT).await?;
+                let waited = partner.ready.duration_since(now);
+                self.metrics.pairing_wait.observe(waited.as_secs_f64());
+                Ok(Some((stream, partner)))
             }
         }
     }
@@ -217,19 +216,24 @@ async fn wait(
 }
 
 /// One connection that is not paired yet; counted until it is dropped.
-struct Pending(Arc<AtomicUsize>);
+struct Pending {
+    count: Arc<AtomicUsize>,
+    gauge: IntGauge,
+}
 
 impl Pending {
-    fn enter(count: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+    fn enter(count: &Arc<AtomicUsize>, metrics: &PeerMetrics, limit: usize) -> Option<Self> {
         let enter = |now| (now < limit).then_some(now + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok()?;
-        Some(Self(count.clone()))
+        metrics.pending.inc();
+        Some(Self { count: count.clone(), gauge: metrics.pending.clone() })
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.gauge.dec();
     }
 }
 
@@ -238,6 +242,7 @@ mod tests {
     use super::*;
     use crate::crypto::SessionKey;
     use crate::secret::Secret;
+    use crate::state::metrics::StateMetrics;
     use crate::state::sessions::Identity;
 
     /// The relay's end of a connection, and the peer's.
@@ -269,7 +274,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
-        let state: SharedState<Way> = SharedState::new(1, 0);
+        let metrics = StateMetrics::new(&prometheus::Registry::new()).unwrap();
+        let state: SharedState<Way> = SharedState::new(1, 0, metrics);
         state.link_up();
         let order = state.order(1, 1).unwrap();
         let keys = order.make().unwrap();
@@ -291,7 +297,7 @@ mod tests {
         let (second, _peer) = connection().await;
         let hand_over = async {
             tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
-            first.send(Partner { stream: second, session }).unwrap();
+            first.send(Partner { stream: second, ready: now, session }).unwrap();
         };
         let (waited, ()) =
             tokio::join!(wait(stream, place, partner, now + PAIRING_TIMEOUT), hand_over);

@@ -21,6 +21,8 @@ pub type Way = oneshot::Sender<Partner>;
 pub struct Partner {
     /// Its connection.
     pub stream: TcpStream,
+    /// When its first message was opened.
+    pub ready: Instant,
     /// The session that has begun.
     pub session: ActiveSession<Way>,
 }
@@ -32,7 +34,7 @@ pub(super) async fn run(
     mut config: watch::Receiver<Arc<Config>>,
     stop: &CancellationToken,
 ) {
-    let Partner { stream: second, session: mut active } = partner;
+    let Partner { stream: second, session: mut active, .. } = partner;
     let session = active.session().clone();
     announce(&session, config.borrow().log_peer_identity);
     let end = tokio::select! {
@@ -52,7 +54,7 @@ pub(super) async fn run(
     };
     // The sockets first: a place that is free again must not still hold two of them.
     drop((first, second));
-    drop(active);
+    active.finish(end);
     info!(
         session = session.id.0,
         %end,

@@ -3,7 +3,9 @@
 mod connection;
 mod dial;
 pub mod error;
+pub mod metrics;
 mod serve;
+pub mod status;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use crate::state::shared::SharedState;
 
 use connection::Connection;
 use error::LinkError;
+use metrics::{Connect, RouterMetrics};
+use status::{LinkFacts, LinkStatus};
 
 /// Time for all of the authentication, by section 3 of the protocol notes.
 pub const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,6 +37,8 @@ const REFUSED_LINK: Duration = Duration::from_secs(5);
 pub struct RouterTask<W> {
     state: SharedState<W>,
     config: watch::Receiver<Arc<Config>>,
+    metrics: RouterMetrics,
+    status: watch::Sender<LinkStatus>,
     started: Instant,
     stop: CancellationToken,
 }
@@ -45,14 +51,16 @@ struct Failed {
 }
 
 impl<W: Send + 'static> RouterTask<W> {
-    /// A link that offers the keys of `state`. `started` is what the statistics count the uptime from.
+    /// A link that offers the keys of `state` and says in `status` how it is. `started` is what the statistics count the uptime from.
     pub fn new(
         state: SharedState<W>,
         config: watch::Receiver<Arc<Config>>,
+        metrics: RouterMetrics,
+        status: watch::Sender<LinkStatus>,
         started: Instant,
         stop: CancellationToken,
     ) -> Self {
-        Self { state, config, started, stop }
+        Self { state, config, metrics, status, started, stop }
     }
 
     /// Keeps the link until `stop` is cancelled, then closes it, which withdraws the keys on offer.
@@ -83,6 +91,7 @@ impl<W: Send + 'static> RouterTask<W> {
                 backoff = Backoff::new();
             }
             failures += 1;
+            self.status.send_modify(|status| status.failed(failures, failed.error.to_string()));
             let delay = backoff.next();
             let router = config.router.address.with_port(config.router.port);
             let retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -120,7 +129,10 @@ impl<W: Send + 'static> RouterTask<W> {
         let begun = stop.run_until_cancelled(begin(config)).await?;
         let (connection, established) = match begun {
             Ok(begun) => begun,
-            Err(error) => return Some(Failed { error, lived: None }),
+            Err(error) => {
+                self.metrics.connects.count(Connect::from(&error));
+                return Some(Failed { error, lived: None });
+            }
         };
         let since = Instant::now();
         let (router, version) = (connection.address(), established.router_version);
@@ -132,19 +144,46 @@ impl<W: Send + 'static> RouterTask<W> {
             warn!(%router, %version, %cipher, failures, "connected to the Router again");
         }
         *failures = 0;
+        self.status.send_modify(|status| {
+            status.up(LinkFacts { address: router, version, cipher });
+        });
+        let _up = self.metrics.up();
+        let _away = Away(&self.status);
         let server = serve::Server {
             state: self.state.clone(),
             config: self.config.clone(),
+            metrics: self.metrics.clone(),
             started: self.started,
             stop: stop.clone(),
         };
-        let error = server.run(connection, established).await?;
-        let lived = since.elapsed();
-        let error = match error {
-            LinkError::Closed(_) if lived < REFUSED_LINK => LinkError::Denied(lived),
-            error => error,
+        let mut served = pin!(server.run(connection, established));
+        // A link counts once: when it is known that the Router keeps it, or when it ends before that.
+        let (end, counted) = match timeout(REFUSED_LINK, &mut served).await {
+            Ok(end) => (end, false),
+            Err(_) => {
+                self.metrics.connects.count(Connect::Ok);
+                (served.await, true)
+            }
         };
-        Some(Failed { error, lived: Some(lived) })
+        let lived = since.elapsed();
+        let error = match end {
+            Some(LinkError::Closed(_)) if !counted => Some(LinkError::Denied(lived)),
+            end => end,
+        };
+        if !counted {
+            // One that the relay itself gave up was good.
+            self.metrics.connects.count(error.as_ref().map_or(Connect::Ok, Connect::from));
+        }
+        Some(Failed { error: error?, lived: Some(lived) })
+    }
+}
+
+/// Says that the link is away when it is dropped.
+struct Away<'a>(&'a watch::Sender<LinkStatus>);
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(LinkStatus::away);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::wire::router::{
 
 use super::connection::{Connection, Reader, Writer};
 use super::error::LinkError;
+use super::metrics::RouterMetrics;
 
 /// Keys made and sent at once: some milliseconds of work, and a message of about 15 KiB.
 const KEY_BATCH: usize = 256;
@@ -42,6 +43,7 @@ const STATISTICS_MARGIN: usize = 1024;
 pub(super) struct Server<W> {
     pub(super) state: SharedState<W>,
     pub(super) config: watch::Receiver<Arc<Config>>,
+    pub(super) metrics: RouterMetrics,
     pub(super) started: Instant,
     pub(super) stop: CancellationToken,
 }
@@ -121,6 +123,7 @@ impl<W: Send + 'static> Server<W> {
                     Ok(Some(Frame::Ping(data))) => outgoing.writer.send(Frame::Pong(data))?,
                     Ok(Some(Frame::Pong(data))) => {
                         let taken = keep_alive.on_pong(&data, Instant::now())?;
+                        self.metrics.ping.observe(taken.as_secs_f64());
                         debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
                     }
                     Ok(None) => return Err(LinkError::Closed(None)),

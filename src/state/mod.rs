@@ -8,6 +8,7 @@
 //! is followed by ordering; without a link, `handed out + active <= capacity`.
 
 pub mod keys;
+pub mod metrics;
 pub mod pairing;
 pub mod sessions;
 pub mod shared;
@@ -197,6 +198,11 @@ impl<W> State<W> {
     /// All active sessions, in no order.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.sessions.list()
+    }
+
+    /// Bytes of all sessions there ever were.
+    pub fn bytes(&self) -> u64 {
+        self.sessions.bytes()
     }
 
     /// Whether no session is active and no key is handed out: nobody is here, and nobody is on the way.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::metrics::{Label, labels};
 use crate::wire;
 
 /// Longest text kept of what the Router says about a peer, in bytes. It bounds the memory of a session and the
@@ -26,36 +27,29 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum End {
-    /// Both peers finished.
-    Closed,
-    /// A peer's connection was reset or timed out.
-    Reset,
-    /// No bytes moved for `PeerIdleTimeout`.
-    Idle,
-    /// The Router or an administrator asked for it.
-    Disconnected,
-    /// `MaxSessionDuration` was over.
-    MaxDuration,
-    /// The relay stops.
-    Drain,
-    /// The relay failed.
-    Error,
+labels! {
+    /// Why a session ended.
+    pub enum End {
+        /// Both peers finished.
+        Closed = "closed",
+        /// A peer's connection was reset or timed out.
+        Reset = "reset",
+        /// No bytes moved for `PeerIdleTimeout`.
+        Idle = "idle",
+        /// The Router or an administrator asked for it.
+        Disconnected = "disconnected",
+        /// `MaxSessionDuration` was over.
+        MaxDuration = "max_duration",
+        /// The relay stops.
+        Drain = "drain",
+        /// The relay failed.
+        Error = "error",
+    }
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Closed => "closed",
-            Self::Reset => "reset",
-            Self::Idle => "idle",
-            Self::Disconnected => "disconnected",
-            Self::MaxDuration => "max_duration",
-            Self::Drain => "drain",
-            Self::Error => "error",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -154,6 +148,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Sessions {
     last: u64,
+    /// Bytes of the sessions that have ended.
+    ended_bytes: u64,
     active: HashMap<SessionId, Entry>,
 }
 
@@ -188,7 +184,17 @@ impl Sessions {
 
     /// Removes a session that has ended. `false` when there is no such session.
     pub fn end(&mut self, id: SessionId) -> bool {
-        self.active.remove(&id).is_some()
+        let Some(entry) = self.active.remove(&id) else {
+            return false;
+        };
+        self.ended_bytes += entry.session.traffic.bytes();
+        true
+    }
+
+    /// Bytes of all sessions there ever were. Costs a look at each active one.
+    pub fn bytes(&self) -> u64 {
+        let active = self.active.values().map(|entry| entry.session.traffic.bytes());
+        self.ended_bytes + active.sum::<u64>()
     }
 
     /// All active sessions, in no order.

@@ -7,6 +7,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
+use super::metrics::{KeyEvent, StateMetrics};
 use super::pairing::Ticket;
 use super::sessions::{End, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
@@ -19,6 +20,7 @@ struct Inner<W> {
     handed_out: Notify,
     /// A session ended or a handed-out key is gone: a stop may be complete.
     left: Notify,
+    metrics: StateMetrics,
 }
 
 /// A handle on the state, cheap to clone.
@@ -63,6 +65,7 @@ impl<W> Drop for WaitingPlace<W> {
 pub struct ActiveSession<W> {
     state: SharedState<W>,
     session: Arc<Session>,
+    end: End,
     /// Hears of it when somebody wants the session ended.
     pub stop: oneshot::Receiver<End>,
 }
@@ -72,11 +75,21 @@ impl<W> ActiveSession<W> {
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
+
+    /// Ends the session and says why. One that is dropped without a reason has ended by an error.
+    pub fn finish(mut self, end: End) {
+        self.end = end;
+    }
 }
 
 impl<W> Drop for ActiveSession<W> {
     fn drop(&mut self) {
         self.state.lock().session_ended(self.session.id);
+        let metrics = &self.state.0.metrics;
+        metrics.ends.count(self.end);
+        metrics.session_seconds.observe(self.session.started.elapsed().as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a histogram needs no exact number")]
+        metrics.session_bytes.observe(self.session.traffic.bytes() as f64);
         self.state.0.room.notify_one();
         self.state.0.left.notify_one();
     }
@@ -97,9 +110,10 @@ pub enum Admitted<W> {
 }
 
 impl<W> SharedState<W> {
-    /// Shares a new state; see [`State::new`].
-    pub fn new(capacity: usize, base: u32) -> Self {
+    /// Shares a new state, whose events count in `metrics`; see [`State::new`].
+    pub fn new(capacity: usize, base: u32, metrics: StateMetrics) -> Self {
         Self(Arc::new(Inner {
+            metrics,
             state: Mutex::new(State::new(capacity, base)),
             room: Notify::new(),
             handed_out: Notify::new(),
@@ -117,6 +131,15 @@ impl<W> SharedState<W> {
         self.lock().counts()
     }
 
+    /// Brings the gauges and the byte count of the metrics up to date. Gives both.
+    pub fn refresh_metrics(&self) -> (Counts, u64) {
+        // Counted under the lock: a session that ends meanwhile would be missed or counted twice.
+        let state = self.lock();
+        let (counts, bytes) = (state.counts(), state.bytes());
+        self.0.metrics.refresh(counts, bytes);
+        (counts, bytes)
+    }
+
     /// Changes the capacity; see [`super::keys::Keys::set_capacity`].
     pub fn set_capacity(&self, capacity: usize) {
         self.lock().set_capacity(capacity);
@@ -131,6 +154,7 @@ impl<W> SharedState<W> {
     /// The link is gone. Gives the number of keys that were on offer.
     pub fn link_lost(&self) -> usize {
         let withdrawn = self.lock().link_lost();
+        self.0.metrics.key_events.add(KeyEvent::Dropped, withdrawn.len());
         // Dropped here, where the lock is no longer held.
         withdrawn.len()
     }
@@ -142,7 +166,11 @@ impl<W> SharedState<W> {
 
     /// Offers ordered keys; see [`super::keys::Keys::offer`].
     pub fn offer(&self, order: &Order, keys: Vec<OneTimeKey>) -> bool {
-        self.lock().offer(order, keys)
+        let offered = self.lock().offer(order, keys);
+        if offered {
+            self.0.metrics.key_events.add(KeyEvent::Issued, order.len());
+        }
+        offered
     }
 
     /// The Router gave a key to two peers.
@@ -171,10 +199,11 @@ impl<W> SharedState<W> {
         self.0.handed_out.notify_one();
         Ok(match admission {
             Admission::Wait(ticket) => Admitted::Wait(WaitingPlace { state: self.clone(), ticket }),
-            Admission::Paired { first, session, stop } => Admitted::Paired {
-                first,
-                session: ActiveSession { state: self.clone(), session, stop },
-            },
+            Admission::Paired { first, session, stop } => {
+                self.0.metrics.key_events.count(KeyEvent::Paired);
+                let session = ActiveSession { state: self.clone(), session, end: End::Error, stop };
+                Admitted::Paired { first, session }
+            }
         })
     }
 
@@ -217,6 +246,7 @@ impl<W> SharedState<W> {
             }
             let expired = self.lock().expire(Instant::now());
             if expired > 0 {
+                self.0.metrics.key_events.add(KeyEvent::Expired, expired);
                 tracing::info!(expired, "keys expired: two peers did not come within 30 s");
                 self.0.room.notify_one();
                 self.0.left.notify_one();

@@ -6,10 +6,12 @@
 //! - [`traffic`]: data that can be checked at the other end;
 //! - [`log`]: what the relay logs, to look at in a test;
 //! - [`control`]: how peers on another machine get introduced;
+//! - [`http`]: asking a relay over HTTP;
 //! - [`demo`] and [`load`]: what `relay-lab` shows and measures.
 
 pub mod control;
 pub mod demo;
+pub mod http;
 pub mod load;
 pub mod log;
 pub mod peer;

@@ -3,16 +3,20 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use aspia_relay::app::{App, Failure, Handle, Stopped};
+use aspia_relay::app::{App, Failure, Listeners, Stopped};
 use aspia_relay::config::sources::Sources;
-use aspia_relay::config::{self, Config};
+use aspia_relay::config::{self, Loaded};
 use aspia_relay::crypto::PublicKey;
+use aspia_relay::handle::Handle;
+use aspia_relay::log::LogLevel;
 use tokio::task::JoinHandle;
 
 /// A relay that runs.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
+    admin: SocketAddr,
+    metrics: SocketAddr,
     handle: Handle,
     task: JoinHandle<Result<Stopped, Failure>>,
 }
@@ -27,7 +31,7 @@ pub fn config(
     router_key: PublicKey,
     peer_port: u16,
     settings: &[(&str, &str)],
-) -> io::Result<Config> {
+) -> io::Result<Loaded> {
     let defaults = [
         ("RouterAddress", router.ip().to_string()),
         ("RouterPort", router.port().to_string()),
@@ -35,6 +39,8 @@ pub fn config(
         ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
         ("PeerPort", peer_port.to_string()),
         ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+        // Many relays run beside each other in tests.
+        ("AdminListen", "off".to_owned()),
     ];
     let overridden = |key: &str| settings.iter().any(|(set, _)| *set == key);
     let environment = defaults
@@ -47,7 +53,7 @@ pub fn config(
     let sources =
         Sources { path: "no relay.json here".into(), path_is_explicit: false, environment };
     match config::load(&sources) {
-        Ok(loaded) => Ok(loaded.config),
+        Ok(loaded) => Ok(loaded),
         Err(invalid) => Err(io::Error::other(format!("{:?}", invalid.0.problems))),
     }
 }
@@ -64,14 +70,30 @@ impl Relay {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let config = config(router, router_key, listener.local_addr()?.port(), settings)?;
-        let app = App::bind(config, Some(listener)).map_err(io::Error::other)?;
+        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let (admin, metrics) = (bind()?, bind()?);
+        let (admin_address, metrics_address) = (admin.local_addr()?, metrics.local_addr()?);
+        let listeners =
+            Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
+        let app = App::bind(config, listeners, LogLevel::default()).map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
-        Ok(Self { address, handle, task: tokio::spawn(app.run()) })
+        let (admin, metrics) = (admin_address, metrics_address);
+        Ok(Self { address, admin, metrics, handle, task: tokio::spawn(app.run()) })
     }
 
     /// Where peers dial it.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where its admin interface is.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Where its metrics listener is.
+    pub fn metrics(&self) -> SocketAddr {
+        self.metrics
     }
 
     /// To steer it and to look at its state.

@@ -1,0 +1,136 @@
+//! Who may ask: hosts, origins, tokens.
+
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
+
+use crate::config::parse::Token;
+
+/// What a browser says of where a request comes from.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Checks that a request was meant for this relay and not sent by a page of somebody else's: browsers can be made
+/// to ask any address by any page (`Origin`), also under a name of the attacker's (`Host`). `names` are the
+/// names of this relay; any IP address is good, since no name of anybody's stands in between.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check_site(headers: &HeaderMap, names: &[String]) -> Result<(), String> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if hosts.next().is_some() || !is_ours(host, names) {
+        return Err(format!(
+            "the Host header {host:?} is no name of this relay; use an IP address, localhost, the machine's name \
+             or PeerAddress"
+        ));
+    }
+    if let Some(origin) = headers.get(ORIGIN) {
+        let same = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        if !same.is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host)) {
+            return Err("requests from pages of other sites are refused (Origin)".into());
+        }
+    }
+    match headers.get(SEC_FETCH_SITE).map(|site| site.as_bytes()) {
+        None | Some(b"same-origin" | b"none") => Ok(()),
+        Some(_) => Err("requests from pages of other sites are refused (Sec-Fetch-Site)".into()),
+    }
+}
+
+fn is_ours(host: &str, names: &[String]) -> bool {
+    let without_port = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = without_port.strip_suffix('.').unwrap_or(without_port);
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    bare.parse::<std::net::IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+}
+
+/// Whether a request shows the token, where one is needed.
+pub(super) fn is_authorized(headers: &HeaderMap, token: Option<&Token>) -> bool {
+    let Some(token) = token else {
+        return true;
+    };
+    let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    shown.and_then(|value| value.split_once(' ')).is_some_and(|(scheme, shown)| {
+        scheme.eq_ignore_ascii_case("bearer") && token.is(shown.trim())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
+    }
+
+    fn site(lines: &[(&'static str, &str)]) -> Result<(), String> {
+        check_site(&headers(lines), &["relay.example.com".into()])
+    }
+
+    #[test]
+    fn hosts() {
+        for good in [
+            "127.0.0.1:8071",
+            "[::1]:8071",
+            "[2001:db8::1]",
+            "192.0.2.1",
+            "localhost:1",
+            "LOCALHOST",
+            "Relay.Example.com:8071",
+            "relay.example.com.",
+        ] {
+            assert_eq!(site(&[("host", good)]), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "evil.example",
+            "evil.example:8071",
+            "127.0.0.1.evil.example",
+            "::x",
+            "a@127.0.0.1",
+        ] {
+            assert!(site(&[("host", bad)]).is_err(), "{bad}");
+        }
+        assert!(site(&[]).is_err());
+        let mut twice = headers(&[("host", "127.0.0.1")]);
+        twice.append(HOST, "127.0.0.1".parse().unwrap());
+        assert!(check_site(&twice, &[]).is_err());
+    }
+
+    #[test]
+    fn origins() {
+        let from = |origin| site(&[("host", "127.0.0.1:8071"), ("origin", origin)]);
+        assert_eq!(from("http://127.0.0.1:8071"), Ok(()));
+        // A proxy may add TLS in front.
+        assert_eq!(from("https://127.0.0.1:8071"), Ok(()));
+        for foreign in
+            ["null", "http://evil.example", "http://127.0.0.1:80", "http://localhost:8071", ""]
+        {
+            assert!(from(foreign).is_err(), "{foreign}");
+        }
+        let fetched = |how| site(&[("host", "127.0.0.1"), ("sec-fetch-site", how)]);
+        assert_eq!(fetched("same-origin"), Ok(()));
+        assert_eq!(fetched("none"), Ok(()));
+        assert!(fetched("cross-site").is_err() && fetched("same-site").is_err());
+    }
+
+    #[test]
+    fn tokens() {
+        let token = parse::token("s3cret").unwrap();
+        let shows =
+            |value: &str| is_authorized(&headers(&[("authorization", value)]), Some(&token));
+        assert!(shows("Bearer s3cret") && shows("bearer s3cret"));
+        for wrong in ["Bearer s3cre", "Bearer", "s3cret", "Basic s3cret", "Bearer s3cret2", ""] {
+            assert!(!shows(wrong), "{wrong}");
+        }
+        assert!(!is_authorized(&HeaderMap::new(), Some(&token)));
+        assert!(is_authorized(&HeaderMap::new(), None));
+    }
+}

@@ -1,0 +1,30 @@
+//! The two listeners.
+
+use crate::listen::bind::Purpose;
+
+/// Which of the two listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything.
+    Admin,
+    /// `/metrics`, `/livez` and `/readyz`.
+    Metrics,
+}
+
+impl Kind {
+    /// What its socket is for.
+    pub const fn purpose(self) -> Purpose {
+        match self {
+            Self::Admin => Purpose {
+                callers: "administrators",
+                address_setting: "AdminListen",
+                port_setting: "AdminListen",
+            },
+            Self::Metrics => Purpose {
+                callers: "metrics",
+                address_setting: "MetricsListen",
+                port_setting: "MetricsListen",
+            },
+        }
+    }
+}

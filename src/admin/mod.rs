@@ -1,0 +1,129 @@
+//! HTTP: the admin listener and the metrics listener.
+//!
+//! Both are bounded in everything, so that whoever asks cannot hurt the relay: connections, the size of a head and of
+//! a body, the time for each, the life of a connection.
+
+pub mod client;
+mod guard;
+mod history;
+pub mod kind;
+mod page;
+mod routes;
+mod view;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::handle::Handle;
+use crate::listen::accept::{Accepting, accept};
+
+use history::History;
+use kind::Kind;
+use routes::Routes;
+
+/// Connections at once, for each listener; those beyond are closed.
+const MAX_CONNECTIONS: usize = 64;
+/// Time for the head of a request, and how long a connection may be quiet.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest head of a request, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+/// How long a connection is kept; then it ends with the request that it is at.
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// How long the last request may take when its connection is to end.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
+/// Both listeners of a relay.
+pub struct Admin {
+    routes: Routes,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Admin {
+    /// Shows and steers `handle`, until `stop` is cancelled.
+    pub fn new(handle: Handle, stop: CancellationToken) -> Self {
+        let config = handle.config();
+        let names = vec![
+            gethostname::gethostname().to_string_lossy().into_owned(),
+            config.router.peer_address.to_string(),
+        ];
+        let routes = Routes {
+            handle,
+            history: Arc::new(History::default()),
+            scrapes: Arc::new(Semaphore::new(1)),
+            names: Arc::new(names),
+        };
+        Self { routes, stop, tasks: TaskTracker::new() }
+    }
+
+    /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
+    pub async fn run(&self, listeners: Vec<(Kind, TcpListener)>) {
+        for (kind, listener) in listeners {
+            let (this, stop) = (self.clone_parts(), self.stop.clone());
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(this.accept(kind, &listener)).await;
+            });
+        }
+        let history = self.routes.history.clone();
+        self.stop.run_until_cancelled(history.keep(&self.routes.handle)).await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn clone_parts(&self) -> Self {
+        Self { routes: self.routes.clone(), stop: self.stop.clone(), tasks: self.tasks.clone() }
+    }
+
+    async fn accept(&self, kind: Kind, listener: &TcpListener) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let accepting = Accepting::default();
+        accept(listener, kind.purpose().callers, &accepting, |stream, address| {
+            let Ok(place) = room.clone().try_acquire_owned() else {
+                debug!(%address, "too many HTTP connections; closed");
+                return;
+            };
+            let (routes, stop) = (self.routes.clone(), self.stop.clone());
+            self.tasks.spawn(async move {
+                serve(stream, kind, routes, stop).await;
+                drop(place);
+            });
+        })
+        .await;
+    }
+}
+
+/// Serves one connection.
+async fn serve(stream: TcpStream, kind: Kind, routes: Routes, stop: CancellationToken) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let routes = routes.clone();
+        async move { Ok::<_, Infallible>(routes.answer(kind, request).await) }
+    });
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    tokio::select! {
+        // Whatever was wrong with it: the connection is over, and the relay goes on.
+        _ = connection.as_mut() => return,
+        () = sleep(MAX_AGE) => {}
+        () = stop.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(LAST_REQUEST, connection).await;
+}

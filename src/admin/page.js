@@ -1,0 +1,625 @@
+// The operator's page. It asks the relay for /status and /sessions every two seconds and changes only those texts that
+// differ: so focus, selection and scroll positions survive, and 1000 sessions cost little.
+
+const PERIOD = 2000;
+const TIMEOUT = 5000;
+const LIMIT = 1000;
+const DASH = "–";
+const MISSING = { "router-link": "no link to the Router", "peer-listener": "not listening for peers", draining: "draining" };
+const REASONS = {
+  timeout: "No complete first message within 10 s, or no partner within 30 s.",
+  unknown_key: "Showed a key that is not on offer here: expired, used up, or never made by this relay.",
+  bad_message: "The first message cannot be read or does not open with its key: not a Client or Host of this system, or damaged.",
+  bad_secret: "Opened, but does not belong to the peer that waits with the same key, or is a recording sent again.",
+  rate_limited: "Too many connections from one address.",
+  denied: "The address is not allowed here.",
+  pending_limit: "Too many connections wait to be paired (MaxPendingPeers).",
+  closed: "Went away before it was paired.",
+  draining: "Came while the relay was draining.",
+};
+
+const $ = (id) => document.getElementById(id);
+const all = (selector) => document.querySelectorAll(selector);
+
+/** Writes only what differs. */
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function attribute(element, name, value) {
+  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+}
+
+function tone(element, name, text) {
+  attribute(element, "data-tone", name);
+  put(element, text);
+}
+
+function make(name, attributes, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+/** For those who do not see the page. Said once each; removed later, so that nobody comes upon old news. */
+function announce(text) {
+  if ($("announce").lastChild?.textContent === text) return;
+  const line = make("p", {}, text);
+  $("announce").append(line);
+  setTimeout(() => line.remove(), 10000);
+}
+
+let noticeTimer;
+/** What became of an action. Good news leave by themselves, bad ones stay. */
+function notice(text, name = "plain") {
+  clearTimeout(noticeTimer);
+  put($("notice-text"), text);
+  attribute($("notice"), "data-tone", name);
+  $("notice").hidden = false;
+  if (name !== "bad") noticeTimer = setTimeout(() => ($("notice").hidden = true), 10000);
+  announce(text);
+}
+
+// Numbers and times
+
+const count = (number) => number.toLocaleString("en");
+const digits = (value) => value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
+const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+function bytes(number) {
+  if (number < 1024) return `${Math.round(number)} B`;
+  let unit = -1;
+  // Not 1024, so that nothing is rounded up to "1024 KiB".
+  for (; number >= 1023.5 && unit < 4; unit++) number /= 1024;
+  return `${digits(number)} ${["KiB", "MiB", "GiB", "TiB", "PiB"][unit]}`;
+}
+
+const rate = (number) => `${bytes(number)}/s`;
+const milliseconds = (seconds) => `${digits(seconds * 1000)} ms`;
+
+function duration(seconds) {
+  const s = Math.floor(seconds);
+  const [m, h, d] = [Math.floor(s / 60), Math.floor(s / 3600), Math.floor(s / 86400)];
+  if (d) return `${d} d ${h % 24} h`;
+  if (h) return `${h} h ${m % 60} min`;
+  return m ? `${m} min ${s % 60} s` : `${s} s`;
+}
+
+/** UTC like the relay's logs; without the date where it is that of `now`, without the year where that is the same. */
+function clock(time, now) {
+  const [text, today] = [time, now].map((t) => new Date(t).toISOString());
+  const from = text.slice(0, 10) === today.slice(0, 10) ? 11 : text.slice(0, 4) === today.slice(0, 4) ? 5 : 0;
+  return text.slice(from, 19).replace("T", " ");
+}
+
+/** "09:40:01 UTC (3 min 2 s ago)"; without "ago" where the clocks disagree. */
+function moment(time, now) {
+  const ago = (now - Date.parse(time)) / 1000;
+  return `${clock(time, now)} UTC${ago > -5 ? ` (${duration(Math.max(0, ago))} ago)` : ""}`;
+}
+
+// Talking to the relay
+
+const TOKEN = "aspia_relay.token";
+let locked = false;
+
+class Trouble extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** The answer of the relay, parsed. Paths are relative: a proxy may have put the page below a folder. */
+async function api(path, method = "GET") {
+  const token = sessionStorage.getItem(TOKEN);
+  let response, body;
+  try {
+    response = await fetch(path, {
+      method,
+      cache: "no-store",
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      signal: AbortSignal.timeout(TIMEOUT),
+    });
+    body = await response.text();
+  } catch {
+    throw new Trouble("no answer");
+  }
+  let answer = null;
+  try {
+    answer = body && JSON.parse(body);
+  } catch {
+    if (response.ok) throw new Trouble("an answer that is not the relay’s (a proxy between?)", response.status);
+  }
+  if (response.status === 401) {
+    // An answer to an old token says nothing about the new one.
+    if (token === sessionStorage.getItem(TOKEN)) lock(token !== null);
+    throw new Trouble("the token is missing or wrong", 401);
+  }
+  if (!response.ok) throw new Trouble(answer?.detail || answer?.title || `status ${response.status}`, response.status);
+  return answer;
+}
+
+/** Asks for `path` again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
+function poll(path, answered, failed) {
+  let timer;
+  let busy = false;
+  let again = false;
+  return async function run() {
+    clearTimeout(timer);
+    again = busy;
+    if (busy || document.hidden || locked) return;
+    busy = true;
+    const began = performance.now();
+    try {
+      answered(await api(path));
+    } catch (error) {
+      if (!(error instanceof Trouble)) console.error(error);
+      if (error.status !== 401) failed(error.message);
+    }
+    busy = false;
+    timer = setTimeout(run, again ? 0 : Math.max(0, PERIOD - (performance.now() - began)));
+  };
+}
+
+// The state of the whole page
+
+let status = null;
+let failure = null;
+let lastAnswer = Date.now();
+
+function showState() {
+  const state = locked ? "locked" : failure ? "stale" : status ? "fresh" : "loading";
+  attribute(document.body, "data-state", state);
+  $("login").hidden = !locked;
+  $("forget").hidden = !sessionStorage.getItem(TOKEN);
+  $("unreachable").hidden = state !== "stale";
+  $("draining").hidden = locked || !status?.draining;
+  if (state === "fresh") {
+    const words = status.missing.map((name) => MISSING[name] ?? name).join(", ");
+    if (status.ready) tone($("ready"), "ok", "Ready");
+    else tone($("ready"), status.draining ? "warn" : "bad", `Not ready: ${words}`);
+  } else if (state !== "loading") {
+    tone($("ready"), "bad", locked ? "Token needed" : "No answer");
+  }
+  document.title = `${$("ready").textContent} – ${location.host} – aspia_relay`;
+}
+
+function statusFailed(message) {
+  if (failure === null) announce("The relay does not answer.");
+  failure = message;
+  const now = Date.now();
+  const since = `${clock(lastAnswer, now)} UTC (${duration((now - lastAnswer) / 1000)})`;
+  const ended = status?.draining ? " The relay was draining: it has probably ended." : "";
+  const what = message === "no answer" ? `No answer since ${since}` : `Only errors since ${since}: ${message}`;
+  put($("unreachable"), `${what}; retrying.${ended}`);
+  showState();
+}
+
+/** Says what changed for the worse or the better, and nothing at the first look. */
+function announceChanges(before, now) {
+  if (failure !== null) announce("The relay answers again.");
+  if (!before) return;
+  if (before.router.connected !== now.router.connected)
+    announce(now.router.connected ? "The link to the Router is back." : "The link to the Router is lost.");
+  if (!before.draining && now.draining) announce("The relay is draining.");
+}
+
+function showStatus(next) {
+  announceChanges(status, next);
+  status = next;
+  failure = null;
+  lastAnswer = Date.now();
+  const { router, peers, keys, sessions, recent } = status;
+  // The relay's own idea of now: the browser's clock may be wrong.
+  const now = Date.parse(status.started) + status.uptime_seconds * 1000;
+  if (router.connected) tone($("router-state"), "ok", "Connected");
+  else tone($("router-state"), "bad", "Away");
+  for (const row of all(".up")) row.hidden = !router.connected;
+  for (const row of all(".away")) row.hidden = router.connected;
+  const error = router.last_error;
+  const texts = {
+    version: status.version,
+    revision: status.revision,
+    uptime: duration(status.uptime_seconds),
+    "router-since": moment(router.since, now),
+    "router-address": router.address,
+    "router-peer": router.peer_address ?? DASH,
+    "router-version": router.version ?? DASH,
+    "router-cipher": router.cipher ?? DASH,
+    "router-failures": count(router.failures),
+    "router-error-at": error ? moment(error.at, now) : DASH,
+    "router-error": error?.message ?? "",
+    "keys-offered": count(keys.offered),
+    "keys-out": count(keys.handed_out),
+    "peers-dial": peers.dial,
+    "peers-listen": peers.listen,
+    "bytes-total": bytes(status.bytes_total),
+  };
+  for (const [id, text] of Object.entries(texts)) put($(id), text);
+
+  showMeter("sessions", sessions.active, sessions.limit, "active");
+  showMeter("pending", peers.pending, peers.pending_limit, "");
+  showChart(recent);
+  showRefusals(recent, status.connections);
+
+  const rest = sessions.active ? plural(sessions.active, "session") : "no session";
+  const until = `Whoever is left is cut off ${duration(status.drain_timeout_seconds)} after the drain began; then the process ends.`;
+  put($("draining"), `Draining: no new peers, ${rest} left. ${until}`);
+  attribute($("drain"), "aria-disabled", String(status.draining));
+  put($("drain"), status.draining ? "Draining" : "Drain …");
+  showState();
+}
+
+function showMeter(name, value, limit, word) {
+  const text = `${count(value)} ${word} of ${count(limit)}`.replace("  ", " ");
+  const part = limit ? Math.min(1, value / limit) : 0;
+  const meter = $(`${name}-meter`);
+  put($(`${name}-figure`), text);
+  attribute(meter, "aria-valuemax", String(limit));
+  attribute(meter, "aria-valuenow", String(Math.min(value, limit)));
+  attribute(meter, "aria-valuetext", text);
+  attribute(meter, "data-tone", part >= 0.9 ? "warn" : "plain");
+  meter.firstElementChild.style.width = `${part * 100}%`;
+}
+
+/** "5 min" rather than "5 min 0 s". */
+const span = (seconds) => duration(seconds).replace(" 0 s", "");
+
+function showChart({ bytes: moved, interval_seconds: interval }) {
+  const rates = moved.map((number) => number / interval);
+  const peak = Math.max(0, ...rates);
+  const current = rates.at(-1) ?? 0;
+  // The time axis is as long as the relay remembers, also when it is young.
+  const slots = Math.max(60, rates.length);
+  const x = (slot) => ((slots - rates.length + slot) * 600) / slots;
+  const y = (value) => (99 - (peak ? value / peak : 0) * 97).toFixed(1);
+  const points = rates.map((value, slot) => `L${x(slot + 1).toFixed(1)} ${y(value)}`).join("");
+  const line = rates.length ? `M${x(0).toFixed(1)} ${y(rates[0])}${points}` : "";
+  const chart = $("chart");
+  attribute(chart.querySelector(".line"), "d", line);
+  attribute(chart.querySelector(".area"), "d", line && `${line}V100H${x(0).toFixed(1)}Z`);
+  put($("rate-now"), rate(current));
+  put($("rate-peak"), rate(peak));
+  put($("chart-begin"), `${span(slots * interval)} ago`);
+  const mean = rates.reduce((sum, value) => sum + value, 0) / (rates.length || 1);
+  attribute(chart, "aria-label", `Throughput of the last ${span(rates.length * interval)}: now ${rate(current)}, peak ${rate(peak)}, mean ${rate(mean)}`);
+}
+
+const refusalRows = new Map();
+
+function showRefusals(recent, total) {
+  // Reasons that this page does not know yet are shown by their names.
+  const reasons = new Set([...Object.keys(REASONS), ...Object.keys(total), ...Object.keys(recent.refusals)]);
+  reasons.delete("paired");
+  let any = false;
+  for (const reason of reasons) {
+    if (!refusalRows.has(reason)) {
+      const heading = make("th", { scope: "row", role: "rowheader" }, reason.replaceAll("_", " "));
+      const cells = ["", "", REASONS[reason] ?? ""].map((text) => make("td", { role: "cell" }, text));
+      const row = make("tr", { role: "row", "data-reason": reason }, heading, ...cells);
+      $("refusals").querySelector("tbody").append(row);
+      refusalRows.set(reason, row);
+    }
+    const row = refusalRows.get(reason);
+    const [lately, ever] = [recent.refusals[reason] ?? 0, total[reason] ?? 0];
+    put(row.cells[1], count(lately));
+    put(row.cells[2], count(ever));
+    row.hidden = lately + ever === 0;
+    any ||= !row.hidden;
+  }
+  $("refusals").querySelector("table").hidden = !any;
+  $("refusals-none").hidden = any;
+  put($("refusals-window"), `Last ${span(recent.bytes.length * recent.interval_seconds)}`);
+}
+
+// The table of sessions
+
+/** Whoever chooses a very long name shall not get half of the page; the dialog says all of it. */
+const cut = (text) => (text.length > 64 ? `${Array.from(text).slice(0, 63).join("")}…` : text || DASH);
+const known = (values) => values.filter((value) => value !== null);
+
+/** A column with one line for each peer; sorted by the worse of the two. */
+function peerColumn(key, name, field, show, worse = Math.max) {
+  const read = (session) => session.peers.map((peer) => peer.tcp?.[field] ?? null);
+  return {
+    key, name, number: true, peers: true,
+    lines: (session) => read(session).map((value) => (value === null ? DASH : show(value))),
+    value: (session) => (known(read(session)).length ? worse(...known(read(session))) : null),
+  };
+}
+
+const columns = [
+  { key: "id", name: "Session", lines: (s) => [String(s.id)], value: (s) => s.id },
+  { key: "started", name: "Started", number: true, value: (s) => Date.parse(s.started),
+    lines: (s) => [clock(s.started, Date.parse(s.started) + s.duration_seconds * 1000).replace(/(-.*):..$/, "$1"), duration(s.duration_seconds)] },
+  { key: "client", name: "Client", words: true, lines: (s) => [cut(s.client.user_name), cut(s.client.address)],
+    value: (s) => `${s.client.user_name} ${s.client.address}` },
+  { key: "host", name: "Host", words: true, lines: (s) => [String(s.host.id), cut(s.host.address)], value: (s) => s.host.id },
+  { key: "bytes", name: "Bytes", number: true, lines: (s) => [bytes(s.bytes)], value: (s) => s.bytes },
+  { key: "rate", name: "Rate", number: true, lines: (s, row) => [row.rate === null ? DASH : rate(row.rate)], value: (s, row) => row.rate },
+  { key: "idle", name: "Idle", number: true, lines: (s) => [duration(s.idle_seconds)], value: (s) => s.idle_seconds },
+  { key: "address", name: "Address", peers: true, lines: (s) => s.peers.map((peer) => peer.address), value: (s) => s.peers[0].address },
+  peerColumn("rtt", "RTT", "rtt_seconds", milliseconds),
+  peerColumn("retransmits", "Resent", "retransmits", count),
+  peerColumn("unsent", "Unsent", "unsent_bytes", bytes),
+  peerColumn("delivery", "Delivery", "delivery_rate_bytes_per_second", rate, Math.min),
+];
+
+const table = $("sessions").querySelector("table");
+const body = table.tBodies[0];
+const collator = new Intl.Collator("en", { numeric: true });
+const rows = new Map();
+const sorting = { column: columns[0], direction: 1 };
+let list = null;
+
+const classes = (column) => (column.key === "address" ? "peers" : column.words ? "words" : column.number ? "number" : "");
+
+function makeHead() {
+  const heads = columns.map((column) => {
+    const button = make("button", { type: "button", "data-sort": column.key }, column.name);
+    button.addEventListener("click", () => sortBy(column));
+    column.head = make("th", { scope: "col", role: "columnheader", class: classes(column) }, button);
+    return column.head;
+  });
+  const own = columns.filter((column) => !column.peers).length;
+  table.tHead.append(
+    make("tr", { role: "row", class: "groups" },
+      make("td", { colspan: own, role: "cell" }),
+      make("th", { colspan: columns.length - own, scope: "colgroup", role: "columnheader", class: "group peers" }, "Peers, the first to come above"),
+      make("td", { role: "cell" })),
+    make("tr", { role: "row" }, ...heads, make("td", { class: "none", role: "cell" })));
+  columns[0].head.setAttribute("aria-sort", "ascending");
+}
+
+function makeRow(session) {
+  const element = make("tr", { role: "row", "data-id": session.id });
+  const texts = columns.map((column) => {
+    const own = column.key === "id" ? ["th", { scope: "row", role: "rowheader" }] : ["td", { role: "cell" }];
+    const cell = make(own[0], { ...own[1], class: classes(column), "data-key": column.key, "data-label": column.name });
+    element.append(cell);
+    return column.lines(session, { rate: null }).map(() => {
+      const text = document.createTextNode("");
+      cell.append(make("span", {}, text));
+      return text;
+    });
+  });
+  const name = `End session ${session.id}`;
+  element.append(make("td", { role: "cell" }, make("button", { type: "button", "data-end": session.id, "aria-label": name }, "End")));
+  return { element, texts, session, rate: null, shown: "" };
+}
+
+function updateRow(row, session) {
+  const before = row.session;
+  const passed = session.duration_seconds - before.duration_seconds;
+  // By the relay's clock, so that a slow answer does not look like a slow session.
+  if (passed > 0) row.rate = Math.max(0, session.bytes - before.bytes) / passed;
+  row.session = session;
+  const shown = [];
+  columns.forEach((column, i) => {
+    column.lines(session, row).forEach((line, j) => {
+      const text = row.texts[i][j];
+      if (text.data !== line) text.data = line;
+      shown.push(line);
+    });
+  });
+  row.shown = shown.join("\n").toLowerCase();
+}
+
+/** Where the focus goes when `row` leaves while it has it: to the button of the nearest row in sight. */
+function neighbour(row) {
+  for (const way of ["nextElementSibling", "previousElementSibling"]) {
+    let next = row[way];
+    while (next?.hidden) next = next[way];
+    if (next) return next.querySelector("button");
+  }
+  return $("filter");
+}
+
+function showSessions(answer) {
+  list = answer;
+  table.parentElement.classList.remove("stale");
+  $("sessions-trouble").hidden = true;
+  const there = new Set();
+  for (const session of answer.sessions) {
+    there.add(session.id);
+    let row = rows.get(session.id);
+    // After a restart of the relay the numbers begin again.
+    if (row && row.session.started !== session.started) {
+      row.session = session;
+      row.rate = null;
+    }
+    if (!row) {
+      row = makeRow(session);
+      rows.set(session.id, row);
+      body.append(row.element);
+    }
+    updateRow(row, session);
+  }
+  for (const [id, row] of rows) {
+    if (there.has(id)) continue;
+    if (row.element.contains(document.activeElement)) neighbour(row.element).focus();
+    if (row.element.contains(asker)) asker = neighbour(row.element);
+    row.element.remove();
+    rows.delete(id);
+  }
+  // Left out of layout while out of sight, so that many cost little; not for few, because screen readers then miss them.
+  table.classList.toggle("many", rows.size > 200);
+  $("more").hidden = answer.next === null;
+  put($("more"), `The oldest ${count(answer.sessions.length)} of ${count(answer.total)} are shown.`);
+  arrange(false);
+}
+
+function sessionsFailed(message) {
+  // Where nothing answers at all, the banner on top has said so already.
+  if (failure !== null) return;
+  table.parentElement.classList.add("stale");
+  $("sessions-trouble").hidden = false;
+  put($("sessions-trouble"), `The sessions cannot be read: ${message}; retrying.`);
+}
+
+function sortBy(column) {
+  const same = sorting.column === column;
+  // Figures begin with the highest, which is what one looks for.
+  sorting.direction = same ? -sorting.direction : column.number ? -1 : 1;
+  sorting.column.head.removeAttribute("aria-sort");
+  sorting.column = column;
+  column.head.setAttribute("aria-sort", sorting.direction > 0 ? "ascending" : "descending");
+  arrange(true);
+}
+
+function compare(a, b) {
+  const { column, direction } = sorting;
+  const [x, y] = [column.value(a.session, a), column.value(b.session, b)];
+  let order = 0;
+  // What is not known comes last in both directions.
+  if (x === null || y === null) order = ((x === null) - (y === null)) * direction;
+  else order = typeof x === "string" ? collator.compare(x, y) : x - y;
+  return order * direction || a.session.id - b.session.id;
+}
+
+/** Orders and filters. Rows do not change places by themselves under the pointer or the focus: one would end the wrong
+    session. */
+function arrange(asked) {
+  const hovered = matchMedia("(hover: hover)").matches && body.matches(":hover");
+  if (asked || !(hovered || body.matches(":focus-within"))) {
+    let place = body.firstElementChild;
+    for (const { element } of [...rows.values()].sort(compare)) {
+      // One row that goes down must not move all those below it: it is passed over until its turn comes.
+      if (element === place?.nextElementSibling) place = element;
+      if (element === place) place = place.nextElementSibling;
+      else body.insertBefore(element, place);
+    }
+  }
+  const words = $("filter").value.toLowerCase().split(/\s+/);
+  let matches = 0;
+  for (const row of rows.values()) {
+    const match = words.every((word) => row.shown.includes(word));
+    if (match) matches += 1;
+    const hidden = !match && !row.element.contains(document.activeElement);
+    if (row.element.hidden !== hidden) row.element.hidden = hidden;
+  }
+  const filtered = words.some(Boolean);
+  put($("count"), filtered ? `${count(matches)} of ${count(rows.size)} match` : list ? `${count(list.total)} active` : "");
+  const none = matches === 0 && list !== null;
+  $("sessions-none").hidden = !none;
+  if (none) put($("sessions-none"), filtered ? "No session matches the filter." : "No sessions at the moment.");
+}
+
+let filterTimer;
+$("filter").addEventListener("input", () => {
+  arrange(true);
+  clearTimeout(filterTimer);
+  filterTimer = setTimeout(() => announce($("count").textContent), 700);
+});
+
+// Actions
+
+/** What had the focus when the dialog opened, or what takes its place when that has gone. */
+let asker = null;
+
+/** Asks for a confirmation; true when it is given. */
+function confirmed(title, lines, yes) {
+  const dialog = $("confirm");
+  put($("confirm-title"), title);
+  $("confirm-text").replaceChildren(...lines.map((line) => make("p", {}, line)));
+  put($("confirm-yes"), yes);
+  asker = document.activeElement;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      asker?.focus();
+      asker = null;
+      resolve(dialog.returnValue === "yes");
+    }, { once: true });
+  });
+}
+
+$("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
+$("confirm-no").addEventListener("click", () => $("confirm").close());
+$("notice-close").addEventListener("click", () => ($("notice").hidden = true));
+
+/** Does it and says what came of it. */
+async function act(path, method, good, bad) {
+  try {
+    await api(path, method);
+    notice(good);
+  } catch (error) {
+    notice(`${bad}: ${error.message}.`.replace("..", "."), "bad");
+  }
+  look();
+}
+
+body.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-end]");
+  if (!button) return;
+  const id = button.dataset.end;
+  const { client, host } = rows.get(Number(id)).session;
+  const who = (...words) => words.filter(Boolean).join(", ") || "not known";
+  const lines = [`Client: ${who(client.user_name, client.address)}`, `Host: ${who(String(host.id), host.address)}`, "Both are cut off at once."];
+  if (await confirmed(`End session ${id}?`, lines, `End session ${id}`))
+    await act(`sessions/${id}`, "DELETE", `Session ${id} was ended.`, `Session ${id} was not ended`);
+});
+
+$("drain").addEventListener("click", async () => {
+  if (!status || status.draining) return;
+  const lines = [
+    "No new peers are let in.",
+    `${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${duration(status.drain_timeout_seconds)} to end; what is left is cut off.`,
+    "Then the process ends. Whether it starts again is up to what supervises it. This cannot be taken back.",
+  ];
+  if (await confirmed("Drain this relay?", lines, "Drain")) await act("drain", "POST", "The drain has begun.", "The drain has not begun");
+});
+
+function lock(wrong) {
+  locked = true;
+  sessionStorage.removeItem(TOKEN);
+  $("confirm").close();
+  attribute($("token"), "aria-invalid", String(wrong));
+  if (wrong) askForToken("The relay does not accept this token.", "bad");
+  else askForToken("This relay answers only to those who have its AdminToken.", "plain");
+}
+
+function askForToken(why, name) {
+  tone($("login-why"), name, why);
+  announce(why);
+  showState();
+  $("token").focus();
+}
+
+$("login").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const token = $("token").value.trim();
+  $("token").value = "";
+  // What cannot stand in a header is no token of this relay.
+  if (!/^[\x21-\x7e]+$/.test(token)) return lock(true);
+  sessionStorage.setItem(TOKEN, token);
+  try {
+    const answer = await api("status");
+    locked = false;
+    showStatus(answer);
+    look();
+    $("filter").focus();
+  } catch (error) {
+    if (error.status !== 401) askForToken(`The token could not be tried: ${error.message}.`, "bad");
+  }
+});
+
+$("forget").addEventListener("click", () => {
+  sessionStorage.removeItem(TOKEN);
+  // Takes all that was shown with it.
+  location.reload();
+});
+
+put($("host"), location.host);
+makeHead();
+const askStatus = poll("status", showStatus, statusFailed);
+const askSessions = poll(`sessions?limit=${LIMIT}`, showSessions, sessionsFailed);
+function look() {
+  askStatus();
+  askSessions();
+}
+document.addEventListener("visibilitychange", look);
+look();

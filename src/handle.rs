@@ -1,0 +1,255 @@
+//! Steers and shows a running relay; what signals and the admin interface hold.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus::{IntGauge, Registry};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::report::Report;
+use crate::config::{Config, Loaded};
+use crate::listen::accept::Accepting;
+use crate::log::LogLevel;
+use crate::metrics::gauge;
+use crate::peer::metrics::PeerMetrics;
+use crate::peer::session::Way;
+use crate::router::metrics::RouterMetrics;
+use crate::router::status::LinkStatus;
+use crate::state::metrics::StateMetrics;
+use crate::state::shared::SharedState;
+
+/// The commit that was built, where the build was told (`ASPIA_RELAY_REVISION`).
+pub const REVISION: &str = match option_env!("ASPIA_RELAY_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// What a reload did, by keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reloaded {
+    /// What changed and is in force, or will be with a new link.
+    pub changed: Vec<&'static str>,
+    /// What waits for a restart.
+    pub waiting: Vec<&'static str>,
+}
+
+/// What of a relay the others need: made once, before its tasks.
+pub(crate) struct Parts {
+    pub(crate) loaded: Loaded,
+    pub(crate) key_base: u32,
+    pub(crate) address: SocketAddr,
+    pub(crate) log: LogLevel,
+}
+
+/// A handle on a relay; cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Arc<Inner>);
+
+struct Inner {
+    state: SharedState<Way>,
+    config: watch::Sender<Arc<Config>>,
+    report: Mutex<Arc<Report>>,
+    link: watch::Sender<LinkStatus>,
+    accepting: Accepting,
+    registry: Registry,
+    router_metrics: RouterMetrics,
+    peer_metrics: PeerMetrics,
+    reload_successful: IntGauge,
+    reload_timestamp: IntGauge,
+    log: LogLevel,
+    address: SocketAddr,
+    started: Instant,
+    drain: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({:?})", self.0.state)
+    }
+}
+
+impl Handle {
+    /// Makes the state and the metrics of a relay.
+    pub(crate) fn new(parts: Parts) -> prometheus::Result<Self> {
+        let Parts { loaded: Loaded { config, report }, key_base, address, log } = parts;
+        let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let options = prometheus::opts!(
+            "aspia_relay_build_info",
+            "What was built.",
+            prometheus::labels! {
+                "version" => env!("CARGO_PKG_VERSION"),
+                "revision" => REVISION,
+            }
+        );
+        let build = IntGauge::with_opts(options)?;
+        build.set(1);
+        registry.register(Box::new(build))?;
+        let reload_successful = gauge(
+            &registry,
+            "aspia_relay_config_last_reload_successful",
+            "1 where the latest reading of the configuration, at the start or later, was taken.",
+        )?;
+        let reload_timestamp = gauge(
+            &registry,
+            "aspia_relay_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read, in seconds since 1970.",
+        )?;
+        let metrics = StateMetrics::new(&registry)?;
+        let handle = Self(Arc::new(Inner {
+            state: SharedState::new(config.max_sessions, key_base, metrics),
+            config: watch::Sender::new(Arc::new(config)),
+            report: Mutex::new(Arc::new(report)),
+            link: watch::Sender::new(LinkStatus::new()),
+            accepting: Accepting::default(),
+            router_metrics: RouterMetrics::new(&registry)?,
+            peer_metrics: PeerMetrics::new(&registry)?,
+            reload_successful,
+            reload_timestamp,
+            registry,
+            log,
+            address,
+            started: Instant::now(),
+            drain: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        }));
+        handle.configuration_taken();
+        Ok(handle)
+    }
+
+    /// Stops: no new peers but those on their way, and no new keys; sessions get until `DrainTimeout`.
+    pub fn drain(&self) {
+        self.0.drain.cancel();
+    }
+
+    /// Stops at once.
+    pub fn stop(&self) {
+        self.0.drain.cancel();
+        self.0.stop.cancel();
+    }
+
+    /// Whether a stop has begun.
+    pub fn is_draining(&self) -> bool {
+        self.0.drain.is_cancelled()
+    }
+
+    /// Is cancelled when a stop begins.
+    pub(crate) fn draining(&self) -> &CancellationToken {
+        &self.0.drain
+    }
+
+    /// Is cancelled when the relay is to stop at once.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// The state, to look at.
+    pub fn state(&self) -> &SharedState<Way> {
+        &self.0.state
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.0.config.borrow().clone()
+    }
+
+    /// Hears of new settings.
+    pub(crate) fn settings(&self) -> watch::Receiver<Arc<Config>> {
+        self.0.config.subscribe()
+    }
+
+    /// The values of the configuration that was read last, with where they came from; secrets redacted.
+    pub fn report(&self) -> Arc<Report> {
+        self.0.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How the Router link is.
+    pub fn link(&self) -> LinkStatus {
+        self.0.link.borrow().clone()
+    }
+
+    pub(crate) fn link_sender(&self) -> watch::Sender<LinkStatus> {
+        self.0.link.clone()
+    }
+
+    /// Whether peers are accepted.
+    pub fn accepting(&self) -> &Accepting {
+        &self.0.accepting
+    }
+
+    /// Where it listens for peers.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// How long it runs.
+    pub fn uptime(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.0.started
+    }
+
+    /// All metrics, the gauges among them up to date. Looks at every session and at `/proc`: not for a thread that
+    /// forwards.
+    pub fn gather(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.0.state.refresh_metrics();
+        self.0.registry.gather()
+    }
+
+    /// The metrics of peers' connections.
+    pub fn peer_metrics(&self) -> &PeerMetrics {
+        &self.0.peer_metrics
+    }
+
+    pub(crate) fn router_metrics(&self) -> &RouterMetrics {
+        &self.0.router_metrics
+    }
+
+    /// The level of the log.
+    pub fn log_level(&self) -> &LogLevel {
+        &self.0.log
+    }
+
+    /// What is missing before peers can be served; empty where all is well. The names are those of `/readyz`.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let missing = [
+            ("router-link", self.0.link.borrow().link.is_none()),
+            ("peer-listener", !self.0.accepting.is_well()),
+            ("draining", self.is_draining()),
+        ];
+        missing.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
+    }
+
+    /// Applies what can be applied of new settings; no session ends by it.
+    pub fn reload(&self, new: &Loaded) -> Reloaded {
+        let old = self.config();
+        let (applied, waiting) = old.reloaded(&new.config);
+        let changed = old.differences(&applied);
+        self.0.state.set_capacity(applied.max_sessions);
+        self.0.config.send_replace(Arc::new(applied));
+        *self.0.report.lock().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(new.report.clone());
+        self.configuration_taken();
+        Reloaded { changed, waiting }
+    }
+
+    /// Notes that new settings were wrong and are not taken.
+    pub fn reload_failed(&self) {
+        self.0.reload_successful.set(0);
+    }
+
+    fn configuration_taken(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.0.reload_successful.set(1);
+        self.0.reload_timestamp.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+}

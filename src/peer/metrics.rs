@@ -1,0 +1,106 @@
+//! The metrics of connections that are not, or not yet, part of a session.
+
+use prometheus::{Histogram, IntGauge, Registry};
+
+use crate::metrics::{Counters, counters, gauge, histogram, labels};
+use crate::state::Refusal;
+use crate::state::pairing::PairingError;
+
+use super::error::PeerError;
+use super::first_message::FirstMessageError;
+
+labels! {
+    /// What became of a connection that was accepted.
+    pub enum Connection {
+        /// It became one of the two of a session.
+        Paired = "paired",
+        /// Its first message, or its partner, did not come in time.
+        Timeout = "timeout",
+        /// It named a key that is not good.
+        UnknownKey = "unknown_key",
+        /// Its first message is none, or was received before.
+        BadMessage = "bad_message",
+        /// Its secret is not that of the peer that waits with the same key.
+        BadSecret = "bad_secret",
+        /// Its address connected too often.
+        RateLimited = "rate_limited",
+        /// Its address is not let in.
+        Denied = "denied",
+        /// Too many others wait.
+        PendingLimit = "pending_limit",
+        /// It closed, or its connection failed.
+        Closed = "closed",
+        /// The relay stops.
+        Draining = "draining",
+    }
+}
+
+impl From<&PeerError> for Connection {
+    fn from(error: &PeerError) -> Self {
+        match error {
+            PeerError::FirstMessage(FirstMessageError::Closed | FirstMessageError::Io(_))
+            | PeerError::WentAway
+            | PeerError::Io(_) => Self::Closed,
+            PeerError::FirstMessage(_) => Self::BadMessage,
+            PeerError::Silent | PeerError::Alone => Self::Timeout,
+            PeerError::Refused { refusal, .. } => match refusal {
+                Refusal::UnknownKey => Self::UnknownKey,
+                Refusal::Pairing(PairingError::OtherSecret) => Self::BadSecret,
+                Refusal::Pairing(PairingError::Replay | PairingError::TooMany) => Self::BadMessage,
+            },
+        }
+    }
+}
+
+/// The metrics of connections.
+#[derive(Debug, Clone)]
+pub struct PeerMetrics {
+    pub(super) connections: Counters<Connection>,
+    pub(super) pending: IntGauge,
+    pub(super) handshake: Histogram,
+    pub(super) pairing_wait: Histogram,
+}
+
+impl PeerMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            connections: counters(
+                registry,
+                "aspia_relay_peer_connections_total",
+                "Accepted connections, by what became of them; a session is two that were paired.",
+                "outcome",
+            )?,
+            pending: gauge(
+                registry,
+                "aspia_relay_peers_pending",
+                "Connections that are not paired yet.",
+            )?,
+            handshake: histogram(
+                registry,
+                "aspia_relay_handshake_seconds",
+                "Time from accepting a connection until its first message is opened.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+            )?,
+            pairing_wait: histogram(
+                registry,
+                "aspia_relay_pairing_wait_seconds",
+                "Time from the first peer of a pair being ready until the second is.",
+                &[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0],
+            )?,
+        })
+    }
+
+    /// Connections that are not paired yet.
+    pub fn pending(&self) -> u64 {
+        u64::try_from(self.pending.get()).unwrap_or(0)
+    }
+
+    /// How many connections had each outcome.
+    pub fn connections(&self) -> &Counters<Connection> {
+        &self.connections
+    }
+}

@@ -1,0 +1,108 @@
+//! The metrics of the Router link.
+
+use std::io;
+
+use prometheus::{Histogram, IntGauge, Registry};
+
+use crate::link::handshake::HandshakeError;
+use crate::metrics::{Counters, counters, gauge, histogram, labels};
+
+use super::error::LinkError;
+
+labels! {
+    /// How an attempt to link to the Router went.
+    pub enum Connect {
+        /// It was authenticated, and the Router did not close it at once.
+        Ok = "ok",
+        /// `RouterAddress` does not resolve.
+        Resolve = "resolve",
+        /// Nobody listens there, or it cannot be reached.
+        Refused = "refused",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// The Router has another private key.
+        KeyMismatch = "key_mismatch",
+        /// What answers does not speak as it should.
+        Protocol = "protocol",
+        /// The Router does not take this relay.
+        Denied = "denied",
+    }
+}
+
+impl From<&LinkError> for Connect {
+    fn from(error: &LinkError) -> Self {
+        match error {
+            LinkError::Resolve { .. } => Self::Resolve,
+            LinkError::Connect(attempts) => {
+                let timed_out =
+                    |(_, error): &(_, io::Error)| error.kind() == io::ErrorKind::TimedOut;
+                if attempts.iter().all(timed_out) { Self::Timeout } else { Self::Refused }
+            }
+            LinkError::AuthenticationTimeout => Self::Timeout,
+            LinkError::Handshake(HandshakeError::KeyMismatch) => Self::KeyMismatch,
+            LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) | LinkError::Denied(_) => {
+                Self::Denied
+            }
+            LinkError::ClosedEarly(_)
+            | LinkError::Handshake(_)
+            | LinkError::NotARouter(_)
+            | LinkError::Frame(_)
+            | LinkError::Sealed(_)
+            | LinkError::KeepAlive(_)
+            | LinkError::Stalled
+            | LinkError::Closed(_)
+            | LinkError::Provider(_) => Self::Protocol,
+        }
+    }
+}
+
+/// The metrics of the Router link.
+#[derive(Debug, Clone)]
+pub struct RouterMetrics {
+    pub(super) connects: Counters<Connect>,
+    pub(super) ping: Histogram,
+    connected: IntGauge,
+}
+
+impl RouterMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            connects: counters(
+                registry,
+                "aspia_relay_router_connects_total",
+                "Attempts to link to the Router; ok counts 5 s after authentication.",
+                "outcome",
+            )?,
+            ping: histogram(
+                registry,
+                "aspia_relay_router_ping_seconds",
+                "Time from a ping to the Router's pong.",
+                &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0],
+            )?,
+            connected: gauge(
+                registry,
+                "aspia_relay_router_connected",
+                "1 while an authenticated link to the Router is up.",
+            )?,
+        })
+    }
+
+    /// The link is up until the result is dropped.
+    pub(super) fn up(&self) -> Up {
+        self.connected.set(1);
+        Up(self.connected.clone())
+    }
+}
+
+/// A link that is up.
+pub(super) struct Up(IntGauge);
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
+}

@@ -1,0 +1,113 @@
+//! The metrics of keys and sessions.
+
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+
+use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
+
+use super::keys::Counts;
+use super::sessions::End;
+
+labels! {
+    /// What becomes of keys.
+    pub enum KeyEvent {
+        /// Offered to the Router.
+        Issued = "issued",
+        /// Used up by a session.
+        Paired = "paired",
+        /// Handed out, but two peers did not come in time.
+        Expired = "expired",
+        /// Still on offer when the link was lost.
+        Dropped = "dropped",
+    }
+}
+
+/// The metrics of keys and sessions. Events count when they happen; gauges and bytes are taken from the state when
+/// somebody asks for them, so that nothing is counted where bytes move.
+#[derive(Debug, Clone)]
+pub struct StateMetrics {
+    pub(super) key_events: Counters<KeyEvent>,
+    pub(super) ends: Counters<End>,
+    pub(super) session_seconds: Histogram,
+    pub(super) session_bytes: Histogram,
+    offered: IntGauge,
+    handed_out: IntGauge,
+    active: IntGauge,
+    limit: IntGauge,
+    bytes: IntCounter,
+}
+
+impl StateMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let keys = prometheus::IntGaugeVec::new(
+            prometheus::Opts::new(
+                "aspia_relay_keys",
+                "One-time keys at the Router (offered) and given to peers by it (handed_out).",
+            ),
+            &["state"],
+        )?;
+        registry.register(Box::new(keys.clone()))?;
+        Ok(Self {
+            key_events: counters(
+                registry,
+                "aspia_relay_key_events_total",
+                "What became of one-time keys.",
+                "event",
+            )?,
+            ends: counters(
+                registry,
+                "aspia_relay_sessions_total",
+                "Sessions that have ended, by why they did.",
+                "end",
+            )?,
+            session_seconds: histogram(
+                registry,
+                "aspia_relay_session_duration_seconds",
+                "How long sessions lasted.",
+                // From a failed attempt to a working day.
+                &[1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0],
+            )?,
+            session_bytes: histogram(
+                registry,
+                "aspia_relay_session_bytes",
+                "Bytes that sessions moved, both directions.",
+                // Powers of 8 from 1 KiB to 64 GiB and beyond.
+                &[
+                    1024.0,
+                    8192.0,
+                    65536.0,
+                    524_288.0,
+                    4_194_304.0,
+                    33_554_432.0,
+                    268_435_456.0,
+                    2_147_483_648.0,
+                    17_179_869_184.0,
+                    137_438_953_472.0,
+                ],
+            )?,
+            offered: keys.with_label_values(&["offered"]),
+            handed_out: keys.with_label_values(&["handed_out"]),
+            active: gauge(registry, "aspia_relay_sessions_active", "Active sessions.")?,
+            limit: gauge(registry, "aspia_relay_sessions_limit", "MaxPeerCount.")?,
+            bytes: counter(
+                registry,
+                "aspia_relay_bytes_total",
+                "Bytes delivered to peers, of active and ended sessions, each counted once.",
+            )?,
+        })
+    }
+
+    /// Takes over what the state knows. `bytes` never goes down.
+    pub(super) fn refresh(&self, counts: Counts, bytes: u64) {
+        let set =
+            |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.offered, counts.offered);
+        set(&self.handed_out, counts.handed_out);
+        set(&self.active, counts.active);
+        set(&self.limit, counts.capacity);
+        self.bytes.inc_by(bytes.saturating_sub(self.bytes.get()));
+    }
+}

@@ -1,0 +1,485 @@
+//! HTTP: metrics, health, the admin interface, and who may ask.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use relay_lab::http::{get, raw, request};
+use relay_lab::peer::Introduction;
+use relay_lab::relay::Lab;
+use relay_lab::router::{Behaviour, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn lab(settings: &[(&str, &str)]) -> Lab {
+    let lab = Lab::start(Options::default(), settings).await.unwrap();
+    lab.router.wait_for(|view| !view.pool.is_empty()).await;
+    lab
+}
+
+/// A session that is active for certain.
+async fn session(introduction: &Introduction) -> (TcpStream, TcpStream) {
+    let (mut client, mut host) = introduction.connect_both().await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    host.read_exact(&mut [0]).await.unwrap();
+    (client, host)
+}
+
+/// The value of a metric with its labels.
+async fn metric(lab: &Lab, series: &str) -> Option<f64> {
+    let text = get(lab.relay.admin(), "/metrics").await.unwrap().body;
+    let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(s, _)| s == series));
+    line.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
+}
+
+/// Waits until a metric has a value.
+async fn reads(lab: &Lab, series: &str, expected: f64) {
+    for _ in 0..2000 {
+        if metric(lab, series).await == Some(expected) {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{series} is {:?}, not {expected}", metric(lab, series).await);
+}
+
+fn connections(outcome: &str) -> String {
+    format!(r#"aspia_relay_peer_connections_total{{outcome="{outcome}"}}"#)
+}
+
+fn ends(end: &str) -> String {
+    format!(r#"aspia_relay_sessions_total{{end="{end}"}}"#)
+}
+
+fn events(event: &str) -> String {
+    format!(r#"aspia_relay_key_events_total{{event="{event}"}}"#)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_metric_and_value_is_there_from_the_start() {
+    let lab = lab(&[]).await;
+    let text = get(lab.relay.metrics(), "/metrics").await.unwrap();
+    assert_eq!(text.status, 200);
+    assert!(text.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let outcomes = |name: &str, label: &str, values: &str| -> Vec<String> {
+        values.split(' ').map(|value| format!("{name}{{{label}=\"{value}\"}} ")).collect()
+    };
+    let mut series = vec![
+        "aspia_relay_router_connected 1".to_owned(),
+        "aspia_relay_router_ping_seconds_count 0".into(),
+        "aspia_relay_peers_pending 0".into(),
+        "aspia_relay_handshake_seconds_count 0".into(),
+        "aspia_relay_pairing_wait_seconds_count 0".into(),
+        "aspia_relay_sessions_active 0".into(),
+        "aspia_relay_sessions_limit 100".into(),
+        "aspia_relay_session_duration_seconds_count 0".into(),
+        "aspia_relay_session_bytes_count 0".into(),
+        "aspia_relay_bytes_total 0".into(),
+        "aspia_relay_config_last_reload_successful 1".into(),
+        "aspia_relay_config_last_reload_success_timestamp_seconds ".into(),
+        "aspia_relay_build_info{".into(),
+    ];
+    if cfg!(target_os = "linux") {
+        series.extend(["process_open_fds ".into(), "process_resident_memory_bytes ".into()]);
+    }
+    let connects = "ok resolve refused timeout key_mismatch protocol denied";
+    series.extend(outcomes("aspia_relay_router_connects_total", "outcome", connects));
+    series.extend(outcomes("aspia_relay_keys", "state", "offered handed_out"));
+    let key_events = "issued paired expired dropped";
+    series.extend(outcomes("aspia_relay_key_events_total", "event", key_events));
+    let peers = "paired timeout unknown_key bad_message bad_secret rate_limited denied \
+                 pending_limit closed draining";
+    series.extend(outcomes("aspia_relay_peer_connections_total", "outcome", peers));
+    let all_ends = "closed reset idle disconnected max_duration drain error";
+    series.extend(outcomes("aspia_relay_sessions_total", "end", all_ends));
+    for start in series {
+        assert!(text.body.lines().any(|line| line.starts_with(&start)), "{start}\n{}", text.body);
+    }
+    assert!(text.body.contains(r#"aspia_relay_keys{state="offered"} 100"#), "{}", text.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_count_by_what_becomes_of_them() {
+    let lab = lab(&[("MaxPendingPeers", "2"), ("DrainTimeout", "120s")]).await;
+    let introduction = lab.router.introduce().await.unwrap();
+    let connect = || TcpStream::connect(lab.relay.address());
+    // Closed and malformed.
+    drop(connect().await.unwrap());
+    reads(&lab, &connections("closed"), 1.0).await;
+    connect().await.unwrap().write_all(&[0xff; 8]).await.unwrap();
+    reads(&lab, &connections("bad_message"), 1.0).await;
+    // A key that nobody offered.
+    let unknown = Introduction { key_id: introduction.key_id ^ 0x8000, ..introduction.clone() };
+    let _unknown = unknown.connect().await.unwrap();
+    reads(&lab, &connections("unknown_key"), 1.0).await;
+    // The first waits; another one has another secret; then its partner comes.
+    let mut first = introduction.connect().await.unwrap();
+    reads(&lab, "aspia_relay_peers_pending", 1.0).await;
+    let other = Introduction {
+        secret: [introduction.secret.as_slice(), &[0x78, 1]].concat(),
+        ..introduction.clone()
+    };
+    let _other = other.connect().await.unwrap();
+    reads(&lab, &connections("bad_secret"), 1.0).await;
+    let mut second = introduction.connect().await.unwrap();
+    reads(&lab, &connections("paired"), 2.0).await;
+    reads(&lab, "aspia_relay_sessions_active", 1.0).await;
+    assert_eq!(metric(&lab, "aspia_relay_pairing_wait_seconds_count").await, Some(1.0));
+    assert_eq!(metric(&lab, "aspia_relay_handshake_seconds_count").await, Some(3.0));
+    // Bytes count while the session runs.
+    first.write_all(&[7; 1000]).await.unwrap();
+    second.read_exact(&mut [0; 1000]).await.unwrap();
+    reads(&lab, "aspia_relay_bytes_total", 1000.0).await;
+    // Silent ones, and one too many.
+    let _silent = [connect().await.unwrap(), connect().await.unwrap()];
+    reads(&lab, "aspia_relay_peers_pending", 2.0).await;
+    let _many = connect().await.unwrap();
+    reads(&lab, &connections("pending_limit"), 1.0).await;
+    reads(&lab, &connections("timeout"), 2.0).await;
+    // What was good until the relay stopped.
+    let withdrawn = lab.router.introduce_silently().await.unwrap();
+    lab.relay.handle().drain();
+    lab.router.wait_for(|view| !view.linked).await;
+    let _late = withdrawn.connect().await.unwrap();
+    reads(&lab, &connections("draining"), 1.0).await;
+    assert_eq!(metric(&lab, &connections("rate_limited")).await, Some(0.0));
+    assert_eq!(metric(&lab, &connections("denied")).await, Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_count_once_by_why_they_ended() {
+    let lab = lab(&[("PeerIdleTimeout", "1"), ("MaxSessionDuration", "2m")]).await;
+    let introduce = || async { lab.router.introduce().await.unwrap() };
+    drop(session(&introduce().await).await);
+    reads(&lab, &ends("closed"), 1.0).await;
+    let (client, host) = session(&introduce().await).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    // The relay may take a moment to see it; it then waits for the survivor to close.
+    sleep(SECOND).await;
+    drop(host);
+    reads(&lab, &ends("reset"), 1.0).await;
+    // Ended by an administrator.
+    let kept = session(&introduce().await).await;
+    let sessions = get(lab.relay.admin(), "/sessions").await.unwrap().json();
+    assert_eq!(sessions["total"], 1, "{sessions}");
+    let path = format!("DELETE /sessions/{}", sessions["sessions"][0]["id"]);
+    assert_eq!(request(lab.relay.admin(), &path, &[], "").await.unwrap().status, 204);
+    reads(&lab, &ends("disconnected"), 1.0).await;
+    assert_eq!(request(lab.relay.admin(), &path, &[], "").await.unwrap().status, 404);
+    drop(kept);
+    // Idle, and one that is too old although it is not.
+    let idle = session(&introduce().await).await;
+    sleep(60 * SECOND).await;
+    reads(&lab, &ends("idle"), 1.0).await;
+    drop(idle);
+    let (mut client, mut host) = session(&introduce().await).await;
+    for _ in 0..4 {
+        sleep(29 * SECOND).await;
+        client.write_all(b"x").await.unwrap();
+        host.read_exact(&mut [0]).await.unwrap();
+    }
+    reads(&lab, &ends("max_duration"), 1.0).await;
+    assert_eq!(metric(&lab, "aspia_relay_session_duration_seconds_count").await, Some(5.0));
+    assert_eq!(metric(&lab, "aspia_relay_session_bytes_count").await, Some(5.0));
+    assert_eq!(metric(&lab, &events("paired")).await, Some(5.0));
+    // A key that nobody came with.
+    introduce().await;
+    reads(&lab, &events("expired"), 1.0).await;
+    let text = get(lab.relay.admin(), "/metrics").await.unwrap().body;
+    assert!(text.contains(r#"aspia_relay_keys{state="offered"} 100"#), "{text}");
+    reads(&lab, &events("issued"), 106.0).await;
+    assert_eq!(metric(&lab, &events("dropped")).await, Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_a_stop_ends_count_as_such() {
+    let lab = lab(&[("DrainTimeout", "10s")]).await;
+    // The first of two is ended half a second before the relay stops, and HTTP with it.
+    let kept = [
+        session(&lab.router.introduce().await.unwrap()).await,
+        session(&lab.router.introduce().await.unwrap()).await,
+    ];
+    lab.router.keys(98).await;
+    lab.relay.handle().drain();
+    reads(&lab, &events("dropped"), 98.0).await;
+    reads(&lab, &ends("drain"), 1.0).await;
+    drop(kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_to_connect_count_by_how_they_went() {
+    let connects =
+        |outcome: &str| format!(r#"aspia_relay_router_connects_total{{outcome="{outcome}"}}"#);
+    for (behaviour, outcome) in [
+        (Behaviour::Serve, "ok"),
+        (Behaviour::Silent, "timeout"),
+        (Behaviour::WrongKey, "key_mismatch"),
+        (Behaviour::Answer(vec![0xff; 64]), "protocol"),
+        (Behaviour::CloseAtOnce, "protocol"),
+        (Behaviour::CloseAfterAuthentication, "denied"),
+        (Behaviour::NoRelaySessions, "denied"),
+    ] {
+        let options = Options { behaviour: behaviour.clone(), ..Options::default() };
+        let lab = Lab::start(options, &[]).await.unwrap();
+        for _ in 0..200 {
+            sleep(SECOND).await;
+            if metric(&lab, &connects(outcome)).await > Some(0.0) {
+                break;
+            }
+        }
+        let text = get(lab.relay.admin(), "/metrics").await.unwrap().body;
+        let counted = text.lines().filter(|line| line.contains("connects_total{"));
+        let others: Vec<_> = counted.filter(|line| !line.ends_with(" 0")).collect();
+        assert_eq!(others.len(), 1, "{behaviour:?}: {others:?}");
+        assert!(others[0].starts_with(&connects(outcome)), "{behaviour:?}: {others:?}");
+        let connected = metric(&lab, "aspia_relay_router_connected").await;
+        assert_eq!(connected, Some(f64::from(u8::from(outcome == "ok"))));
+    }
+    let lab = Lab::start(Options::default(), &[]).await.unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let relay = relay_lab::relay::Relay::start(nobody, lab.router.public_key(), &[]).unwrap();
+    let lab = Lab { relay, ..lab };
+    sleep(SECOND).await;
+    assert!(metric(&lab, &connects("refused")).await > Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_are_measured() {
+    let lab = lab(&[]).await;
+    sleep(61 * SECOND).await;
+    reads(&lab, "aspia_relay_router_ping_seconds_count", 1.0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
+    let options = Options { behaviour: Behaviour::CloseAtOnce, ..Options::default() };
+    let lab = Lab::start(options, &[("DrainTimeout", "60s")]).await.unwrap();
+    for address in [lab.relay.admin(), lab.relay.metrics()] {
+        let live = get(address, "/livez").await.unwrap();
+        assert_eq!((live.status, live.json()["alive"].as_bool()), (200, Some(true)));
+        let ready = get(address, "/readyz").await.unwrap();
+        assert_eq!(ready.status, 503);
+        assert_eq!(ready.json()["missing"], serde_json::json!(["router-link"]));
+    }
+    let status = get(lab.relay.admin(), "/status").await.unwrap().json();
+    assert_eq!(status["router"]["connected"], false);
+    let error = status["router"]["last_error"]["message"].as_str().unwrap();
+    assert!(error.contains("is it an Aspia 2.x Router"), "{error}");
+    lab.router.set(|options| options.behaviour = Behaviour::Serve);
+    lab.router.keys(100).await;
+    assert_eq!(get(lab.relay.admin(), "/readyz").await.unwrap().status, 200);
+    // Somebody is here, so that the stop takes its time.
+    let kept = session(&lab.router.introduce().await.unwrap()).await;
+    let drain = request(lab.relay.admin(), "POST /drain", &[], "").await.unwrap();
+    assert_eq!((drain.status, drain.json()["sessions"].as_u64()), (202, Some(1)));
+    let ready = get(lab.relay.admin(), "/readyz").await.unwrap();
+    assert_eq!(ready.status, 503);
+    assert!(ready.json()["missing"].as_array().unwrap().contains(&"draining".into()));
+    assert_eq!(get(lab.relay.admin(), "/livez").await.unwrap().status, 200);
+    drop(kept);
+    assert_eq!(lab.relay.stopped().await.unwrap(), aspia_relay::app::Stopped::Drained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_admin_interface_shows_what_there_is() {
+    let lab = lab(&[("MaxPeerCount", "7")]).await;
+    let pairs = [
+        session(&lab.router.introduce().await.unwrap()).await,
+        session(&lab.router.introduce().await.unwrap()).await,
+        session(&lab.router.introduce().await.unwrap()).await,
+    ];
+    let admin = lab.relay.admin();
+    let status = get(admin, "/status").await.unwrap();
+    assert_eq!(status.header("content-type"), Some("application/json"));
+    let status = status.json();
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["router"]["version"], "2.7.0");
+    assert_eq!(status["router"]["peer_address"], lab.router.address().to_string());
+    assert_eq!(status["sessions"], serde_json::json!({"active": 3, "limit": 7}));
+    assert_eq!(status["connections"]["paired"], 6);
+    assert_eq!(status["bytes_total"], 3);
+    assert!(status["recent"]["refusals"]["paired"].is_null());
+    assert_eq!(status["recent"]["refusals"]["unknown_key"], 0);
+
+    let list = |query: &'static str| async move {
+        get(admin, &format!("/sessions{query}")).await.unwrap().json()
+    };
+    let all = list("").await;
+    assert_eq!((&all["total"], all["next"].is_null()), (&3.into(), true));
+    let one = &all["sessions"][0];
+    assert_eq!((&one["id"], &one["bytes"]), (&1.into(), &1.into()));
+    let peers: Vec<_> =
+        [&pairs[0].0, &pairs[0].1].map(|stream| stream.local_addr().unwrap().to_string()).into();
+    for peer in one["peers"].as_array().unwrap() {
+        assert!(peers.contains(&peer["address"].as_str().unwrap().to_owned()), "{one}");
+    }
+    let page = list("?limit=2").await;
+    assert_eq!((page["sessions"].as_array().unwrap().len(), &page["next"]), (2, &2.into()));
+    let rest = list("?limit=2&after=2").await;
+    assert_eq!((&rest["sessions"][0]["id"], rest["next"].is_null()), (&3.into(), true));
+    for wrong in ["?limit=0", "?limit=10001", "?limit=x", "?after=-1", "?color=red"] {
+        assert_eq!(get(admin, &format!("/sessions{wrong}")).await.unwrap().status, 400, "{wrong}");
+    }
+
+    // History: an interval later, the bytes stand in it.
+    let mut pairs = pairs;
+    pairs[0].0.write_all(&[1; 500]).await.unwrap();
+    pairs[0].1.read_exact(&mut [0; 500]).await.unwrap();
+    sleep(6 * SECOND).await;
+    let status = get(admin, "/status").await.unwrap().json();
+    let bytes = status["recent"]["bytes"].as_array().unwrap();
+    assert_eq!(bytes.iter().map(|b| b.as_u64().unwrap()).sum::<u64>(), 503, "{bytes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_are_problem_details() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    for (asked, status) in [
+        ("GET /nonsense", 404),
+        ("GET /sessions/x", 404),
+        ("DELETE /sessions/99", 404),
+        ("GET /drain", 405),
+        ("POST /status", 405),
+        ("PUT /log-level", 415),
+    ] {
+        let answer = request(admin, asked, &[], "").await.unwrap();
+        assert_eq!(answer.status, status, "{asked}");
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        let body = answer.json();
+        assert_eq!(body["status"], status);
+        assert!(!body["detail"].as_str().unwrap().is_empty());
+    }
+    let allowed = request(admin, "GET /drain", &[], "").await.unwrap();
+    assert_eq!(allowed.header("allow"), Some("POST"));
+    // HEAD is GET without a body.
+    let head = request(admin, "HEAD /status", &[], "").await.unwrap();
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+    // The metrics listener has nothing of the admin's.
+    for path in ["/", "/status", "/sessions", "/config"] {
+        assert_eq!(get(lab.relay.metrics(), path).await.unwrap().status, 404, "{path}");
+    }
+    assert_eq!(request(lab.relay.metrics(), "POST /drain", &[], "").await.unwrap().status, 404);
+    assert!(!lab.relay.handle().is_draining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn foreign_sites_change_and_see_nothing() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    for lines in [
+        &["Host: evil.example"][..],
+        &["Host: evil.example:8071"],
+        &["Origin: http://evil.example"],
+        &["Origin: null"],
+        &["Sec-Fetch-Site: cross-site"],
+    ] {
+        for asked in ["POST /drain", "GET /status", "GET /sessions", "GET /"] {
+            let answer = request(admin, asked, lines, "").await.unwrap();
+            assert_eq!(answer.status, 403, "{asked} {lines:?}");
+        }
+    }
+    assert!(!lab.relay.handle().is_draining());
+    let own = format!("Origin: http://{admin}");
+    assert_eq!(request(admin, "GET /status", &[&own], "").await.unwrap().status, 200);
+    // Scrapers come by names that only their operator knows.
+    let scrape = request(lab.relay.metrics(), "GET /metrics", &["Host: relay7.internal"], "");
+    assert_eq!(scrape.await.unwrap().status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_required_where_they_are_set() {
+    let lab = lab(&[("AdminToken", "administrat0r"), ("MetricsToken", "scrap3r")]).await;
+    let (admin, metrics) = (lab.relay.admin(), lab.relay.metrics());
+    for address in [admin, metrics] {
+        for path in ["/livez", "/readyz"] {
+            assert_eq!(get(address, path).await.unwrap().status, 200, "{path}");
+        }
+    }
+    for path in ["/status", "/sessions", "/metrics", "/config", "/"] {
+        let refused = get(admin, path).await.unwrap();
+        assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
+        let with = |token: &'static str| async move {
+            request(admin, &format!("GET {path}"), &[token], "").await.unwrap().status
+        };
+        assert_eq!(with("Authorization: Bearer administrat0r").await, 200, "{path}");
+        assert_eq!(with("Authorization: Bearer scrap3r").await, 401, "{path}");
+    }
+    assert_eq!(request(admin, "POST /drain", &[], "").await.unwrap().status, 401);
+    assert!(!lab.relay.handle().is_draining());
+    // The page without a token is the page all the same: it asks for one.
+    let page = get(admin, "/").await.unwrap();
+    assert!(page.body.contains("<!doctype html>"), "{}", &page.body[..100]);
+    assert_eq!(get(metrics, "/metrics").await.unwrap().status, 401);
+    let scrape = request(metrics, "GET /metrics", &["Authorization: Bearer scrap3r"], "").await;
+    assert_eq!(scrape.unwrap().status, 200);
+    // And it is in no answer.
+    for path in ["/config", "/status"] {
+        let line = "Authorization: Bearer administrat0r";
+        let shown = request(admin, &format!("GET {path}"), &[line], "").await.unwrap().body;
+        assert!(!shown.contains("administrat0r") && !shown.contains("scrap3r"), "{shown}");
+        assert_eq!(path == "/config", shown.contains("(redacted)"), "{shown}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_level_can_be_changed() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    let put = |body: &'static str| async move {
+        request(admin, "PUT /log-level", &["Content-Type: application/json"], body).await.unwrap()
+    };
+    assert_eq!(put(r#"{"level": "debug"}"#).await.json()["level"], "debug");
+    let filter = "info,aspia_relay::router=trace";
+    assert_eq!(put(r#"{"level": "info,aspia_relay::router=trace"}"#).await.json()["level"], filter);
+    assert_eq!(get(admin, "/status").await.unwrap().json()["log_level"], filter);
+    for wrong in [r#"{"level": "loud"}"#, r#"{"level": 7}"#, "[]", "", "{"] {
+        assert_eq!(put(wrong).await.status, 400, "{wrong}");
+    }
+    assert_eq!(get(admin, "/status").await.unwrap().json()["log_level"], filter);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_badly_is_bounded_and_hurts_nobody() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    // A head that is too long, and nonsense: an answer of some kind, and the end.
+    let long = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\nX: {}\r\n\r\n", "x".repeat(40_000));
+    if let Ok(answer) = raw(admin, long.as_bytes()).await {
+        assert!(answer.status >= 400, "{answer:?}");
+    }
+    if let Ok(answer) = raw(admin, b"\x16\x03\x01nonsense\r\n\r\n").await {
+        assert_eq!(answer.status, 400);
+    }
+    // Those who connect and say nothing fill the listener, and are gone after a while.
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(TcpStream::connect(admin).await.unwrap());
+    }
+    let mut first = silent.swap_remove(0);
+    let mut sink = Vec::new();
+    let _ = first.read_to_end(&mut sink).await;
+    drop(silent);
+    for _ in 0..100 {
+        if get(admin, "/livez").await.is_ok_and(|answer| answer.status == 200) {
+            return;
+        }
+        sleep(SECOND).await;
+    }
+    panic!("the listener does not recover");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_page_is_one_document_with_a_strict_policy() {
+    let lab = lab(&[]).await;
+    let page = get(lab.relay.admin(), "/").await.unwrap();
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+}

@@ -1,0 +1,81 @@
+//! Asks a relay over HTTP, byte by byte: what a test sends is what is sent.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The head as it came.
+    pub head: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// The body as JSON; null where it is none.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+}
+
+/// Sends a request with a good `Host`, the given lines and the body.
+///
+/// # Errors
+/// What the system says, or that the answer is none.
+pub async fn request(
+    address: SocketAddr,
+    request: &str,
+    lines: &[&str],
+    body: &str,
+) -> io::Result<Answer> {
+    let mut text = format!("{request} HTTP/1.1\r\n");
+    if !lines.iter().any(|line| line.starts_with("Host:")) {
+        text += &format!("Host: {address}\r\n");
+    }
+    for line in lines {
+        text += &format!("{line}\r\n");
+    }
+    text += &format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    raw(address, text.as_bytes()).await
+}
+
+/// Sends bytes and reads an answer up to the end of the connection.
+///
+/// # Errors
+/// What the system says, or that the answer is none.
+pub async fn raw(address: SocketAddr, bytes: &[u8]) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(bytes).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let no_answer = || io::Error::other(format!("this is no answer: {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(no_answer)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(Answer {
+        status: status.ok_or_else(no_answer)?,
+        head: head.to_owned(),
+        body: body.to_owned(),
+    })
+}
+
+/// `GET`.
+///
+/// # Errors
+/// What the system says, or that the answer is none.
+pub async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
+    request(address, &format!("GET {path}"), &[], "").await
+}

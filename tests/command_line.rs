@@ -377,3 +377,88 @@ async fn a_configuration_that_hangs_at_a_reload_does_not_make_it_deaf() {
     relay.signal("TERM");
     assert_eq!(relay.status(), Some(0));
 }
+
+#[test]
+fn a_port_for_http_that_is_taken_stops_the_start_and_names_the_setting() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 1, free_port(), KEY, "");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for setting in ["AdminListen", "MetricsListen"] {
+        let variable = aspia_relay::config::settings::variable(setting);
+        let mut command = program();
+        command.arg("--config").arg(&path).env(&variable, &address);
+        let (status, _, stderr) = run(&mut command);
+        assert_eq!(status, 1, "{stderr}");
+        for part in [setting, address.as_str(), "in use"] {
+            assert!(stderr.contains(part), "{part}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn an_admin_listener_for_others_needs_a_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 1, free_port(), KEY, "");
+    let check = |more: &[(&str, &str)]| {
+        let mut command = program();
+        command.arg("--check-config").arg("--config").arg(&path);
+        run(command.envs(more.iter().copied()))
+    };
+    let open = ("ASPIA_RELAY_ADMIN_LISTEN", "0.0.0.0:8071");
+    let (status, _, stderr) = check(&[open]);
+    assert_eq!(status, 78);
+    assert!(stderr.contains("AdminToken") && stderr.contains("0.0.0.0:8071"), "{stderr}");
+    let (status, stdout, stderr) = check(&[open, ("ASPIA_RELAY_ADMIN_TOKEN", "hush-hush")]);
+    assert_eq!(status, 0, "{stderr}");
+    assert!(stdout.contains("(redacted)") && !stdout.contains("hush-hush"), "{stdout}");
+    // Not even where it is wrong.
+    let (status, stdout, stderr) = check(&[("ASPIA_RELAY_ADMIN_TOKEN", "hush hush")]);
+    assert_eq!(status, 78);
+    assert!(!stdout.contains("hush") && !stderr.contains("hush"), "{stdout}{stderr}");
+}
+
+#[test]
+fn healthcheck_asks_the_admin_listener_or_the_peer_port() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let (peer_port, admin_port) = (free_port(), free_port());
+    write(&path, 1, peer_port, KEY, "");
+    let admin = format!("127.0.0.1:{admin_port}");
+    let healthcheck = |admin: &str| {
+        let mut command = program();
+        command.arg("--healthcheck").arg("--config").arg(&path);
+        run(command.env("ASPIA_RELAY_ADMIN_LISTEN", admin))
+    };
+    for admin in ["off", &admin] {
+        let (status, _, stderr) = healthcheck(admin);
+        assert_eq!(status, 1);
+        assert!(stderr.contains("does the relay run"), "{stderr}");
+    }
+    let mut command = program();
+    command.arg("--config").arg(&path).env("ASPIA_RELAY_ADMIN_LISTEN", &admin);
+    let mut relay = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(relay.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    for admin in ["off", &admin] {
+        let (status, _, stderr) = healthcheck(admin);
+        assert_eq!(status, 0, "{admin}: {stderr}");
+    }
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    // Somebody else's port.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut stream, _) = other.accept().unwrap();
+        stream.read(&mut [0; 1024]).unwrap();
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").unwrap();
+    });
+    let (status, _, stderr) = healthcheck(&address.to_string());
+    assert_eq!(status, 1);
+    assert!(stderr.contains("404") && stderr.contains("AdminListen"), "{stderr}");
+    thread.join().unwrap();
+}

@@ -1,6 +1,7 @@
 //! Asks a running relay; for `--healthcheck`.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,14 +40,19 @@ async fn livez(address: SocketAddr) -> Result<(), String> {
     let asked = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::get("/livez").header(HOST, address.to_string());
-        let answer = async {
+        let mut answer = pin!(async {
             let request = request.body(Empty::<Bytes>::new()).map_err(|_| None)?;
             sender.send_request(request).await.map_err(Some)
+        });
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            ended = connection => {
+                ended?;
+                // It may have ended with the answer.
+                answer.await
+            }
         };
-        tokio::select! {
-            answer = answer => Ok(answer.map(|answer| answer.status())),
-            ended = connection => ended.map(|()| Err(None)),
-        }
+        Ok::<_, hyper::Error>(answer.map(|answer| answer.status()))
     };
     match timeout(PATIENCE, asked).await {
         Ok(Ok(Ok(StatusCode::OK))) => Ok(()),

@@ -1,0 +1,142 @@
+//! What is shipped for Prometheus and Grafana: it parses, its alerts do what they say, and it names only what exists.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use relay_lab::http::get;
+use relay_lab::relay::Lab;
+use relay_lab::router::Options;
+
+/// Metrics that are named already and come with the next versions; the README says so.
+const TO_COME: [&str; 3] = [
+    "aspia_relay_peer_rtt_seconds",
+    "aspia_relay_peer_retransmits_total",
+    "aspia_relay_tls_certificate_expiry_timestamp_seconds",
+];
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+/// Runs promtool; `None` where there is none.
+fn promtool(test: &str, arguments: &[&str], input: Option<&str>) -> Option<(bool, String)> {
+    use std::io::Write;
+
+    let mut command = Command::new("promtool");
+    command.args(arguments).current_dir(deploy("prometheus"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        relay_lab::skip(test, "promtool is missing; on Debian: apt install prometheus");
+        return None;
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.unwrap_or_default().as_bytes()).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+async fn exposition() -> String {
+    let lab = Lab::start(Options::default(), &[]).await.unwrap();
+    lab.router.wait_for(|view| !view.pool.is_empty()).await;
+    get(lab.relay.admin(), "/metrics").await.unwrap().body
+}
+
+/// The names of series that queries can ask for.
+async fn series() -> BTreeSet<String> {
+    exposition()
+        .await
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split(['{', ' ']).next().unwrap().to_owned())
+        .collect()
+}
+
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+        .filter(|word| word.starts_with("aspia_relay_") || word.starts_with("process_"))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+fn queries(panel: &serde_json::Value, found: &mut Vec<String>) {
+    match panel {
+        serde_json::Value::Object(members) => {
+            found.extend(members.get("expr").and_then(|expr| expr.as_str()).map(ToOwned::to_owned));
+            members.values().for_each(|value| queries(value, found));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| queries(value, found)),
+        _ => {}
+    }
+}
+
+fn dashboard() -> Vec<String> {
+    let text = std::fs::read_to_string(deploy("grafana/aspia-relay.json")).unwrap();
+    let mut found = Vec::new();
+    queries(&serde_json::from_str(&text).unwrap(), &mut found);
+    assert!(found.len() > 30, "{found:?}");
+    found
+}
+
+#[tokio::test]
+async fn promtool_accepts_the_metrics() {
+    let text = exposition().await;
+    if let Some((good, said)) = promtool("check metrics", &["check", "metrics"], Some(&text)) {
+        assert!(good, "{said}");
+    }
+}
+
+#[test]
+fn the_rules_are_sound_and_do_what_they_say() {
+    for arguments in [
+        &["check", "rules", "rules.yaml"][..],
+        &["test", "rules", "rules.test.yaml"],
+        &["check", "config", "--syntax-only", "prometheus.yaml"],
+    ] {
+        if let Some((good, said)) = promtool("rules", arguments, None) {
+            assert!(good, "{arguments:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn every_query_of_the_dashboard_parses() {
+    let rules: Vec<_> = dashboard()
+        .iter()
+        .enumerate()
+        .map(|(number, expr)| {
+            let expr = expr
+                .replace("$__rate_interval", "5m")
+                .replace("$__range", "1h")
+                .replace("$job", ".+")
+                .replace("$instance", ".+");
+            serde_json::json!({ "record": format!("query:{number}"), "expr": expr })
+        })
+        .collect();
+    let file = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    // JSON is YAML.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("queries.yaml");
+    std::fs::write(&path, file.to_string()).unwrap();
+    if let Some((good, said)) =
+        promtool("queries", &["check", "rules", path.to_str().unwrap()], None)
+    {
+        assert!(good, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn rules_and_dashboard_name_only_metrics_that_exist() {
+    let series = series().await;
+    let rules = std::fs::read_to_string(deploy("prometheus/rules.yaml")).unwrap();
+    let expressions: String = rules.lines().filter(|line| !line.trim().starts_with('#')).collect();
+    let to_come = |name: &String| TO_COME.iter().any(|start| name.starts_with(start));
+    for name in names(&dashboard().join("\n")).union(&names(&expressions)) {
+        assert!(series.contains(name) || to_come(name), "{name} is no metric of this relay");
+    }
+    assert!(!series.iter().any(to_come), "take it from the list");
+}

@@ -454,7 +454,7 @@ fn healthcheck_asks_the_admin_listener_or_the_peer_port() {
     let thread = std::thread::spawn(move || {
         use std::io::Write;
         let (mut stream, _) = other.accept().unwrap();
-        stream.read(&mut [0; 1024]).unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
         stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").unwrap();
     });
     let (status, _, stderr) = healthcheck(&address.to_string());

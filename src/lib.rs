@@ -18,7 +18,7 @@
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
-//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`] | secrets, the log, the command line, sockets to listen on, what metrics are made of |
+//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
@@ -37,4 +37,5 @@ pub mod peer;
 pub mod router;
 pub mod secret;
 pub mod state;
+pub mod tcp_info;
 pub mod wire;

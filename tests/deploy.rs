@@ -10,11 +10,7 @@ use relay_lab::relay::Lab;
 use relay_lab::router::Options;
 
 /// Metrics that are named already and come with the next versions; the README says so.
-const TO_COME: [&str; 3] = [
-    "aspia_relay_peer_rtt_seconds",
-    "aspia_relay_peer_retransmits_total",
-    "aspia_relay_tls_certificate_expiry_timestamp_seconds",
-];
+const TO_COME: [&str; 1] = ["aspia_relay_tls_certificate_expiry_timestamp_seconds"];
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)

@@ -334,6 +334,29 @@ async fn the_admin_interface_shows_what_there_is() {
     assert_eq!(bytes.iter().map(|b| b.as_u64().unwrap()).sum::<u64>(), 503, "{bytes:?}");
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn the_paths_to_both_peers_are_looked_at_every_ten_seconds() {
+    let lab = lab(&[]).await;
+    let before = session(&lab.router.introduce().await.unwrap()).await;
+    sleep(21 * SECOND).await;
+    let shown = get(lab.relay.admin(), "/sessions").await.unwrap().json();
+    for peer in shown["sessions"][0]["peers"].as_array().unwrap() {
+        assert!(peer["tcp"]["rtt_seconds"].as_f64().unwrap() > 0.0, "{shown}");
+        assert_eq!(peer["tcp"]["unsent_bytes"], 0, "{shown}");
+        assert!(peer["tcp"]["retransmits"].is_u64(), "{shown}");
+    }
+    let samples = metric(&lab, "aspia_relay_peer_rtt_seconds_count").await.unwrap();
+    assert!((2.0..=6.0).contains(&samples), "{samples}");
+    assert!(metric(&lab, "aspia_relay_peer_retransmits_total").await.is_some());
+    // Looking keeps no connection open: a session that ends is gone.
+    drop(before);
+    reads(&lab, "aspia_relay_sessions_active", 0.0).await;
+    let samples = metric(&lab, "aspia_relay_peer_rtt_seconds_count").await;
+    sleep(60 * SECOND).await;
+    assert_eq!(metric(&lab, "aspia_relay_peer_rtt_seconds_count").await, samples);
+}
+
 #[tokio::test(start_paused = true)]
 async fn errors_are_problem_details() {
     let lab = lab(&[]).await;

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["link"],
     &["config"],
     &["wire", "crypto"],
-    &["secret", "log", "cli", "listen", "metrics"],
+    &["secret", "log", "cli", "listen", "metrics", "tcp_info"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

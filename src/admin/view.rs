@@ -1,5 +1,6 @@
 //! What the admin interface says of the relay, in JSON. Fields are only ever added.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
@@ -10,7 +11,8 @@ use tokio::time::Instant;
 use crate::handle::{Handle, REVISION};
 use crate::metrics::Label;
 use crate::peer::metrics::Connection;
-use crate::state::sessions::Session;
+use crate::state::sessions::{Path, Session};
+use crate::tcp_info::TcpInfo;
 
 use super::history::{self, History};
 
@@ -82,8 +84,15 @@ pub(super) fn sessions(handle: &Handle, after: u64, limit: usize) -> Value {
 fn session(session: &Session, now: Instant) -> Value {
     let duration = now.saturating_duration_since(session.started);
     let idle = now.saturating_duration_since(session.traffic.last_moved());
-    let peer =
-        |address: &std::net::SocketAddr| json!({ "address": address.to_string(), "tcp": null });
+    let tcp = |info: TcpInfo| {
+        json!({
+            "rtt_seconds": info.rtt.as_secs_f64(),
+            "retransmits": info.retransmits,
+            "delivery_rate_bytes_per_second": info.delivery_rate,
+            "unsent_bytes": info.unsent,
+        })
+    };
+    let peer = |(address, path): (&SocketAddr, &Path)| json!({ "address": address.to_string(), "tcp": path.get().map(tcp) });
     json!({
         "id": session.id.0,
         "started": ago(duration),
@@ -95,7 +104,7 @@ fn session(session: &Session, now: Instant) -> Value {
             "address": session.identity.client_address,
         },
         "host": { "id": session.identity.host_id, "address": session.identity.host_address },
-        "peers": session.addresses.iter().map(peer).collect::<Vec<_>>(),
+        "peers": session.addresses.iter().zip(&session.paths).map(peer).collect::<Vec<_>>(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! The metrics of connections that are not, or not yet, part of a session.
 
-use prometheus::{Histogram, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
-use crate::metrics::{Counters, counters, gauge, histogram, labels};
+use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
 use crate::state::Refusal;
 use crate::state::pairing::PairingError;
 
@@ -59,6 +59,8 @@ pub struct PeerMetrics {
     pub(super) pending: IntGauge,
     pub(super) handshake: Histogram,
     pub(super) pairing_wait: Histogram,
+    pub(super) rtt: Histogram,
+    pub(super) retransmits: IntCounter,
 }
 
 impl PeerMetrics {
@@ -90,6 +92,17 @@ impl PeerMetrics {
                 "aspia_relay_pairing_wait_seconds",
                 "Time from the first peer of a pair being ready until the second is.",
                 &[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0],
+            )?,
+            rtt: histogram(
+                registry,
+                "aspia_relay_peer_rtt_seconds",
+                "Round-trip time to each peer of each session, seen every 10 s.",
+                &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0],
+            )?,
+            retransmits: counter(
+                registry,
+                "aspia_relay_peer_retransmits_total",
+                "TCP segments that had to be sent to peers of sessions again.",
             )?,
         })
     }

@@ -4,6 +4,7 @@ pub mod error;
 pub mod first_message;
 mod gone;
 pub mod metrics;
+mod path;
 pub mod session;
 
 use std::io;
@@ -31,6 +32,7 @@ use crate::state::{ReadyPeer, Refusal};
 
 use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
 use metrics::{Connection, PeerMetrics};
+use path::Paths;
 use session::{Partner, Way};
 
 /// The socket that peers dial.
@@ -53,6 +55,7 @@ pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
     pending: Arc<AtomicUsize>,
+    paths: Paths,
     metrics: PeerMetrics,
     accepting: Accepting,
     tasks: TaskTracker,
@@ -75,6 +78,7 @@ impl Peers {
             state,
             config,
             pending: Arc::default(),
+            paths: Paths::new(metrics.clone()),
             metrics,
             accepting,
             tasks: TaskTracker::new(),
@@ -87,6 +91,12 @@ impl Peers {
     pub async fn run(&self, listener: TcpListener) {
         let accept = accept(&listener, PURPOSE.callers, &self.accepting, |stream, address| {
             self.start(stream, address);
+        });
+        self.tasks.spawn({
+            let (paths, stop) = (self.paths.clone(), self.stop.clone());
+            async move {
+                stop.run_until_cancelled(paths.keep_looking()).await;
+            }
         });
         self.stop.run_until_cancelled(accept).await;
         drop(listener);
@@ -125,7 +135,7 @@ impl Peers {
         self.metrics.connections.count(outcome);
         match admitted {
             Ok(Some((stream, partner))) => {
-                session::run(stream, partner, self.config.clone(), &self.stop).await;
+                session::run(stream, partner, self.config.clone(), &self.paths, &self.stop).await;
             }
             Ok(None) => {}
             Err(error) => info!(%address, "peer refused: {error}"),

@@ -13,6 +13,8 @@ use crate::forward::forward;
 use crate::state::sessions::{End, Session};
 use crate::state::shared::ActiveSession;
 
+use super::path::Paths;
+
 /// How a second peer reaches the task of the first.
 pub type Way = oneshot::Sender<Partner>;
 
@@ -32,13 +34,17 @@ pub(super) async fn run(
     first: TcpStream,
     partner: Partner,
     mut config: watch::Receiver<Arc<Config>>,
+    paths: &Paths,
     stop: &CancellationToken,
 ) {
     let Partner { stream: second, session: mut active, .. } = partner;
     let session = active.session().clone();
+    let sockets = Arc::new([first, second]);
+    let watch = paths.watch(&session, &sockets);
+    let [first, second] = &*sockets;
     announce(&session, config.borrow().log_peer_identity);
     let end = tokio::select! {
-        closing = forward(&first, &second, &session.traffic) => {
+        closing = forward(first, second, &session.traffic) => {
             // One who is told of the end is not idle; and whatever cuts this short is not why the session ended.
             tokio::select! {
                 () = closing.linger() => {}
@@ -53,7 +59,8 @@ pub(super) async fn run(
         () = stop.cancelled() => End::Drain,
     };
     // The sockets first: a place that is free again must not still hold two of them.
-    drop((first, second));
+    drop(watch);
+    drop(sockets);
     active.finish(end);
     info!(
         session = session.id.0,

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::metrics::{Label, labels};
+use crate::tcp_info::TcpInfo;
 use crate::wire;
 
 /// Longest text kept of what the Router says about a peer, in bytes. It bounds the memory of a session and the
@@ -123,6 +124,22 @@ impl Traffic {
     }
 }
 
+/// What was last seen of the path to a peer.
+#[derive(Debug, Default)]
+pub struct Path(Mutex<Option<TcpInfo>>);
+
+impl Path {
+    /// What was last seen; `None` where nobody looked yet, or the system cannot tell.
+    pub fn get(&self) -> Option<TcpInfo> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is seen now. Gives what was seen before.
+    pub fn update(&self, info: TcpInfo) -> Option<TcpInfo> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(info)
+    }
+}
+
 /// One session, shared by the task that forwards and by those who report.
 #[derive(Debug)]
 pub struct Session {
@@ -136,6 +153,8 @@ pub struct Session {
     pub addresses: [SocketAddr; 2],
     /// What moved.
     pub traffic: Traffic,
+    /// The paths to the two peers.
+    pub paths: [Path; 2],
 }
 
 #[derive(Debug)]
@@ -164,7 +183,14 @@ impl Sessions {
         self.last += 1;
         let id = SessionId(self.last);
         let traffic = Traffic::new(now);
-        let session = Arc::new(Session { id, started: now, identity, addresses, traffic });
+        let session = Arc::new(Session {
+            id,
+            started: now,
+            identity,
+            addresses,
+            traffic,
+            paths: Default::default(),
+        });
         let (stop, stopped) = oneshot::channel();
         self.active.insert(id, Entry { session: session.clone(), stop: Some(stop) });
         (session, stopped)

@@ -1,0 +1,110 @@
+//! The health of the paths to the peers of sessions: the kernel is asked about each every ten seconds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use crate::state::sessions::{Session, SessionId};
+use crate::tcp_info;
+
+use super::metrics::PeerMetrics;
+
+/// How often each session is looked at.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Sessions looked at in one go: some tens of microseconds.
+const SLICE: usize = 32;
+/// Shortest pause between two goes. With more sessions than fit into a period, rounds take longer instead of more.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// The two connections of a session.
+pub(super) type Sockets = [TcpStream; 2];
+
+#[derive(Debug)]
+struct Watched {
+    session: Arc<Session>,
+    /// Whoever looks must not keep connections open.
+    sockets: Weak<Sockets>,
+}
+
+/// The sessions whose paths are looked at. The tasks that forward are not woken for it.
+#[derive(Debug, Clone)]
+pub(super) struct Paths {
+    watched: Arc<Mutex<HashMap<SessionId, Watched>>>,
+    metrics: PeerMetrics,
+}
+
+/// Has the paths of a session looked at until it is dropped.
+pub(super) struct Watch<'a> {
+    paths: &'a Paths,
+    session: Arc<Session>,
+    sockets: Arc<Sockets>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.paths.lock().remove(&self.session.id);
+        // What was sent again since the last look counts, too.
+        self.paths.look(&self.session, &self.sockets, false);
+    }
+}
+
+impl Paths {
+    pub(super) fn new(metrics: PeerMetrics) -> Self {
+        Self { watched: Arc::default(), metrics }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn watch(&self, session: &Arc<Session>, sockets: &Arc<Sockets>) -> Watch<'_> {
+        let watched = Watched { session: session.clone(), sockets: Arc::downgrade(sockets) };
+        self.lock().insert(session.id, watched);
+        Watch { paths: self, session: session.clone(), sockets: sockets.clone() }
+    }
+
+    /// Looks at all sessions, round after round, for ever.
+    pub(super) async fn keep_looking(&self) {
+        loop {
+            let ids: Vec<SessionId> = self.lock().keys().copied().collect();
+            let slices = u32::try_from(ids.len().div_ceil(SLICE)).unwrap_or(u32::MAX).max(1);
+            let pause = (PERIOD / slices).max(MIN_PAUSE);
+            for slice in ids.chunks(SLICE) {
+                for id in slice {
+                    self.look_at(*id);
+                }
+                sleep(pause).await;
+            }
+            if ids.is_empty() {
+                sleep(PERIOD).await;
+            }
+        }
+    }
+
+    fn look_at(&self, id: SessionId) {
+        let found =
+            self.lock().get(&id).map(|watched| (watched.session.clone(), watched.sockets.clone()));
+        // Gone meanwhile, or just going.
+        if let Some((session, sockets)) = found
+            && let Some(sockets) = sockets.upgrade()
+        {
+            self.look(&session, &sockets, true);
+        }
+    }
+
+    fn look(&self, session: &Session, sockets: &Sockets, is_sample: bool) {
+        for (stream, path) in sockets.iter().zip(&session.paths) {
+            let Some(info) = tcp_info::read(stream) else {
+                continue;
+            };
+            let before = path.update(info).map_or(0, |before| before.retransmits);
+            self.metrics.retransmits.inc_by(info.retransmits.saturating_sub(before).into());
+            if is_sample {
+                self.metrics.rtt.observe(info.rtt.as_secs_f64());
+            }
+        }
+    }
+}

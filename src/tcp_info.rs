@@ -1,0 +1,116 @@
+//! What the kernel knows of a TCP connection: round-trip time, retransmissions, what is unsent.
+//!
+//! This is the one file with unsafe code. The option `TCP_INFO` cannot be read without it: neither the standard
+//! library nor `socket2` has it, and the structure of the C library ends before the fields that matter here. The kernel
+//! writes as many bytes as it knows of, at offsets that never change (`struct tcp_info` of linux/tcp.h).
+
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+/// The state of a connection's path to its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Segments that were sent again since the connection began.
+    pub retransmits: u32,
+    /// The latest rate of delivery, in bytes a second; `None` where the kernel does not say.
+    pub delivery_rate: Option<u64>,
+    /// Bytes that the kernel holds and has not sent yet; `None` where the kernel does not say.
+    pub unsent: Option<u32>,
+}
+
+#[cfg(target_os = "linux")]
+mod offset {
+    pub(super) const RTT: usize = 68;
+    pub(super) const TOTAL_RETRANS: usize = 100;
+    pub(super) const NOTSENT_BYTES: usize = 144;
+    pub(super) const DELIVERY_RATE: usize = 160;
+    /// Past the last field that is read.
+    pub(super) const END: usize = 168;
+}
+
+/// Asks the kernel; `None` where it cannot tell.
+#[cfg(target_os = "linux")]
+pub fn read(stream: &TcpStream) -> Option<TcpInfo> {
+    use std::os::fd::AsRawFd;
+
+    let mut info = [0_u8; offset::END];
+    let mut length = libc::socklen_t::try_from(info.len()).ok()?;
+    // SAFETY: `info` is writable for `length` bytes, the kernel writes at most that many and says how many; the
+    // descriptor is open, since `stream` is borrowed.
+    #[expect(unsafe_code, reason = "see above")]
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return None;
+    }
+    parse(info.get(..length as usize)?)
+}
+
+/// Asks the kernel; `None` where it cannot tell.
+#[cfg(not(target_os = "linux"))]
+pub fn read(_stream: &TcpStream) -> Option<TcpInfo> {
+    None
+}
+
+#[cfg(target_os = "linux")]
+fn parse(info: &[u8]) -> Option<TcpInfo> {
+    fn field<const N: usize>(info: &[u8], offset: usize) -> Option<[u8; N]> {
+        info.get(offset..offset + N)?.try_into().ok()
+    }
+    let number = |offset| field(info, offset).map(u32::from_ne_bytes);
+    Some(TcpInfo {
+        rtt: Duration::from_micros(number(offset::RTT)?.into()),
+        retransmits: number(offset::TOTAL_RETRANS)?,
+        delivery_rate: field(info, offset::DELIVERY_RATE).map(u64::from_ne_bytes),
+        unsent: number(offset::NOTSENT_BYTES),
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_kernel_tells_what_is_unsent_and_how_far_the_peer_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut here = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut there, _) = listener.accept().await.unwrap();
+        here.write_all(b"x").await.unwrap();
+        there.read_exact(&mut [0]).await.unwrap();
+        let quiet = read(&here).unwrap();
+        assert!(quiet.rtt > Duration::ZERO && quiet.rtt < Duration::from_secs(5), "{quiet:?}");
+        assert_eq!(quiet.unsent, Some(0));
+        // The peer reads nothing: after a while nothing more is taken.
+        loop {
+            match here.try_write(&[0; 65536]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(read(&here).unwrap().unsent > Some(0));
+    }
+
+    #[test]
+    fn an_older_kernel_says_less() {
+        let mut info = [0; 104];
+        info[68] = 9;
+        info[100] = 3;
+        let parsed = parse(&info).unwrap();
+        assert_eq!((parsed.rtt, parsed.retransmits), (Duration::from_micros(9), 3));
+        assert_eq!((parsed.delivery_rate, parsed.unsent), (None, None));
+        assert_eq!(parse(&info[..100]), None);
+    }
+}

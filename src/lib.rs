@@ -16,6 +16,7 @@
 //! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
+//! | limits | [`open_files`] | what the settings need of the system |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
 //! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection |
@@ -33,6 +34,7 @@ pub mod link;
 pub mod listen;
 pub mod log;
 pub mod metrics;
+pub mod open_files;
 pub mod peer;
 pub mod router;
 pub mod secret;

@@ -14,6 +14,7 @@ use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Loaded};
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
+use aspia_relay::open_files;
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -144,6 +145,9 @@ fn relay(sources: &Sources) -> Outcome {
 fn start(sources: &Sources, log: LogLevel) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
     for warning in &loaded.report.warnings {
+        warn!("{warning}");
+    }
+    if let Some(warning) = open_files::raise(&loaded.config) {
         warn!("{warning}");
     }
     let worker_threads = loaded.config.startup.worker_threads;

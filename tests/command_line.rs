@@ -462,3 +462,40 @@ fn healthcheck_asks_the_admin_listener_or_the_peer_port() {
     assert!(stderr.contains("404") && stderr.contains("AdminListen"), "{stderr}");
     thread.join().unwrap();
 }
+
+#[test]
+fn the_limit_on_open_files_is_raised_or_complained_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let start = |hard: &str| {
+        write(&path, 1, free_port(), KEY, r#", "MaxPeerCount": "500", "MaxPendingPeers": "100""#);
+        let script = format!(
+            "ulimit -Sn 256 && ulimit -Hn {hard} && exec {} --config {}",
+            env!("CARGO_BIN_EXE_aspia_relay"),
+            path.display()
+        );
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).env_clear().env("ASPIA_RELAY_ADMIN_LISTEN", "off");
+        let mut relay = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Warnings come before the line that says that it runs.
+        let mut said = String::new();
+        for line in BufReader::new(relay.stderr.take().unwrap()).lines() {
+            said += &line.unwrap();
+            if said.contains("runs: Router") {
+                break;
+            }
+        }
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.id()));
+        relay.kill().unwrap();
+        relay.wait().unwrap();
+        (said, limits.unwrap_or_default())
+    };
+    let (said, limits) = start("1356");
+    assert!(!said.contains("files may be open"), "{said}");
+    if cfg!(target_os = "linux") {
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert!(line.contains("1356"), "{line}");
+    }
+    let (said, _) = start("1355");
+    assert!(said.contains("only 1355 files may be open") && said.contains("need 1356"), "{said}");
+}

@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["forward"],
     &["state"],
     &["link"],
+    &["open_files"],
     &["config"],
     &["wire", "crypto"],
     &["secret", "log", "cli", "listen", "metrics", "tcp_info"],

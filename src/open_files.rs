@@ -1,0 +1,46 @@
+//! The limit on open files: raised as far as it may be, and compared with what the settings need.
+
+use crate::config::Config;
+
+/// Descriptors beside those of peers: the Router link, both HTTP listeners with their connections, logs, the
+/// runtime's own.
+const RESERVE: u64 = 256;
+
+/// Descriptors that may be needed at once: two for each session, one for each connection that is not paired.
+pub fn needed(config: &Config) -> u64 {
+    2 * config.max_sessions as u64 + config.max_pending_peers as u64 + RESERVE
+}
+
+/// Raises the soft limit to what is needed, within the hard limit. Gives a warning where that is not enough.
+#[cfg(unix)]
+pub fn raise(config: &Config) -> Option<String> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let needed = needed(config);
+    let limit = getrlimit(Resource::Nofile);
+    // No number is no limit.
+    let soft = limit.current?;
+    if soft >= needed {
+        return None;
+    }
+    let wanted = limit.maximum.map_or(needed, |hard| hard.min(needed));
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    let now = setrlimit(Resource::Nofile, raised).map_or(soft, |()| wanted);
+    (now < needed).then(|| warning(config, now))
+}
+
+/// Raises nothing: there is no such limit.
+#[cfg(not(unix))]
+pub fn raise(_config: &Config) -> Option<String> {
+    None
+}
+
+fn warning(config: &Config, limit: u64) -> String {
+    format!(
+        "only {limit} files may be open, but MaxPeerCount {} and MaxPendingPeers {} need {}: peers will be kept \
+         waiting. Raise the limit (ulimit -n, LimitNOFILE, ulimits of the container), or lower the settings",
+        config.max_sessions,
+        config.max_pending_peers,
+        needed(config)
+    )
+}

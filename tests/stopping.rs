@@ -227,3 +227,28 @@ async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     assert!((59 * SECOND..61 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_goes_only_with_its_socket() {
+    let lab = lab(&[("AdminToken", "t"), ("MetricsToken", "m"), ("MetricsListen", ":4242")]).await;
+    let (router, key, port) =
+        (lab.router.address(), lab.router.public_key(), lab.relay.address().port());
+    let handle = lab.relay.handle();
+    let new = [("AdminListen", "127.0.0.1:4243"), ("MetricsListen", "off")];
+    let reloaded = handle.reload(&config(router, key, port, &new).unwrap());
+    assert!(reloaded.waiting.contains(&"AdminToken"), "{reloaded:?}");
+    assert!(reloaded.waiting.contains(&"MetricsToken"), "{reloaded:?}");
+    assert!(handle.config().admin_token.is_some() && handle.config().metrics_token.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_client_that_is_slow_does_not_keep_the_relay() {
+    let lab = lab(&[]).await;
+    let mut slow = TcpStream::connect(lab.relay.admin()).await.unwrap();
+    slow.write_all(b"GET /status HTT").await.unwrap();
+    sleep(SECOND).await;
+    let start = Instant::now();
+    lab.relay.handle().drain();
+    assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::Drained);
+    assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
+}

@@ -44,7 +44,7 @@ fn is_ours(host: &str, names: &[String]) -> bool {
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     bare.parse::<std::net::IpAddr>().is_ok()
         || name.eq_ignore_ascii_case("localhost")
-        || names.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+        || names.iter().any(|ours| !ours.is_empty() && ours.eq_ignore_ascii_case(name))
 }
 
 /// Whether a request shows the token, where one is needed.

@@ -44,6 +44,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// How long the last request may take when its connection is to end.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
+/// The same where the relay stops: nobody who is slow may keep it.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Both listeners of a relay.
 pub struct Admin {
@@ -55,16 +57,11 @@ pub struct Admin {
 impl Admin {
     /// Shows and steers `handle`, until `stop` is cancelled.
     pub fn new(handle: Handle, stop: CancellationToken) -> Self {
-        let config = handle.config();
-        let names = vec![
-            gethostname::gethostname().to_string_lossy().into_owned(),
-            config.router.peer_address.to_string(),
-        ];
         let routes = Routes {
             handle,
             history: Arc::new(History::default()),
             scrapes: Arc::new(Semaphore::new(1)),
-            names: Arc::new(names),
+            host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         Self { routes, stop, tasks: TaskTracker::new() }
     }
@@ -121,9 +118,14 @@ async fn serve(stream: TcpStream, kind: Kind, routes: Routes, stop: Cancellation
     tokio::select! {
         // Whatever was wrong with it: the connection is over, and the relay goes on.
         _ = connection.as_mut() => return,
-        () = sleep(MAX_AGE) => {}
-        () = stop.cancelled() => {}
+        () = sleep(MAX_AGE) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                _ = timeout(LAST_REQUEST, connection.as_mut()) => return,
+                () = stop.cancelled() => {}
+            }
+        }
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.as_mut().graceful_shutdown();
-    let _ = timeout(LAST_REQUEST, connection).await;
+    let _ = timeout(LAST_MOMENT, connection).await;
 }

@@ -9,8 +9,8 @@ const MISSING = { "router-link": "no link to the Router", "peer-listener": "not 
 const REASONS = {
   timeout: "No complete first message within 10 s, or no partner within 30 s.",
   unknown_key: "Showed a key that is not on offer here: expired, used up, or never made by this relay.",
-  bad_message: "The first message cannot be read or does not open with its key: not a Client or Host of this system, or damaged.",
-  bad_secret: "Opened, but does not belong to the peer that waits with the same key, or is a recording sent again.",
+  bad_message: "The first message cannot be read or does not open with its key: not a Client or Host of this system, damaged, or a recording sent again.",
+  bad_secret: "Opened, but does not belong to the peer that waits with the same key.",
   rate_limited: "Too many connections from one address.",
   denied: "The address is not allowed here.",
   pending_limit: "Too many connections wait to be paired (MaxPendingPeers).",

@@ -43,8 +43,8 @@ pub(super) struct Routes {
     pub(super) history: Arc<History>,
     /// One scrape at a time.
     pub(super) scrapes: Arc<Semaphore>,
-    /// Names of this relay that may stand in `Host`.
-    pub(super) names: Arc<Vec<String>>,
+    /// The name of this machine.
+    pub(super) host_name: Arc<str>,
 }
 
 /// What a path is for.
@@ -107,7 +107,7 @@ impl Routes {
         let (head, body) = request.into_parts();
         // The metrics listener changes nothing and is scraped under names that only its operator knows.
         if kind == Kind::Admin
-            && let Err(why) = guard::check_site(&head.headers, &self.names)
+            && let Err(why) = guard::check_site(&head.headers, &self.names())
         {
             return problem(StatusCode::FORBIDDEN, &why);
         }
@@ -143,6 +143,11 @@ impl Routes {
         }
     }
 
+    /// Names of this relay that may stand in `Host`.
+    fn names(&self) -> [String; 2] {
+        [self.host_name.to_string(), self.handle.config().router.peer_address.to_string()]
+    }
+
     fn token(&self, kind: Kind) -> Option<Token> {
         let config = self.handle.config();
         match kind {
@@ -159,31 +164,26 @@ impl Routes {
     }
 
     /// Gathers the metrics where that holds up nothing else: one scrape at a time, and at most a tenth of the time,
-    /// whoever scrapes how often.
+    /// whoever scrapes how often. In a task of its own: whoever asks and goes away must not cut the pause short.
     async fn metrics(&self) -> Answer {
-        let Ok(permit) = self.scrapes.clone().acquire_owned().await else {
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "the relay stops");
-        };
-        let handle = self.handle.clone();
-        let gathered = tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let text = TextEncoder::new().encode_to_string(&handle.gather());
-            (text, began.elapsed())
+        let (handle, scrapes) = (self.handle.clone(), self.scrapes.clone());
+        let gathering = tokio::spawn(async move {
+            let permit = scrapes.acquire_owned().await.ok()?;
+            let gather = move || {
+                let began = Instant::now();
+                (TextEncoder::new().encode_to_string(&handle.gather()), began.elapsed())
+            };
+            let (text, took) = tokio::task::spawn_blocking(gather).await.ok()?;
+            tokio::spawn(async move {
+                sleep(took * PAUSE).await;
+                drop(permit);
+            });
+            text.ok()
         });
-        let text = match gathered.await {
-            Ok((text, took)) => {
-                tokio::spawn(async move {
-                    sleep(took * PAUSE).await;
-                    drop(permit);
-                });
-                text.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        match text {
-            Ok(text) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Err(error) => {
-                warn!(%error, "the metrics cannot be gathered");
+        match gathering.await {
+            Ok(Some(text)) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, text),
+            Ok(None) | Err(_) => {
+                warn!("the metrics cannot be gathered");
                 problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be gathered")
             }
         }

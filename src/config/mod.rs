@@ -174,6 +174,19 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
             expected: "another port than that of AdminListen (which serves /metrics, too)".into(),
         });
     }
+    let peers = listen_port.flatten().or(peer_port);
+    for (key, listen) in [("AdminListen", admin_listen), ("MetricsListen", metrics_listen)] {
+        if let Some(Some(listen)) = listen
+            && Some(listen.port) == peers
+        {
+            report.problems.push(Problem {
+                key: key.into(),
+                value: Some(listen.to_string()),
+                source: "with ListenPort, or PeerPort where that is not set".into(),
+                expected: "another port than the one that peers dial, or off".into(),
+            });
+        }
+    }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
         report.warnings.push("MetricsToken is set, but MetricsListen is off".into());
     }
@@ -419,6 +432,14 @@ impl Config {
         {
             // Peers must not be sent to a port where nobody listens yet.
             applied.router.peer_port = self.router.peer_port;
+        }
+        // A socket that stays open until the restart keeps its token: without it, it would be open to everybody.
+        if new.startup.admin_listen != self.startup.admin_listen && new.admin_token.is_none() {
+            applied.admin_token.clone_from(&self.admin_token);
+        }
+        if new.startup.metrics_listen != self.startup.metrics_listen && new.metrics_token.is_none()
+        {
+            applied.metrics_token.clone_from(&self.metrics_token);
         }
         let waiting = new.differences(&applied);
         (applied, waiting)

@@ -74,7 +74,7 @@ impl StateMetrics {
                 registry,
                 "aspia_relay_session_bytes",
                 "Bytes that sessions moved, both directions.",
-                // Powers of 8 from 1 KiB to 64 GiB and beyond.
+                // From 1 KiB to 128 GiB, each eight times the one before.
                 &[
                     1024.0,
                     8192.0,

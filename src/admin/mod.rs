@@ -61,6 +61,7 @@ impl Admin {
             handle,
             history: Arc::new(History::default()),
             scrapes: Arc::new(Semaphore::new(1)),
+            views: Arc::new(Semaphore::new(1)),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         Self { routes, stop, tasks: TaskTracker::new() }

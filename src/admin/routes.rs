@@ -43,6 +43,8 @@ pub(super) struct Routes {
     pub(super) history: Arc<History>,
     /// One scrape at a time.
     pub(super) scrapes: Arc<Semaphore>,
+    /// One look at all sessions at a time.
+    pub(super) views: Arc<Semaphore>,
     /// The name of this machine.
     pub(super) host_name: Arc<str>,
 }
@@ -133,9 +135,10 @@ impl Routes {
             Route::Ready => self.ready(),
             Route::Metrics => self.metrics().await,
             Route::Status => {
-                json_answer(StatusCode::OK, &view::status(&self.handle, &self.history))
+                let (handle, history) = (self.handle.clone(), self.history.clone());
+                self.view(move || view::status(&handle, &history)).await
             }
-            Route::Sessions => self.sessions(head.uri.query().unwrap_or_default()),
+            Route::Sessions => self.sessions(head.uri.query().unwrap_or_default()).await,
             Route::Session(id) => self.end_session(id),
             Route::Config => json_answer(StatusCode::OK, &self.handle.report().json()),
             Route::LogLevel => self.set_log_level(&head.headers, body).await,
@@ -189,7 +192,22 @@ impl Routes {
         }
     }
 
-    fn sessions(&self, query: &str) -> Answer {
+    /// Makes an answer that looks at all sessions: one at a time, on a thread that does not forward.
+    async fn view(&self, make: impl FnOnce() -> Value + Send + 'static) -> Answer {
+        let views = self.views.clone();
+        let made = tokio::spawn(async move {
+            let _permit = views.acquire_owned().await.ok()?;
+            tokio::task::spawn_blocking(move || json_answer(StatusCode::OK, &make())).await.ok()
+        });
+        match made.await {
+            Ok(Some(answer)) => answer,
+            Ok(None) | Err(_) => {
+                problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be made")
+            }
+        }
+    }
+
+    async fn sessions(&self, query: &str) -> Answer {
         let (mut limit, mut after) = (SESSIONS.0, 0);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -206,7 +224,8 @@ impl Routes {
                 return problem(StatusCode::BAD_REQUEST, &expected);
             }
         }
-        json_answer(StatusCode::OK, &view::sessions(&self.handle, after, limit))
+        let handle = self.handle.clone();
+        self.view(move || view::sessions(&handle, after, limit)).await
     }
 
     fn end_session(&self, id: SessionId) -> Answer {

@@ -55,7 +55,6 @@ impl History {
 
     /// What is known of the last minutes, up to now for connections.
     pub(super) fn recent(&self, handle: &Handle) -> Recent {
-        let now = read(handle);
         let readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = readings
             .iter()
@@ -64,10 +63,10 @@ impl History {
             .collect();
         let none = Vec::new();
         let before = readings.front().map_or(&none, |reading| &reading.connections);
-        let connections = Connection::ALL
-            .iter()
-            .zip(&now.connections)
-            .map(|(&outcome, &count)| {
+        let counters = handle.peer_metrics().connections();
+        let connections = counters
+            .values()
+            .map(|(outcome, count)| {
                 let before = before.get(outcome.index()).copied().unwrap_or(0);
                 (outcome, count.saturating_sub(before))
             })

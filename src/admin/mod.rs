@@ -48,6 +48,7 @@ const LAST_REQUEST: Duration = Duration::from_secs(5);
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Both listeners of a relay.
+#[derive(Clone)]
 pub struct Admin {
     routes: Routes,
     stop: CancellationToken,
@@ -70,7 +71,7 @@ impl Admin {
     /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
     pub async fn run(&self, listeners: Vec<(Kind, TcpListener)>) {
         for (kind, listener) in listeners {
-            let (this, stop) = (self.clone_parts(), self.stop.clone());
+            let (this, stop) = (self.clone(), self.stop.clone());
             self.tasks.spawn(async move {
                 stop.run_until_cancelled(this.accept(kind, &listener)).await;
             });
@@ -79,10 +80,6 @@ impl Admin {
         self.stop.run_until_cancelled(history.keep(&self.routes.handle)).await;
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    fn clone_parts(&self) -> Self {
-        Self { routes: self.routes.clone(), stop: self.stop.clone(), tasks: self.tasks.clone() }
     }
 
     async fn accept(&self, kind: Kind, listener: &TcpListener) {

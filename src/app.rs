@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::admin::certificates::Certificates;
 use crate::admin::kind::Kind;
 use crate::config::{Config, Loaded};
 use crate::crypto::{self, CryptoError};
@@ -20,6 +21,7 @@ use crate::peer::{self, Peers};
 use crate::router::RouterTask;
 use crate::state::sessions::End;
 use crate::state::shared::SharedState;
+use crate::tls::TlsError;
 
 /// Sessions that outlive the drain timeout end within this time before it, one after the other, so that
 /// their peers do not come back all at once.
@@ -37,6 +39,9 @@ pub enum StartError {
     /// The metrics cannot be made.
     #[error("the metrics cannot be made: {0}; this is a bug, please report it")]
     Metrics(#[from] prometheus::Error),
+    /// The files of the metrics listener's TLS are no longer good.
+    #[error("TLS of the metrics listener: {0}")]
+    Tls(#[from] TlsError),
     /// There is no randomness.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -73,6 +78,7 @@ pub struct Listeners {
 pub struct App {
     peers: TcpListener,
     http: Vec<(Kind, TcpListener)>,
+    certificates: Certificates,
     handle: Handle,
 }
 
@@ -107,7 +113,8 @@ impl App {
         }
         let key_base = u32::from_be_bytes(base);
         let handle = Handle::new(Parts { loaded, key_base, address, log })?;
-        Ok(Self { peers, http, handle })
+        let certificates = Certificates::load(handle.clone())?;
+        Ok(Self { peers, http, certificates, handle })
     }
 
     /// Where it listens.
@@ -125,7 +132,7 @@ impl App {
     /// # Errors
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
-        let Self { peers: listener, http, handle } = self;
+        let Self { peers: listener, http, certificates, handle } = self;
         let listen = |listener| {
             tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))
         };
@@ -156,7 +163,7 @@ impl App {
             handle.draining().clone(),
             everyone.clone(),
         );
-        let admin = Admin::new(handle.clone(), everyone.clone());
+        let admin = Admin::new(handle.clone(), certificates, everyone.clone());
         let mut router = tokio::spawn(router.run());
         let mut peers = tokio::spawn(async move { peers.run(listener).await });
         let mut admin = tokio::spawn(async move { admin.run(http).await });

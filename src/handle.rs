@@ -60,6 +60,7 @@ struct Inner {
     peer_metrics: PeerMetrics,
     reload_successful: IntGauge,
     reload_timestamp: IntGauge,
+    certificate_expiry: IntGauge,
     log: LogLevel,
     address: SocketAddr,
     started: Instant,
@@ -112,6 +113,10 @@ impl Handle {
             peer_metrics: PeerMetrics::new(&registry)?,
             reload_successful,
             reload_timestamp,
+            certificate_expiry: IntGauge::new(
+                "aspia_relay_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate of the metrics listener expires, in seconds since 1970; there is none without TLS.",
+            )?,
             registry,
             log,
             address,
@@ -203,6 +208,22 @@ impl Handle {
     pub fn gather(&self) -> Vec<prometheus::proto::MetricFamily> {
         self.0.state.refresh_metrics();
         self.0.registry.gather()
+    }
+
+    /// Notes when the certificate in use expires, since 1970; `None` where there is none. Without a certificate there
+    /// is no metric: any value would be an alarm.
+    pub(crate) fn set_certificate_expiry(&self, expiry: Option<Duration>) {
+        let gauge = &self.0.certificate_expiry;
+        match expiry {
+            Some(expiry) => {
+                gauge.set(i64::try_from(expiry.as_secs()).unwrap_or(i64::MAX));
+                // It may be there already.
+                let _ = self.0.registry.register(Box::new(gauge.clone()));
+            }
+            None => {
+                let _ = self.0.registry.unregister(Box::new(gauge.clone()));
+            }
+        }
     }
 
     /// The metrics of peers' connections.

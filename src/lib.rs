@@ -18,7 +18,7 @@
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
 //! | limits | [`open_files`] | what the settings need of the system |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
-//! | bytes | [`wire`], [`crypto`] | frames and messages; the primitives |
+//! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection |
 //!
 //! `tests/structure.rs` holds the modules to this.
@@ -40,4 +40,5 @@ pub mod router;
 pub mod secret;
 pub mod state;
 pub mod tcp_info;
+pub mod tls;
 pub mod wire;

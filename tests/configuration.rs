@@ -365,10 +365,97 @@ fn a_named_file_must_exist() {
     );
 }
 
+/// A certificate and its private key.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["relay.example".to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+#[test]
+fn tls_is_checked_when_it_is_read() {
+    let (certificate, private_key) = certificate();
+    let case = |certificate: &str, private_key: &str, client_ca: &str| {
+        let case = Case::new().complete(r#""MetricsListen": ":9477""#);
+        [
+            ("ASPIA_RELAY_METRICS_TLS_CERTIFICATE", certificate),
+            ("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY", private_key),
+            ("ASPIA_RELAY_METRICS_TLS_CLIENT_CA", client_ca),
+        ]
+        .into_iter()
+        .fold(case, |case, (name, value)| case.variable(name, value))
+    };
+    assert!(case(&certificate, &private_key, &certificate).config().metrics_tls.is_some());
+    assert_eq!(case("", "", "").config().metrics_tls, None);
+    case(&certificate, "", "").problem(&["MetricsTlsPrivateKey", "not set", "go together"]);
+    case("", &private_key, "").problem(&["MetricsTlsCertificate", "go together"]);
+    case("", "", &certificate).problem(&["MetricsTlsCertificate", "go together"]);
+    case("/nonexistent.pem", &private_key, "").problem(&[
+        "MetricsTlsCertificate",
+        "/nonexistent.pem",
+        "can be read (No such file",
+    ]);
+    case(&certificate, "/nonexistent.key", "")
+        .problem(&["MetricsTlsPrivateKey", "/nonexistent.key"]);
+    case(&certificate, &private_key, "/nonexistent.ca").problem(&["MetricsTlsClientCa"]);
+    // One that clients refuse is no reason to leave peers without a relay.
+    let mut parameters = rcgen::CertificateParams::new(["x".to_owned()]).unwrap();
+    parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let expired = parameters.self_signed(&key).unwrap().pem();
+    let loaded = case(&expired, &key.serialize_pem(), "").load().unwrap();
+    assert!(
+        loaded.report.warnings[0].contains("MetricsTlsCertificate expired at 2020-01-01"),
+        "{:?}",
+        loaded.report.warnings
+    );
+    // As a Docker secret it is the content that is given.
+    let by_file = Case::new()
+        .complete(r#""MetricsListen": ":9477""#)
+        .secret_file("ASPIA_RELAY_METRICS_TLS_CERTIFICATE_FILE", &certificate)
+        .secret_file("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY_FILE", &private_key);
+    assert!(by_file.config().metrics_tls.is_some());
+}
+
+#[test]
+fn private_keys_are_not_shown_but_their_paths_are() {
+    let (certificate, private_key) = certificate();
+    let secret = private_key.lines().nth(1).unwrap();
+    let shown = |certificate: &str, private_key: &str| {
+        let case = Case::new()
+            .complete(r#""MetricsListen": ":9477""#)
+            .variable("ASPIA_RELAY_METRICS_TLS_CERTIFICATE", certificate)
+            .variable("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY", private_key);
+        let report = case.load().map_or_else(|invalid| invalid.0, |loaded| loaded.report);
+        format!("{}\n{:?}", report.table(), report)
+    };
+    let text = shown(&certificate, &private_key);
+    assert!(text.contains("(redacted)") && text.contains("(PEM)"), "{text}");
+    assert!(!text.contains(secret), "{text}");
+    // In the wrong place, or in part.
+    for (certificate, private_key) in [
+        (&*private_key, &*certificate),
+        (&*certificate, secret),
+        (&*certificate, &private_key[..99]),
+    ] {
+        let text = shown(certificate, private_key);
+        assert!(!text.contains(&secret[..20]), "{text}");
+    }
+    assert!(shown(&certificate, "/etc/aspia/metrics.key").contains("/etc/aspia/metrics.key"));
+}
+
 #[test]
 fn the_table_of_settings_says_what_a_reload_does() {
     use settings::Reload;
 
+    let directory = tempfile::tempdir().unwrap();
+    let tls = certificate();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let [certificate, other_certificate] = ["1.pem", "2.pem"].map(|name| file(name, &tls.0));
+    let [key, other_key] = ["1.key", "2.key"].map(|name| file(name, &tls.1));
     let value = |key: &str| match key {
         "RouterAddress" | "PeerAddress" => "other.example",
         "RouterPort" | "PeerPort" | "ListenPort" => "4242",
@@ -380,6 +467,8 @@ fn the_table_of_settings_says_what_a_reload_does() {
         "MetricsListen" => "127.0.0.1:4244",
         "RouterProtocol" => "2",
         "DrainTimeout" | "MaxSessionDuration" => "77s",
+        "MetricsTlsCertificate" | "MetricsTlsClientCa" => &other_certificate,
+        "MetricsTlsPrivateKey" => &other_key,
         _ => "33",
     };
     // With a ListenPort of its own, PeerPort is only what the Router is told.
@@ -387,7 +476,9 @@ fn the_table_of_settings_says_what_a_reload_does() {
         let case = Case::new().complete("").variable("ASPIA_RELAY_LISTEN_PORT", "4241");
         let mut case = case
             .variable("ASPIA_RELAY_MAX_PEER_COUNT", "20")
-            .variable("ASPIA_RELAY_STATISTICS_ENABLED", "true");
+            .variable("ASPIA_RELAY_STATISTICS_ENABLED", "true")
+            .variable("ASPIA_RELAY_METRICS_TLS_CERTIFICATE", &certificate)
+            .variable("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY", &key);
         if let Some((key, value)) = extra {
             let name = settings::variable(key);
             case.environment.retain(|(set, _)| *set != name);

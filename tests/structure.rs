@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["link"],
     &["open_files"],
     &["config"],
-    &["wire", "crypto"],
+    &["wire", "crypto", "tls"],
     &["secret", "log", "cli", "listen", "metrics", "tcp_info"],
 ];
 

@@ -3,6 +3,7 @@
 //! Both are bounded in everything, so that whoever asks cannot hurt the relay: connections, the size of a head and of
 //! a body, the time for each, the life of a connection.
 
+pub mod certificates;
 pub mod client;
 mod guard;
 mod history;
@@ -12,6 +13,7 @@ mod routes;
 mod view;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,16 +22,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::handle::Handle;
 use crate::listen::accept::{Accepting, accept};
 
+use certificates::Certificates;
 use history::History;
 use kind::Kind;
 use routes::Routes;
@@ -38,6 +43,8 @@ use routes::Routes;
 const MAX_CONNECTIONS: usize = 64;
 /// Time for the head of a request, and how long a connection may be quiet.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection is kept; then it ends with the request that it is at.
@@ -51,13 +58,14 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct Admin {
     routes: Routes,
+    certificates: Arc<Certificates>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Admin {
     /// Shows and steers `handle`, until `stop` is cancelled.
-    pub fn new(handle: Handle, stop: CancellationToken) -> Self {
+    pub fn new(handle: Handle, certificates: Certificates, stop: CancellationToken) -> Self {
         let routes = Routes {
             handle,
             history: Arc::new(History::default()),
@@ -65,7 +73,8 @@ impl Admin {
             views: Arc::new(Semaphore::new(1)),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
-        Self { routes, stop, tasks: TaskTracker::new() }
+        let certificates = Arc::new(certificates);
+        Self { routes, certificates, stop, tasks: TaskTracker::new() }
     }
 
     /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
@@ -76,6 +85,10 @@ impl Admin {
                 stop.run_until_cancelled(this.accept(kind, &listener)).await;
             });
         }
+        let (certificates, stop) = (self.certificates.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(certificates.keep()).await;
+        });
         let history = self.routes.history.clone();
         self.stop.run_until_cancelled(history.keep(&self.routes.handle)).await;
         self.tasks.close();
@@ -90,18 +103,48 @@ impl Admin {
                 debug!(%address, "too many HTTP connections; closed");
                 return;
             };
-            let (routes, stop) = (self.routes.clone(), self.stop.clone());
+            let this = self.clone();
             self.tasks.spawn(async move {
-                serve(stream, kind, routes, stop).await;
+                this.connection(kind, stream, address).await;
                 drop(place);
             });
         })
         .await;
     }
+
+    /// Takes a connection from accepting to its end.
+    async fn connection(&self, kind: Kind, stream: TcpStream, address: SocketAddr) {
+        // One that has gone already needs no haste either.
+        let _ = stream.set_nodelay(true);
+        let (routes, stop) = (self.routes.clone(), self.stop.clone());
+        let tls = match kind {
+            Kind::Admin => None,
+            Kind::Metrics => self.certificates.server(),
+        };
+        let Some(tls) = tls else {
+            return serve(stream, kind, routes, stop).await;
+        };
+        let handshake = timeout(TLS_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
+        match stop.run_until_cancelled(handshake).await {
+            None => {}
+            Some(Ok(Ok(stream))) => serve(stream, kind, routes, stop).await,
+            Some(Ok(Err(error))) => {
+                info!(%address, "no TLS with a caller of the metrics listener: {error}");
+            }
+            Some(Err(_)) => info!(
+                %address,
+                "no TLS with a caller of the metrics listener: it did not finish the handshake in {} s",
+                TLS_TIMEOUT.as_secs()
+            ),
+        }
+    }
 }
 
 /// Serves one connection.
-async fn serve(stream: TcpStream, kind: Kind, routes: Routes, stop: CancellationToken) {
+async fn serve<S>(stream: S, kind: Kind, routes: Routes, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(move |request: Request<Incoming>| {
         let routes = routes.clone();
         async move { Ok::<_, Infallible>(routes.answer(kind, request).await) }

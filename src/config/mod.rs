@@ -12,9 +12,10 @@ pub mod sources;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::crypto::PublicKey;
+use crate::tls::{Part, ServerFiles, Source};
 
 use parse::{HostName, ListenAddress, Token};
 use raw::{FileState, RawSettings};
@@ -60,6 +61,8 @@ pub struct Config {
     pub admin_token: Option<Token>,
     /// `MetricsToken`.
     pub metrics_token: Option<Token>,
+    /// `MetricsTlsCertificate`, `MetricsTlsPrivateKey` and `MetricsTlsClientCa`; `None` is no TLS.
+    pub metrics_tls: Option<ServerFiles>,
     /// `LogPeerIdentity`.
     pub log_peer_identity: bool,
 }
@@ -150,6 +153,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let metrics_listen = get.optional("MetricsListen", parse::listen_address).map(Option::flatten);
     let admin_token = get.optional("AdminToken", parse::token);
     let metrics_token = get.optional("MetricsToken", parse::token);
+    let metrics_tls = get.metrics_tls();
 
     if let (Some(Some(listen)), Some(None)) = (admin_listen, &admin_token)
         && !listen.is_loopback()
@@ -189,6 +193,9 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
         report.warnings.push("MetricsToken is set, but MetricsListen is off".into());
+    }
+    if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_tls) {
+        report.warnings.push("MetricsTlsCertificate is set, but MetricsListen is off".into());
     }
 
     if statistics_seconds > Some(60) {
@@ -240,6 +247,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         drain_timeout: drain_timeout?,
         admin_token: admin_token?,
         metrics_token: metrics_token?,
+        metrics_tls: metrics_tls?,
         log_peer_identity: log_peer_identity?,
     })
 }
@@ -315,6 +323,85 @@ impl Getter<'_> {
     }
 }
 
+impl Getter<'_> {
+    /// The settings of TLS, whose files are read to see that they are good. `Some(None)` where there is to be none;
+    /// `None` after a problem was noted.
+    fn metrics_tls(&mut self) -> Option<Option<ServerFiles>> {
+        let certificate = self.pem(Part::Certificate);
+        let private_key = self.pem(Part::PrivateKey);
+        let client_ca = self.pem(Part::ClientCa);
+        let (certificate, private_key) = match (certificate, private_key) {
+            (None, None) if client_ca.is_none() => return Some(None),
+            (Some(certificate), Some(private_key)) => (certificate, private_key),
+            (certificate, _) => {
+                let missing =
+                    if certificate.is_none() { Part::Certificate } else { Part::PrivateKey };
+                let file = format!(
+                    "a PEM file, since other settings of TLS are set; MetricsTlsCertificate and \
+                     MetricsTlsPrivateKey go together ({})",
+                    settings::variable(tls_key(missing))
+                );
+                self.tls_problem(missing, file);
+                return None;
+            }
+        };
+        let files = ServerFiles { certificate, private_key, client_ca };
+        match files.load() {
+            Ok(server) => {
+                if let Some(complaint) = server.valid.complaint(SystemTime::now()) {
+                    self.report.warnings.push(format!("MetricsTlsCertificate {complaint}"));
+                }
+                Some(Some(files))
+            }
+            Err(error) => {
+                self.tls_problem(error.part, error.expected);
+                None
+            }
+        }
+    }
+
+    fn pem(&mut self, part: Part) -> Option<Source> {
+        let key = tls_key(part);
+        let value = self.raw.get(key).filter(|value| !value.text.trim().is_empty());
+        let shown = value.map_or("", |value| shown_pem(part, &value.text).unwrap_or(REDACTED));
+        self.report.set(key, shown, value.map_or("default", |value| &value.source));
+        value.map(|value| Source::new(value.text.trim()))
+    }
+
+    fn tls_problem(&mut self, part: Part, expected: String) {
+        let key = tls_key(part);
+        let value = self.raw.get(key);
+        self.report.problems.push(Problem {
+            key: key.into(),
+            value: value.and_then(|value| shown_pem(part, &value.text)).map(ToOwned::to_owned),
+            source: value.map_or_else(|| "not set".to_owned(), |value| value.source.clone()),
+            expected,
+        });
+    }
+}
+
+/// The setting of a part of TLS.
+pub fn tls_key(part: Part) -> &'static str {
+    match part {
+        Part::Certificate => "MetricsTlsCertificate",
+        Part::PrivateKey => "MetricsTlsPrivateKey",
+        Part::ClientCa => "MetricsTlsClientCa",
+    }
+}
+
+/// What is shown of a setting that is PEM or a path.
+fn shown_pem(part: Part, text: &str) -> Option<&str> {
+    match (Source::new(text), part) {
+        // Half a key, such as its base64 alone, must not be shown for a path: no base64 begins so.
+        (Source::File(path), Part::PrivateKey) => {
+            (path.is_absolute() || text.starts_with('.')).then_some(text)
+        }
+        (Source::File(_), _) => Some(text),
+        (Source::Inline(_), Part::PrivateKey) => None,
+        (Source::Inline(_), _) => Some("(PEM)"),
+    }
+}
+
 /// A required setting that nobody gave.
 fn missing(key: &'static str, raw: &RawSettings) -> Problem {
     let variable = settings::variable(key);
@@ -386,6 +473,10 @@ impl Config {
     /// The keys whose values in force differ.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let (old, new) = (self, other);
+        let tls = |config: &Self| match config.metrics_tls.clone() {
+            Some(files) => (Some(files.certificate), Some(files.private_key), files.client_ca),
+            None => (None, None, None),
+        };
         [
             ("RouterAddress", old.router.address != new.router.address),
             ("RouterPort", old.router.port != new.router.port),
@@ -414,6 +505,9 @@ impl Config {
             ("AdminToken", old.admin_token != new.admin_token),
             ("MetricsListen", old.startup.metrics_listen != new.startup.metrics_listen),
             ("MetricsToken", old.metrics_token != new.metrics_token),
+            ("MetricsTlsCertificate", tls(old).0 != tls(new).0),
+            ("MetricsTlsPrivateKey", tls(old).1 != tls(new).1),
+            ("MetricsTlsClientCa", tls(old).2 != tls(new).2),
             ("WorkerThreads", old.startup.worker_threads != new.startup.worker_threads),
             ("LogPeerIdentity", old.log_peer_identity != new.log_peer_identity),
         ]
@@ -440,6 +534,10 @@ impl Config {
         if new.startup.metrics_listen != self.startup.metrics_listen && new.metrics_token.is_none()
         {
             applied.metrics_token.clone_from(&self.metrics_token);
+        }
+        // The same goes for its demand on certificates.
+        if new.startup.metrics_listen != self.startup.metrics_listen {
+            applied.metrics_tls.clone_from(&self.metrics_tls);
         }
         let waiting = new.differences(&applied);
         (applied, waiting)

@@ -55,6 +55,9 @@ pub const SETTINGS: &[Setting] = &[
     secret("AdminToken", Reload::Now),
     setting("MetricsListen", Some("off"), Reload::Restart),
     secret("MetricsToken", Reload::Now),
+    setting("MetricsTlsCertificate", None, Reload::Now),
+    secret("MetricsTlsPrivateKey", Reload::Now),
+    setting("MetricsTlsClientCa", None, Reload::Now),
     setting("WorkerThreads", Some("0"), Reload::Restart),
     setting("LogPeerIdentity", Some("false"), Reload::Now),
 ];
@@ -68,9 +71,6 @@ pub const LATER: &[&str] = &[
     "DenyPeers",
     "SessionBandwidth",
     "TotalBandwidth",
-    "MetricsTlsCertificate",
-    "MetricsTlsPrivateKey",
-    "MetricsTlsClientCa",
     "TracePeerIdentity",
 ];
 

@@ -2,9 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -42,6 +46,10 @@ pub async fn request(
     lines: &[&str],
     body: &str,
 ) -> io::Result<Answer> {
+    raw(address, text(address, request, lines, body).as_bytes()).await
+}
+
+fn text(address: SocketAddr, request: &str, lines: &[&str], body: &str) -> String {
     let mut text = format!("{request} HTTP/1.1\r\n");
     if !lines.iter().any(|line| line.starts_with("Host:")) {
         text += &format!("Host: {address}\r\n");
@@ -49,8 +57,7 @@ pub async fn request(
     for line in lines {
         text += &format!("{line}\r\n");
     }
-    text += &format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-    raw(address, text.as_bytes()).await
+    text + &format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
 /// Sends bytes and reads an answer up to the end of the connection.
@@ -58,8 +65,33 @@ pub async fn request(
 /// # Errors
 /// What the system says, or that the answer is none.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(address).await?;
+    exchange(TcpStream::connect(address).await?, bytes).await
+}
+
+/// Sends a request over TLS to whoever has a certificate for `name`.
+///
+/// # Errors
+/// What the system or TLS says, or that the answer is none.
+pub async fn request_over_tls(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    client: Arc<ClientConfig>,
+    request: &str,
+    lines: &[&str],
+) -> io::Result<Answer> {
+    let stream = TcpStream::connect(address).await?;
+    // The end of a handshake and the request are two small writes: the second would wait for 40 ms.
+    stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(client).connect(name, stream).await?;
+    exchange(stream, text(address, request, lines, "").as_bytes()).await
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> io::Result<Answer> {
     stream.write_all(bytes).await?;
+    stream.flush().await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let no_answer = || io::Error::other(format!("this is no answer: {answer:?}"));

@@ -1,0 +1,386 @@
+//! The metrics listener over TLS: who gets in, and how certificates change without a restart.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use relay_lab::http::{Answer, get, request_over_tls};
+use relay_lab::log::CapturedLog;
+use relay_lab::relay::{Lab, config};
+use relay_lab::router::Options;
+use tempfile::TempDir;
+use tokio::time::sleep;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{
+    ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
+};
+
+const NAME: &str = "relay.example";
+const EXPIRY: &str = "aspia_relay_tls_certificate_expiry_timestamp_seconds";
+
+/// An authority, and a directory with what it has signed.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    directory: TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = CertificateParams::new([]).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer =
+            CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { issuer, directory: tempfile::tempdir().unwrap() };
+        std::fs::write(authority.path("ca.pem"), authority.issuer.pem()).unwrap();
+        authority
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// A certificate that is good until the first day of a year, and its key.
+    fn sign(&self, year: i32) -> (String, String) {
+        let mut parameters = CertificateParams::new([NAME.to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        parameters.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        (parameters.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Writes `NAME.pem` and `NAME.key`.
+    fn write(&self, name: &str, (certificate, key): &(String, String)) {
+        std::fs::write(self.path(&format!("{name}.pem")), certificate).unwrap();
+        std::fs::write(self.path(&format!("{name}.key")), key).unwrap();
+    }
+
+    /// A client that trusts this authority.
+    fn client(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        certificate: Option<&(String, String)>,
+    ) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match certificate {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => builder
+                .with_client_auth_cert(
+                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap(),
+        };
+        Arc::new(config)
+    }
+
+    async fn start(&self, more: &[(&str, &str)]) -> Lab {
+        let (certificate, key) = (self.text("relay.pem"), self.text("relay.key"));
+        let mut settings = vec![
+            ("MetricsTlsCertificate", certificate.as_str()),
+            ("MetricsTlsPrivateKey", key.as_str()),
+        ];
+        settings.extend(more);
+        let lab = Lab::start(Options::default(), &settings).await.unwrap();
+        lab.router.wait_for(|view| !view.pool.is_empty()).await;
+        // A paused clock goes on to the next timer whenever everybody waits for a socket, which a handshake does
+        // often: in small steps it does not come to any limit.
+        tokio::spawn(async {
+            loop {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        lab
+    }
+}
+
+async fn scrape(lab: &Lab, client: Arc<ClientConfig>, lines: &[&str]) -> std::io::Result<Answer> {
+    let name = NAME.try_into().unwrap();
+    request_over_tls(lab.relay.metrics(), name, client, "GET /metrics", lines).await
+}
+
+/// When the certificate expires, by the metrics.
+fn expiry(text: &str) -> Option<i64> {
+    let line = text.lines().find(|line| line.starts_with(EXPIRY))?;
+    Some(line.rsplit_once(' ').unwrap().1.parse().unwrap())
+}
+
+/// Waits until the certificate in use expires at a time, or there is none.
+async fn expires(lab: &Lab, expected: Option<i64>) {
+    let mut seen = None;
+    for _ in 0..100 {
+        seen = expiry(&get(lab.relay.admin(), "/metrics").await.unwrap().body);
+        if seen == expected {
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    panic!("the certificate expires at {seen:?}, not {expected:?}");
+}
+
+/// The first moment of a year.
+fn year(year: i32) -> i64 {
+    rcgen::date_time_ymd(year, 1, 1).unix_timestamp()
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_versions_of_tls_are_spoken_and_nothing_else() {
+    let authority = Authority::new();
+    authority.write("relay", &authority.sign(2040));
+    let lab = authority.start(&[("MetricsToken", "scrap3r")]).await;
+    for version in [&TLS12, &TLS13] {
+        let client = authority.client(&[version], None);
+        assert_eq!(scrape(&lab, client.clone(), &[]).await.unwrap().status, 401);
+        let line = "Authorization: Bearer scrap3r";
+        let answer = scrape(&lab, client, &[line]).await.unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(expiry(&answer.body), Some(year(2040)));
+    }
+    assert_eq!(
+        (TLS12.version, TLS13.version),
+        (ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3)
+    );
+    let log = CapturedLog::start();
+    assert!(get(lab.relay.metrics(), "/metrics").await.is_err(), "without TLS");
+    log.line("no TLS with a caller of the metrics listener").await;
+    // The certificate is for this name and of this authority.
+    let stranger = Authority::new().client(&[&TLS13], None);
+    assert!(scrape(&lab, stranger, &[]).await.is_err());
+    // The admin listener has none of it.
+    assert_eq!(get(lab.relay.admin(), "/metrics").await.unwrap().status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_says_nothing_is_not_waited_for() {
+    let authority = Authority::new();
+    authority.write("relay", &authority.sign(2040));
+    let log = CapturedLog::start();
+    let lab = authority.start(&[]).await;
+    let _silent = tokio::net::TcpStream::connect(lab.relay.metrics()).await.unwrap();
+    log.line("did not finish the handshake in 10 s").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_show_a_certificate_where_one_is_required() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    authority.write("relay", &authority.sign(2040));
+    let lab = authority.start(&[("MetricsTlsClientCa", &clients.text("ca.pem"))]).await;
+    for version in [&TLS12, &TLS13] {
+        let known = clients.sign(2040);
+        let answer = scrape(&lab, authority.client(&[version], Some(&known)), &[]).await;
+        assert_eq!(answer.unwrap().status, 200);
+        // Of another authority, too old, or none.
+        let (unknown, expired) = (authority.sign(2040), clients.sign(2020));
+        for bad in [Some(&unknown), Some(&expired), None] {
+            assert!(scrape(&lab, authority.client(&[version], bad), &[]).await.is_err());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_are_read_again_when_they_change() {
+    let authority = Authority::new();
+    // As Kubernetes does it: a link that is turned from one directory to another.
+    for (directory, year) in [("first", 2040), ("second", 2041)] {
+        std::fs::create_dir(authority.path(directory)).unwrap();
+        authority.write(&format!("{directory}/relay"), &authority.sign(year));
+    }
+    let turn = |to: &str| {
+        let link = authority.path("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(authority.path(to), link).unwrap();
+    };
+    turn("first");
+    let (certificate, key) = (authority.text("link/relay.pem"), authority.text("link/relay.key"));
+    let settings: [(&str, &str); 2] =
+        [("MetricsTlsCertificate", &certificate), ("MetricsTlsPrivateKey", &key)];
+    let log = CapturedLog::start();
+    let lab = authority.start(&settings).await;
+    let good = || scrape(&lab, authority.client(&[&TLS13], None), &[]);
+    assert_eq!(expiry(&good().await.unwrap().body), Some(year(2040)));
+    turn("second");
+    expires(&lab, Some(year(2041))).await;
+    assert_eq!(good().await.unwrap().status, 200);
+    // One that is broken is not taken; it is said once, and so is that it is good again.
+    std::fs::write(authority.path("second/relay.key"), "nothing of the kind").unwrap();
+    let line = log.line("the metrics listener goes on with what it read before").await;
+    assert!(line.contains("MetricsTlsPrivateKey: expected a private key in PEM"), "{line}");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(log.text().matches("goes on with what it read before").count(), 1);
+    assert_eq!(expiry(&good().await.unwrap().body), Some(year(2041)));
+    turn("first");
+    log.line("can be used again").await;
+    expires(&lab, Some(year(2040))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_of_tls_apply_without_a_restart() {
+    let authority = Authority::new();
+    authority.write("relay", &authority.sign(2040));
+    let lab = authority.start(&[]).await;
+    let reload = |settings: &[(&str, &str)]| {
+        let (router, port) = (&lab.router, lab.relay.address().port());
+        let loaded = config(router.address(), router.public_key(), port, settings).unwrap();
+        lab.relay.handle().reload(&loaded)
+    };
+    let reloaded = reload(&[]);
+    assert_eq!(reloaded.changed, ["MetricsTlsCertificate", "MetricsTlsPrivateKey"]);
+    expires(&lab, None).await;
+    assert_eq!(get(lab.relay.metrics(), "/metrics").await.unwrap().status, 200);
+    let (certificate, key) = authority.sign(2042);
+    reload(&[("MetricsTlsCertificate", &certificate), ("MetricsTlsPrivateKey", &key)]);
+    expires(&lab, Some(year(2042))).await;
+    assert!(get(lab.relay.metrics(), "/metrics").await.is_err());
+    // A socket that waits for the restart is not opened to everybody in the meantime.
+    let reloaded = reload(&[("MetricsListen", ":4242")]);
+    assert!(reloaded.waiting.contains(&"MetricsTlsCertificate"), "{reloaded:?}");
+    sleep(Duration::from_secs(20)).await;
+    assert!(get(lab.relay.metrics(), "/metrics").await.is_err());
+}
+
+/// Ends with the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a Prometheus on a port that is free; gives the port. `None` where there is no Prometheus.
+fn prometheus(directory: &Path) -> Option<(Program, u16)> {
+    // Another program may take the port before Prometheus does: then another try.
+    for _ in 0..5 {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", directory.join("prometheus.yaml").display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .current_dir(directory)
+            .stderr(std::fs::File::create(directory.join("prometheus.log")).unwrap())
+            .stdout(Stdio::null());
+        let mut child = Program(command.spawn().ok()?);
+        for _ in 0..300 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+                && child.0.try_wait().unwrap().is_none()
+            {
+                return Some((child, port));
+            }
+            if child.0.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let log = std::fs::read_to_string(directory.join("prometheus.log")).unwrap();
+    panic!("Prometheus does not start:\n{log}");
+}
+
+/// The scrape configuration that is shipped is what a real Prometheus runs here, but for addresses and the interval.
+#[tokio::test]
+async fn a_real_prometheus_scrapes_over_tls_with_the_token() {
+    let authority = Authority::new();
+    authority.write("relay", &authority.sign(2040));
+    let clients = Authority::new();
+    let token = "scrap3r";
+    let lab = authority
+        .start(&[("MetricsToken", token), ("MetricsTlsClientCa", &clients.text("ca.pem"))])
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = directory.path().join("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    let (certificate, key) = clients.sign(2040);
+    for (name, content) in [
+        ("aspia-relay.token", token),
+        ("aspia-relay-ca.pem", &authority.issuer.pem()),
+        ("prometheus.pem", &certificate),
+        ("prometheus.key", &key),
+    ] {
+        std::fs::write(secrets.join(name), content).unwrap();
+    }
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    std::fs::copy(shipped.join("rules.yaml"), directory.path().join("rules.yaml")).unwrap();
+    let mut text = std::fs::read_to_string(shipped.join("prometheus.yaml")).unwrap();
+    let target = lab.relay.metrics().to_string();
+    for (from, to) in [
+        ("scrape_interval: 15s", "scrape_interval: 1s"),
+        ("evaluation_interval: 15s", "evaluation_interval: 1s"),
+        ("# cert_file: secrets/prometheus.pem", &format!("server_name: {NAME}")),
+        (
+            "# key_file: secrets/prometheus.key",
+            "cert_file: secrets/prometheus.pem\n      key_file: secrets/prometheus.key",
+        ),
+        ("- relay1.example.com:9477", &format!("- {target}")),
+        ("          - relay2.example.com:9477\n", ""),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{from}");
+        text = text.replace(from, to);
+    }
+    std::fs::write(directory.path().join("prometheus.yaml"), text).unwrap();
+    let at = directory.path().to_owned();
+    let started = tokio::task::spawn_blocking(move || prometheus(&at)).await.unwrap();
+    let Some((program, port)) = started else {
+        return relay_lab::skip(
+            "the real Prometheus",
+            "prometheus is missing; on Debian: apt install prometheus",
+        );
+    };
+    let api = ([127, 0, 0, 1], port).into();
+    let query = |query: &'static str| async move {
+        let mut seen = serde_json::Value::Null;
+        for _ in 0..600 {
+            if let Ok(answer) = get(api, &format!("/api/v1/query?query={query}")).await {
+                // Prometheus may send its answer in chunks.
+                let json = answer.body.find('{').zip(answer.body.rfind('}'));
+                let json = json.map_or("", |(first, last)| &answer.body[first..=last]);
+                seen = serde_json::from_str(json).unwrap_or_default();
+                let value = seen["data"]["result"][0]["value"][1].as_str();
+                if let Some(value) = value {
+                    return value.parse::<f64>().unwrap();
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{query} has no value: {seen}");
+    };
+    let keys = query("aspia_relay_keys%7Bstate=%22offered%22%7D").await;
+    assert!((keys - 100.0).abs() < f64::EPSILON, "{keys}");
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let until = year(2040) as f64;
+    let expiry = query("aspia_relay_tls_certificate_expiry_timestamp_seconds").await;
+    assert!((expiry - until).abs() < 1.0, "{expiry}");
+    assert!((query("up").await - 1.0).abs() < f64::EPSILON);
+    // And a wrong token is what Prometheus says it is.
+    std::fs::write(secrets.join("aspia-relay.token"), "wrong").unwrap();
+    let mut targets = String::new();
+    for _ in 0..300 {
+        targets = get(api, "/api/v1/targets").await.unwrap().body;
+        if targets.contains("401 Unauthorized") {
+            break;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(targets.contains("401 Unauthorized"), "{targets}");
+    drop(program);
+}

@@ -19,6 +19,8 @@ pub enum Kind {
     /// A remote desktop: 30 frames of 8 KiB a second one way, a large one of 100 KiB every two seconds, and 60
     /// events of 64 bytes a second the other way.
     Desktop,
+    /// Next to nothing: an event of 64 bytes a second from Client to Host.
+    Quiet,
 }
 
 /// What to load a relay with. Bounded in count and time.
@@ -197,6 +199,14 @@ async fn session(
             finish(sender).await?;
             Ok(Seen { bytes: finish(received).await?, ..Seen::default() })
         }
+        Kind::Quiet => {
+            let events = tokio::spawn(paced(client_write, 1, zero, end, |_| EVENT));
+            let at_host = tokio::spawn(delays(host_read, zero));
+            finish(events).await?;
+            let (events, bytes) = finish(at_host).await?;
+            drop((client_read, host_write));
+            Ok(Seen { bytes, frames: Vec::new(), events })
+        }
         Kind::Desktop => {
             let frames = tokio::spawn(paced(host_write, 30, zero, end, |n| {
                 if n % 60 == 59 { LARGE_FRAME } else { FRAME }
@@ -298,12 +308,12 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let control = listener.local_addr().unwrap();
         let serving = tokio::spawn(control::serve(listener, Arc::new(router)));
-        for kind in [Kind::Desktop, Kind::Bulk] {
+        for kind in [Kind::Desktop, Kind::Quiet, Kind::Bulk] {
             let load = Load { control, sessions: 3, kind, duration: Duration::from_millis(500) };
             let report = run(load).await;
             assert_eq!((report.sessions, report.failed), (3, 0), "{:?}", report.reason);
             assert!(report.bytes > 0);
-            assert_eq!(report.frames.is_empty(), kind == Kind::Bulk);
+            assert_eq!(report.frames.is_empty(), kind != Kind::Desktop);
             assert_eq!(report.events.is_empty(), kind == Kind::Bulk);
             assert!(report.table().contains("sessions 3 (0 failed)"));
             assert_eq!(report.json()["sessions"], 3);

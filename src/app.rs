@@ -22,6 +22,7 @@ use crate::router::RouterTask;
 use crate::state::sessions::End;
 use crate::state::shared::SharedState;
 use crate::tls::TlsError;
+use crate::trace::Tracer;
 
 /// Sessions that outlive the drain timeout end within this time before it, one after the other, so that
 /// their peers do not come back all at once.
@@ -79,16 +80,22 @@ pub struct App {
     peers: TcpListener,
     http: Vec<(Kind, TcpListener)>,
     certificates: Certificates,
+    tracer: Tracer,
     handle: Handle,
 }
 
 impl App {
     /// Listens on everything, on the sockets of `handed_over` where there are any. `log` is what the admin interface
-    /// changes the level of.
+    /// changes the level of, `tracer` makes the traces of sessions.
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn bind(loaded: Loaded, handed_over: Listeners, log: LogLevel) -> Result<Self, StartError> {
+    pub fn bind(
+        loaded: Loaded,
+        handed_over: Listeners,
+        log: LogLevel,
+        tracer: Tracer,
+    ) -> Result<Self, StartError> {
         let mut base = [0; 4];
         crypto::random(&mut base)?;
         let startup = &loaded.config.startup;
@@ -114,7 +121,7 @@ impl App {
         let key_base = u32::from_be_bytes(base);
         let handle = Handle::new(Parts { loaded, key_base, address, log })?;
         let certificates = Certificates::load(handle.clone())?;
-        Ok(Self { peers, http, certificates, handle })
+        Ok(Self { peers, http, certificates, tracer, handle })
     }
 
     /// Where it listens.
@@ -132,7 +139,7 @@ impl App {
     /// # Errors
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
-        let Self { peers: listener, http, certificates, handle } = self;
+        let Self { peers: listener, http, certificates, tracer, handle } = self;
         let listen = |listener| {
             tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))
         };
@@ -159,6 +166,7 @@ impl App {
             state.clone(),
             handle.settings(),
             handle.peer_metrics().clone(),
+            tracer,
             handle.accepting().clone(),
             handle.draining().clone(),
             everyone.clone(),

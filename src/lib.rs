@@ -18,6 +18,7 @@
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
 //! | limits | [`open_files`] | what the settings need of the system |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
+//! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection |
 //!
@@ -41,4 +42,5 @@ pub mod secret;
 pub mod state;
 pub mod tcp_info;
 pub mod tls;
+pub mod trace;
 pub mod wire;

@@ -15,6 +15,8 @@ use aspia_relay::config::{self, Loaded};
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::open_files;
+use aspia_relay::trace::settings::TraceSettings;
+use aspia_relay::trace::{self, Exporting, Tracer};
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -131,8 +133,20 @@ fn describe(invalid: &config::Invalid) -> String {
 
 fn relay(sources: &Sources) -> Outcome {
     let log_settings = LogSettings::from_environment(&sources.environment);
-    let guards = log_settings.start().map_err(|error| (FAILED, error.to_string()))?;
-    let outcome = start(sources, log_settings.level());
+    let (exporting, warnings) = traces(sources);
+    let spans = exporting.as_ref().and_then(Exporting::layer);
+    let guards = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    if let Some(exporting) = &exporting {
+        info!("traces go to {}", exporting.endpoint());
+    }
+    let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
+    let outcome = start(sources, log_settings.level(), tracer);
+    if let Some(exporting) = exporting {
+        exporting.finish();
+    }
     if let Err((_, message)) = &outcome {
         // Into the log while there is one; `main` says it on stderr.
         error!(target: log::FATAL, "{message}");
@@ -142,7 +156,21 @@ fn relay(sources: &Sources) -> Outcome {
     outcome
 }
 
-fn start(sources: &Sources, log: LogLevel) -> Outcome {
+/// Starts to deliver traces where the environment asks for them, and says what is wrong there.
+fn traces(sources: &Sources) -> (Option<Exporting>, Vec<String>) {
+    let mut warnings = Vec::new();
+    let settings = TraceSettings::from_environment(&sources.environment, &mut warnings);
+    let exporting = settings.and_then(|settings| match trace::start(&settings) {
+        Ok(exporting) => Some(exporting),
+        Err(error) => {
+            warnings.push(format!("there are no traces: {error}"));
+            None
+        }
+    });
+    (exporting, warnings)
+}
+
+fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
     for warning in &loaded.report.warnings {
         warn!("{warning}");
@@ -160,7 +188,7 @@ fn start(sources: &Sources, log: LogLevel) -> Outcome {
         .build()
         .map_err(|error| (FAILED, format!("cannot start the worker threads: {error}")))?;
     let outcome = runtime.block_on(async {
-        let app = App::bind(loaded, Listeners::default(), log)
+        let app = App::bind(loaded, Listeners::default(), log, tracer)
             .map_err(|error| (FAILED, error.to_string()))?;
         let signals = signals(app.handle(), sources.clone())
             .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_rustls::rustls;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 
@@ -24,6 +24,10 @@ const BEGIN: &str = "-----BEGIN";
 const MAX_FILE: u64 = 1024 * 1024;
 /// HTTP by the name that ALPN has for it.
 const HTTP: &[u8] = b"http/1.1";
+
+/// The versions of TLS that are spoken.
+const VERSIONS: &[&rustls::SupportedProtocolVersion] =
+    &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 /// PEM, or where it is.
 #[derive(Debug, Clone)]
@@ -85,7 +89,7 @@ pub struct ServerFiles {
     pub client_ca: Option<Source>,
 }
 
-/// One of [`ServerFiles`].
+/// One of [`ServerFiles`] or [`ClientFiles`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The certificate.
@@ -94,9 +98,11 @@ pub enum Part {
     PrivateKey,
     /// The authorities of clients.
     ClientCa,
+    /// The authorities of servers.
+    Authorities,
 }
 
-/// What is wrong with one of [`ServerFiles`]. Shows nothing of its content.
+/// What is wrong with one of [`ServerFiles`] or [`ClientFiles`]. Shows nothing of its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsError {
     /// Which.
@@ -111,6 +117,7 @@ impl fmt::Display for TlsError {
             Part::Certificate => "certificate",
             Part::PrivateKey => "private key",
             Part::ClientCa => "authorities of clients",
+            Part::Authorities => "authorities of servers",
         };
         write!(f, "{what}: expected {}", self.expected)
     }
@@ -184,12 +191,6 @@ impl ServerFiles {
     /// # Errors
     /// [`TlsError`] with what the system says.
     pub fn read(&self) -> Result<Content, TlsError> {
-        let read = |part, source: &Source| {
-            source.read().map_err(|error| TlsError {
-                part,
-                expected: format!("a PEM file that can be read ({error})"),
-            })
-        };
         Ok(Content {
             certificate: read(Part::Certificate, &self.certificate)?,
             private_key: read(Part::PrivateKey, &self.private_key)?,
@@ -218,10 +219,9 @@ impl Content {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.certificate, Part::Certificate)?;
         let valid = validity(&chain)?;
-        let key = PrivateKeyDer::from_pem_slice(self.private_key.expose())
-            .map_err(|_| no_private_key(&self.private_key))?;
+        let key = private_key(&self.private_key)?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .with_protocol_versions(VERSIONS)
             .map_err(|error| wrong(Part::Certificate, &error))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
@@ -237,23 +237,88 @@ impl Content {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => TlsError {
-                part: Part::PrivateKey,
-                expected: "the private key of the certificate; this one belongs to another".into(),
-            },
-            rustls::Error::InvalidCertificate(_) => wrong(Part::Certificate, &error),
-            error => wrong(Part::PrivateKey, &error),
-        })?;
+        let mut config = builder.with_single_cert(chain, key).map_err(key_error)?;
         config.alpn_protocols = vec![HTTP.to_vec()];
         Ok(Server { config: Arc::new(config), valid })
+    }
+}
+
+/// What a TLS client needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// The authorities of servers; without it, those of the system.
+    pub ca: Option<Source>,
+    /// A certificate to show, and its private key.
+    pub identity: Option<(Source, Source)>,
+}
+
+impl ClientFiles {
+    /// Reads all files and makes a client of them, which speaks `protocol` (by its name in ALPN). Blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn load(&self, protocol: &[u8]) -> Result<ClientConfig, TlsError> {
+        let authorities = match &self.ca {
+            Some(source) => certificates(&read(Part::Authorities, source)?, Part::Authorities)?,
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        // A system may have some that TLS cannot use.
+        let (usable, _) = roots.add_parsable_certificates(authorities);
+        if usable == 0 {
+            return Err(TlsError {
+                part: Part::Authorities,
+                expected:
+                    "certificates that TLS can use; this system has none of its own (on Debian: \
+                           ca-certificates), or the file that was named"
+                        .into(),
+            });
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(VERSIONS)
+            .map_err(|error| wrong(Part::Certificate, &error))?
+            .with_root_certificates(roots);
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain =
+                    certificates(&read(Part::Certificate, certificate)?, Part::Certificate)?;
+                let key = private_key(&read(Part::PrivateKey, key)?)?;
+                builder.with_client_auth_cert(chain, key).map_err(key_error)?
+            }
+        };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(config)
+    }
+}
+
+fn read(part: Part, source: &Source) -> Result<Pem, TlsError> {
+    source.read().map_err(|error| TlsError {
+        part,
+        expected: format!("a PEM file that can be read ({error})"),
+    })
+}
+
+fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|_| no_private_key(pem))
+}
+
+fn key_error(error: rustls::Error) -> TlsError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => TlsError {
+            part: Part::PrivateKey,
+            expected: "the private key of the certificate; this one belongs to another".into(),
+        },
+        rustls::Error::InvalidCertificate(_) => wrong(Part::Certificate, &error),
+        error => wrong(Part::PrivateKey, &error),
     }
 }
 
 fn wrong(part: Part, error: &dyn std::error::Error) -> TlsError {
     let what = match part {
         Part::PrivateKey => "a private key that TLS can use (RSA from 2048 bits, ECDSA, Ed25519)",
-        Part::Certificate | Part::ClientCa => "certificates that TLS can use",
+        Part::Certificate | Part::ClientCa | Part::Authorities => "certificates that TLS can use",
     };
     TlsError { part, expected: format!("{what} ({error})") }
 }

@@ -462,7 +462,7 @@ fn the_table_of_settings_says_what_a_reload_does() {
         "RouterPublicKey" => "35997E3D46BF43430AA79E76698D6CEFE9462F04B7A613D59E37D22F16936744",
         "ListenInterface" => "127.0.0.1",
         "StatisticsEnabled" => "false",
-        "LogPeerIdentity" => "true",
+        "LogPeerIdentity" | "TracePeerIdentity" => "true",
         "AdminListen" => "127.0.0.1:4243",
         "MetricsListen" => "127.0.0.1:4244",
         "RouterProtocol" => "2",

@@ -260,6 +260,7 @@ async fn peers_over_ipv6_and_ipv4_meet() {
             config,
             aspia_relay::app::Listeners { peers: Some(listener), ..Default::default() },
             aspia_relay::log::LogLevel::default(),
+            aspia_relay::trace::Tracer::default(),
         )
         .unwrap();
         tokio::spawn(app.run());

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["link"],
     &["open_files"],
     &["config"],
+    &["trace"],
     &["wire", "crypto", "tls"],
     &["secret", "log", "cli", "listen", "metrics", "tcp_info"],
 ];

@@ -63,6 +63,8 @@ pub struct Config {
     pub metrics_token: Option<Token>,
     /// `MetricsTlsCertificate`, `MetricsTlsPrivateKey` and `MetricsTlsClientCa`; `None` is no TLS.
     pub metrics_tls: Option<ServerFiles>,
+    /// `TracePeerIdentity`.
+    pub trace_peer_identity: bool,
     /// `LogPeerIdentity`.
     pub log_peer_identity: bool,
 }
@@ -148,6 +150,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let statistics_enabled = get.value("StatisticsEnabled", boolean);
     let statistics_seconds: Option<u64> = get.value("StatisticsInterval", number(1, 3600));
     let drain_timeout = get.value("DrainTimeout", duration);
+    let trace_peer_identity = get.value("TracePeerIdentity", boolean);
     let log_peer_identity = get.value("LogPeerIdentity", boolean);
     let admin_listen = get.optional("AdminListen", parse::listen_address).map(Option::flatten);
     let metrics_listen = get.optional("MetricsListen", parse::listen_address).map(Option::flatten);
@@ -248,6 +251,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         admin_token: admin_token?,
         metrics_token: metrics_token?,
         metrics_tls: metrics_tls?,
+        trace_peer_identity: trace_peer_identity?,
         log_peer_identity: log_peer_identity?,
     })
 }
@@ -385,7 +389,7 @@ pub fn tls_key(part: Part) -> &'static str {
     match part {
         Part::Certificate => "MetricsTlsCertificate",
         Part::PrivateKey => "MetricsTlsPrivateKey",
-        Part::ClientCa => "MetricsTlsClientCa",
+        Part::ClientCa | Part::Authorities => "MetricsTlsClientCa",
     }
 }
 
@@ -509,6 +513,7 @@ impl Config {
             ("MetricsTlsPrivateKey", tls(old).1 != tls(new).1),
             ("MetricsTlsClientCa", tls(old).2 != tls(new).2),
             ("WorkerThreads", old.startup.worker_threads != new.startup.worker_threads),
+            ("TracePeerIdentity", old.trace_peer_identity != new.trace_peer_identity),
             ("LogPeerIdentity", old.log_peer_identity != new.log_peer_identity),
         ]
         .into_iter()

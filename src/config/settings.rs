@@ -59,6 +59,7 @@ pub const SETTINGS: &[Setting] = &[
     secret("MetricsTlsPrivateKey", Reload::Now),
     setting("MetricsTlsClientCa", None, Reload::Now),
     setting("WorkerThreads", Some("0"), Reload::Restart),
+    setting("TracePeerIdentity", Some("false"), Reload::Now),
     setting("LogPeerIdentity", Some("false"), Reload::Now),
 ];
 
@@ -71,7 +72,6 @@ pub const LATER: &[&str] = &[
     "DenyPeers",
     "SessionBandwidth",
     "TotalBandwidth",
-    "TracePeerIdentity",
 ];
 
 /// What is expected of a setting of [`LATER`].

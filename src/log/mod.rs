@@ -189,6 +189,7 @@ impl LogSettings {
     /// The outputs as one subscriber, and what writes the rest of the lines when it is dropped.
     fn subscriber(
         &self,
+        spans: Option<SpanLayer>,
     ) -> io::Result<(impl Subscriber + Send + Sync + 'static, Vec<WorkerGuard>)> {
         let mut guards = Vec::new();
         // A reader of stdout that stops reading, or a disk that hangs, must not stop the relay: lines that
@@ -198,14 +199,17 @@ impl LogSettings {
             guards.push(guard);
             BoxMakeWriter::new(writer)
         };
+        // Spans are for traces: lines do not repeat what is in them.
         let stdout = self.stdout.then(|| {
             let settings = self.clone();
-            let filter = filter_fn(move |event| settings.carried_by_stdout(event));
+            let filter =
+                filter_fn(move |event| event.is_event() && settings.carried_by_stdout(event));
             lines(self.format, background(Box::new(io::stdout()))).with_filter(filter)
         });
         let stderr = {
             let settings = self.clone();
-            let filter = filter_fn(move |event| settings.carried_by_stderr(event));
+            let filter =
+                filter_fn(move |event| event.is_event() && settings.carried_by_stderr(event));
             lines(self.format, background(Box::new(io::stderr()))).with_filter(filter)
         };
         let file = match self.file {
@@ -214,20 +218,21 @@ impl LogSettings {
                 let files = LogFiles::create(&self.directory, self.file_size, self.file_age)?;
                 let writer = background(Box::new(files));
                 let level = self.level.clone();
-                let filter = filter_fn(move |event| level.would_enable(event));
+                let filter = filter_fn(move |event| event.is_event() && level.would_enable(event));
                 Some(lines(self.format, writer).with_filter(filter))
             }
         };
-        let subscriber = tracing_subscriber::registry().with(stdout).with(stderr).with(file);
+        let subscriber =
+            tracing_subscriber::registry().with(spans).with(stdout).with(stderr).with(file);
         Ok((subscriber, guards))
     }
 
-    /// Starts the log of this process; it is complete when the result is dropped.
+    /// Starts the log of this process, and hands spans to `spans`; it is complete when the result is dropped.
     ///
     /// # Errors
     /// What the system says when the log file cannot be written, with its path.
-    pub fn start(&self) -> io::Result<Vec<WorkerGuard>> {
-        let (subscriber, guards) = self.subscriber().map_err(|error| {
+    pub fn start(&self, spans: Option<SpanLayer>) -> io::Result<Vec<WorkerGuard>> {
+        let (subscriber, guards) = self.subscriber(spans).map_err(|error| {
             let path = self.directory.display();
             io::Error::other(format!(
                 "cannot write log files in {path}: {error}; \
@@ -241,6 +246,9 @@ impl LogSettings {
         Ok(guards)
     }
 }
+
+/// Takes spans.
+pub type SpanLayer = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
 fn lines<S>(format: Format, writer: BoxMakeWriter) -> Box<dyn Layer<S> + Send + Sync>
 where
@@ -360,7 +368,7 @@ mod tests {
             ("ASPIA_LOG_FORMAT", "json"),
         ]);
         set.directory = directory.path().join("aspia");
-        let (subscriber, guards) = set.subscriber().unwrap();
+        let (subscriber, guards) = set.subscriber(None).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(answer = 42, "seen");
             tracing::info!("not seen");

@@ -29,6 +29,8 @@ use crate::state::keys::KeyId;
 use crate::state::sessions::End;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
 use crate::state::{ReadyPeer, Refusal};
+use crate::trace::Tracer;
+use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace};
 
 use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
 use metrics::{Connection, PeerMetrics};
@@ -57,6 +59,7 @@ pub struct Peers {
     pending: Arc<AtomicUsize>,
     paths: Paths,
     metrics: PeerMetrics,
+    tracer: Tracer,
     accepting: Accepting,
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -70,6 +73,7 @@ impl Peers {
         state: SharedState<Way>,
         config: watch::Receiver<Arc<Config>>,
         metrics: PeerMetrics,
+        tracer: Tracer,
         accepting: Accepting,
         draining: CancellationToken,
         stop: CancellationToken,
@@ -80,6 +84,7 @@ impl Peers {
             pending: Arc::default(),
             paths: Paths::new(metrics.clone()),
             metrics,
+            tracer,
             accepting,
             tasks: TaskTracker::new(),
             draining,
@@ -134,8 +139,10 @@ impl Peers {
         };
         self.metrics.connections.count(outcome);
         match admitted {
-            Ok(Some((stream, partner))) => {
-                session::run(stream, partner, self.config.clone(), &self.paths, &self.stop).await;
+            Ok(Some((stream, first, partner))) => {
+                let trace = self.trace(first, &partner);
+                let config = self.config.clone();
+                session::run(stream, partner, trace, config, &self.paths, &self.stop).await;
             }
             Ok(None) => {}
             Err(error) => info!(%address, "peer refused: {error}"),
@@ -148,7 +155,7 @@ impl Peers {
         &self,
         mut stream: TcpStream,
         address: SocketAddr,
-    ) -> Result<Option<(TcpStream, Partner)>, PeerError> {
+    ) -> Result<Option<(TcpStream, PeerFacts, Partner)>, PeerError> {
         let accepted = Instant::now();
         prepare(&stream)?;
         let message =
@@ -162,6 +169,7 @@ impl Peers {
         let opened = first_message::open(&message, &one_time_key)?;
         let now = Instant::now();
         self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
+        let facts = PeerFacts { address, accepted, opened: now };
         let (way, partner) = oneshot::channel();
         let ready = ReadyPeer {
             key,
@@ -174,7 +182,7 @@ impl Peers {
             Admitted::Paired { first, session } => {
                 // The first cannot have gone: it would have left its place first. Only a stop ends its
                 // task all the same.
-                if let Err(partner) = first.send(Partner { stream, ready: now, session }) {
+                if let Err(partner) = first.send(Partner { stream, facts, session }) {
                     partner.session.finish(End::Drain);
                 }
                 Ok(None)
@@ -182,11 +190,23 @@ impl Peers {
             Admitted::Wait(place) => {
                 let (stream, partner) =
                     wait(stream, place, partner, accepted + PAIRING_TIMEOUT).await?;
-                let waited = partner.ready.duration_since(now);
+                let waited = partner.facts.opened.duration_since(now);
                 self.metrics.pairing_wait.observe(waited.as_secs_f64());
-                Ok(Some((stream, partner)))
+                Ok(Some((stream, facts, partner)))
             }
         }
+    }
+
+    fn trace(&self, first: PeerFacts, partner: &Partner) -> SessionTrace {
+        self.tracer.session(|| {
+            let session = partner.session.session();
+            let identity = self.config.borrow().trace_peer_identity.then(|| IdentityFacts {
+                user_name: session.identity.client_user_name.clone(),
+                host_id: session.identity.host_id,
+            });
+            let peers = [first, partner.facts];
+            SessionFacts { id: session.id.0, peers, paired: session.started, identity }
+        })
     }
 }
 
@@ -307,7 +327,9 @@ mod tests {
         let (second, _peer) = connection().await;
         let hand_over = async {
             tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
-            first.send(Partner { stream: second, ready: now, session }).unwrap();
+            let facts =
+                PeerFacts { address: ([127, 0, 0, 1], 2).into(), accepted: now, opened: now };
+            first.send(Partner { stream: second, facts, session }).unwrap();
         };
         let (waited, ()) =
             tokio::join!(wait(stream, place, partner, now + PAIRING_TIMEOUT), hand_over);

@@ -10,8 +10,10 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::forward::forward;
+use crate::metrics::Label;
 use crate::state::sessions::{End, Session};
 use crate::state::shared::ActiveSession;
+use crate::trace::session::{PeerFacts, SessionTrace};
 
 use super::path::Paths;
 
@@ -23,8 +25,8 @@ pub type Way = oneshot::Sender<Partner>;
 pub struct Partner {
     /// Its connection.
     pub stream: TcpStream,
-    /// When its first message was opened.
-    pub ready: Instant,
+    /// When it came.
+    pub facts: PeerFacts,
     /// The session that has begun.
     pub session: ActiveSession<Way>,
 }
@@ -33,6 +35,7 @@ pub struct Partner {
 pub(super) async fn run(
     first: TcpStream,
     partner: Partner,
+    trace: SessionTrace,
     mut config: watch::Receiver<Arc<Config>>,
     paths: &Paths,
     stop: &CancellationToken,
@@ -62,6 +65,7 @@ pub(super) async fn run(
     drop(watch);
     drop(sockets);
     active.finish(end);
+    trace.end(end.name(), session.traffic.bytes());
     info!(
         session = session.id.0,
         %end,

@@ -15,11 +15,14 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, error, info, warn};
 
 use crate::config::Config;
 use crate::link::handshake::{Established, Handshake, MachineInfo};
+use crate::metrics::Label;
 use crate::state::shared::SharedState;
+use crate::trace::SPAN_TARGET;
 
 use connection::Connection;
 use error::LinkError;
@@ -126,17 +129,26 @@ impl<W: Send + 'static> RouterTask<W> {
         failures: &mut u64,
         stop: &CancellationToken,
     ) -> Option<Failed> {
-        let begun = stop.run_until_cancelled(begin(config)).await?;
+        let span = connect_span(config);
+        let begun = stop.run_until_cancelled(begin(config).instrument(span.clone())).await?;
         let (connection, established) = match begun {
             Ok(begun) => begun,
             Err(error) => {
-                self.metrics.connects.count(Connect::from(&error));
+                let outcome = Connect::from(&error);
+                span.record("error.type", outcome.name());
+                span.record("otel.status_code", "error");
+                span.record("otel.status_description", error.to_string());
+                self.metrics.connects.count(outcome);
                 return Some(Failed { error, lived: None });
             }
         };
         let since = Instant::now();
         let (router, version) = (connection.address(), established.router_version);
         let cipher = established.cipher;
+        span.record("network.peer.address", router.ip().to_string());
+        span.record("network.peer.port", router.port());
+        span.record("aspia.router.version", version.to_string());
+        drop(span);
         if *failures == 0 {
             info!(%router, %version, %cipher, "connected to the Router");
         } else {
@@ -185,6 +197,24 @@ impl Drop for Away<'_> {
     fn drop(&mut self) {
         self.0.send_modify(LinkStatus::away);
     }
+}
+
+/// The span of one attempt, from dialling to the end of the authentication.
+fn connect_span(config: &Config) -> tracing::Span {
+    tracing::info_span!(
+        target: SPAN_TARGET,
+        "router.connect",
+        "otel.kind" = "client",
+        "otel.status_code" = Empty,
+        "otel.status_description" = Empty,
+        "server.address" = config.router.address.as_str(),
+        "server.port" = config.router.port,
+        "network.transport" = "tcp",
+        "network.peer.address" = Empty,
+        "network.peer.port" = Empty,
+        "aspia.router.version" = Empty,
+        "error.type" = Empty,
+    )
 }
 
 /// Dials and authenticates.

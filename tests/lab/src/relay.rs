@@ -9,6 +9,7 @@ use aspia_relay::config::{self, Loaded};
 use aspia_relay::crypto::PublicKey;
 use aspia_relay::handle::Handle;
 use aspia_relay::log::LogLevel;
+use aspia_relay::trace::Tracer;
 use tokio::task::JoinHandle;
 
 /// A relay that runs.
@@ -68,6 +69,19 @@ impl Relay {
         router_key: PublicKey,
         settings: &[(&str, &str)],
     ) -> io::Result<Self> {
+        Self::start_traced(router, router_key, settings, Tracer::default())
+    }
+
+    /// Starts a relay whose sessions are traced.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_traced(
+        router: SocketAddr,
+        router_key: PublicKey,
+        settings: &[(&str, &str)],
+        tracer: Tracer,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let config = config(router, router_key, listener.local_addr()?.port(), settings)?;
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
@@ -75,7 +89,8 @@ impl Relay {
         let (admin_address, metrics_address) = (admin.local_addr()?, metrics.local_addr()?);
         let listeners =
             Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
-        let app = App::bind(config, listeners, LogLevel::default()).map_err(io::Error::other)?;
+        let app =
+            App::bind(config, listeners, LogLevel::default(), tracer).map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
         let (admin, metrics) = (admin_address, metrics_address);
         Ok(Self { address, admin, metrics, handle, task: tokio::spawn(app.run()) })

@@ -1,0 +1,153 @@
+//! Connections to the collector, with TLS where it is wanted; the same for both protocols.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tower_service::Service;
+
+use crate::tls::TlsError;
+
+use super::settings::{Protocol, TraceSettings};
+
+/// Connects to a collector.
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    tls: Option<Arc<ClientConfig>>,
+    /// Time for all of it.
+    limit: Duration,
+}
+
+impl Connector {
+    /// Reads the files of TLS where the settings need them. Blocks.
+    pub(super) fn new(settings: &TraceSettings) -> Result<Self, TlsError> {
+        let protocol: &[u8] = match settings.protocol {
+            Protocol::Grpc => b"h2",
+            Protocol::Http => b"http/1.1",
+        };
+        let tls = match settings.is_tls() {
+            true => Some(Arc::new(settings.tls.load(protocol)?)),
+            false => None,
+        };
+        Ok(Self { tls, limit: settings.timeout })
+    }
+
+    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Stream>> {
+        let limit = self.limit;
+        let connected = timeout(limit, self.dial(uri)).await;
+        connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
+    async fn dial(self, uri: Uri) -> io::Result<TokioIo<Stream>> {
+        let host = uri.host().unwrap_or_default();
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let stream = match self.tls {
+            None => Stream::Plain(stream),
+            Some(config) => {
+                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                let stream = TlsConnector::from(config).connect(name, stream).await?;
+                Stream::Tls(Box::new(stream))
+            }
+        };
+        Ok(TokioIo::new(stream))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    // tonic tries again after an error of this type only.
+    type Error = tonic::ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.clone().connect(uri);
+        Box::pin(async { connecting.await.map_err(|error| tonic::ConnectError(error.into())) })
+    }
+}
+
+/// Connects to the collector and hangs up: whether it can be reached, and shows the right certificate.
+///
+/// # Errors
+/// What is wrong, in words.
+pub async fn probe(settings: &TraceSettings) -> Result<(), String> {
+    let settings = settings.clone();
+    let uri = settings.endpoint.clone();
+    let connector = tokio::task::spawn_blocking(move || Connector::new(&settings))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    connector.connect(uri).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// A connection with or without TLS.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, buffer),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

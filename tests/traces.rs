@@ -1,0 +1,538 @@
+//! Traces, as a real receiver of OTLP gets them; and that nobody waits for one that does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aspia_relay::trace::settings::TraceSettings;
+use aspia_relay::trace::{self, Exporting};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::trace::v1::{Span, status::StatusCode};
+use opentelemetry_semantic_conventions::attribute;
+use prost::Message;
+use relay_lab::log::CapturedLog;
+use relay_lab::relay::Relay;
+use relay_lab::router::{LabRouter, Options};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tracing_subscriber::layer::SubscriberExt;
+
+/// How the collector is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Grpc,
+    Http,
+}
+
+/// One delivery.
+#[derive(Debug)]
+struct Delivery {
+    path: String,
+    headers: HeaderMap,
+    request: ExportTraceServiceRequest,
+}
+
+/// A receiver of OTLP.
+struct Collector {
+    address: SocketAddr,
+    deliveries: mpsc::UnboundedReceiver<Delivery>,
+}
+
+/// Takes what gRPC has unpacked.
+struct Sink(mpsc::UnboundedSender<Delivery>);
+
+#[tonic::async_trait]
+impl TraceService for Sink {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        let headers = request.metadata().clone().into_headers();
+        let delivery = Delivery { path: String::new(), headers, request: request.into_inner() };
+        let _ = self.0.send(delivery);
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+/// A certificate for 127.0.0.1 that is its own authority, and its key.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+/// TLS with `server`'s certificate, for those who have `client`'s.
+fn tls(protocol: Protocol, server: &(String, String), client: &str) -> TlsAcceptor {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(client.as_bytes()).unwrap()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .unwrap();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(server.0.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(server.1.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = match protocol {
+        Protocol::Grpc => vec![b"h2".to_vec()],
+        Protocol::Http => vec![b"http/1.1".to_vec()],
+    };
+    TlsAcceptor::from(Arc::new(config))
+}
+
+impl Collector {
+    async fn start(protocol: Protocol, tls: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sink, deliveries) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (sink, tls) = (sink.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(protocol, stream, sink).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(protocol, stream, sink).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, deliveries }
+    }
+
+    /// All that came so far.
+    fn taken(&mut self) -> Vec<Delivery> {
+        std::iter::from_fn(|| self.deliveries.try_recv().ok()).collect()
+    }
+}
+
+async fn serve(
+    protocol: Protocol,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    sink: mpsc::UnboundedSender<Delivery>,
+) {
+    let io = TokioIo::new(stream);
+    match protocol {
+        Protocol::Grpc => {
+            let service = TraceServiceServer::new(Sink(sink))
+                .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(io, TowerToHyperService::new(service))
+                .await;
+        }
+        Protocol::Http => {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let sink = sink.clone();
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let gzip = head.headers.get("content-encoding").is_some_and(|e| e == "gzip");
+                    let body = if gzip {
+                        let mut plain = Vec::new();
+                        flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+                        plain
+                    } else {
+                        body.to_vec()
+                    };
+                    let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+                    let path = head.uri.path().to_owned();
+                    let _ = sink.send(Delivery { path, headers: head.headers, request });
+                    let answer = ExportTraceServiceResponse::default().encode_to_vec();
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
+                }
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+        }
+    }
+}
+
+fn settings(variables: &[(&str, &str)]) -> TraceSettings {
+    let environment: Vec<_> =
+        variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    let mut warnings = Vec::new();
+    let settings = TraceSettings::from_environment(&environment, &mut warnings);
+    assert!(warnings.is_empty(), "{warnings:?}");
+    settings.unwrap()
+}
+
+async fn start(settings: TraceSettings) -> Result<Exporting, String> {
+    tokio::task::spawn_blocking(move || trace::start(&settings)).await.unwrap()
+}
+
+async fn finish(exporting: Exporting) {
+    tokio::task::spawn_blocking(move || exporting.finish()).await.unwrap();
+}
+
+/// Bytes that a session of [`one_session`] moves.
+const BYTES: i64 = 5 + 7;
+
+/// A stranger knocks, then two peers have a session; then the relay stops.
+async fn one_session(exporting: &Exporting, more: &[(&str, &str)]) {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let tracer = exporting.tracer();
+    let relay = Relay::start_traced(router.address(), router.public_key(), more, tracer).unwrap();
+    router.wait_for(|view| !view.pool.is_empty()).await;
+    let mut stranger = TcpStream::connect(relay.address()).await.unwrap();
+    stranger.write_all(&[0xff; 64]).await.unwrap();
+    let _ = stranger.read(&mut [0]).await;
+    let (mut client, mut host) = router.introduce().await.unwrap().connect_both().await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    host.read_exact(&mut [0; 5]).await.unwrap();
+    host.write_all(b"goodbye").await.unwrap();
+    client.read_exact(&mut [0; 7]).await.unwrap();
+    client.shutdown().await.unwrap();
+    host.shutdown().await.unwrap();
+    assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    relay.handle().drain();
+    relay.stopped().await.unwrap();
+}
+
+fn spans(deliveries: &[Delivery]) -> Vec<Span> {
+    deliveries
+        .iter()
+        .flat_map(|delivery| &delivery.request.resource_spans)
+        .flat_map(|resource| &resource.scope_spans)
+        .flat_map(|scope| scope.spans.clone())
+        .collect()
+}
+
+fn attributes(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    attributes
+        .iter()
+        .map(|attribute| {
+            let value = attribute.value.clone().and_then(|value| value.value);
+            let value = match value.unwrap() {
+                Value::StringValue(text) => text,
+                Value::IntValue(number) => number.to_string(),
+                other => panic!("{other:?}"),
+            };
+            (attribute.key.clone(), value)
+        })
+        .collect()
+}
+
+fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
+    spans.iter().filter(|span| span.name == name).collect()
+}
+
+/// What a trace of a session is: its spans, who holds whom, and when.
+fn check_session(spans: &[Span]) {
+    let count = |name| named(spans, name).len();
+    let counts = ["session", "peer.handshake", "pairing", "forward", "router.connect"].map(count);
+    assert_eq!(counts, [1, 2, 1, 1, 1], "{spans:#?}");
+    assert_eq!(spans.len(), 6, "and nothing else: {spans:#?}");
+    let session = named(spans, "session")[0];
+    assert!(session.parent_span_id.is_empty());
+    for child in ["peer.handshake", "pairing", "forward"] {
+        for span in named(spans, child) {
+            assert_eq!(span.parent_span_id, session.span_id, "{child}");
+            assert_eq!(span.trace_id, session.trace_id, "{child}");
+            assert!(span.start_time_unix_nano >= session.start_time_unix_nano, "{child}");
+            assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{child}");
+            assert!(span.end_time_unix_nano <= session.end_time_unix_nano, "{child}");
+        }
+    }
+    let (pairing, forward) = (named(spans, "pairing")[0], named(spans, "forward")[0]);
+    assert_eq!(pairing.end_time_unix_nano, forward.start_time_unix_nano);
+    let first_ready =
+        named(spans, "peer.handshake").iter().map(|span| span.end_time_unix_nano).min();
+    assert_eq!(Some(pairing.start_time_unix_nano), first_ready);
+    let said = attributes(&session.attributes);
+    assert_eq!(said["aspia.relay.session.end"], "closed");
+    assert_eq!(said["aspia.relay.session.bytes"], BYTES.to_string());
+    let connect = named(spans, "router.connect")[0];
+    assert!(connect.parent_span_id.is_empty() && connect.trace_id != session.trace_id);
+    assert_eq!(attributes(&connect.attributes)[attribute::SERVER_ADDRESS], "127.0.0.1");
+    // Names are those of the semantic conventions, or begin with our own.
+    let known = [
+        attribute::NETWORK_TRANSPORT,
+        attribute::NETWORK_PEER_ADDRESS,
+        attribute::NETWORK_PEER_PORT,
+        attribute::SERVER_ADDRESS,
+        attribute::SERVER_PORT,
+        attribute::CLIENT_ADDRESS,
+        attribute::CLIENT_PORT,
+        attribute::USER_NAME,
+        attribute::ERROR_TYPE,
+    ];
+    for span in spans {
+        for key in attributes(&span.attributes).keys() {
+            assert!(known.contains(&key.as_str()) || key.starts_with("aspia."), "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_one_trace_over_both_protocols_with_and_without_tls() {
+    let (server, client) = (certificate(), certificate());
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", &server.0);
+    let (certificate, key) = (file("client.pem", &client.0), file("client.key", &client.1));
+    for (protocol, with_tls, gzip) in [
+        (Protocol::Http, false, false),
+        (Protocol::Http, true, true),
+        (Protocol::Grpc, false, true),
+        (Protocol::Grpc, true, false),
+    ] {
+        let tls = with_tls.then(|| tls(protocol, &server, &client.0));
+        let mut collector = Collector::start(protocol, tls).await;
+        let scheme = if with_tls { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{}", collector.address);
+        let exporting = start(settings(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            (
+                "OTEL_EXPORTER_OTLP_PROTOCOL",
+                match protocol {
+                    Protocol::Grpc => "grpc",
+                    Protocol::Http => "http/protobuf",
+                },
+            ),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", if gzip { "gzip" } else { "none" }),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &certificate),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &key),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=lab"),
+        ]))
+        .await
+        .unwrap();
+        let subscriber = tracing_subscriber::registry().with(exporting.layer());
+        let guard = tracing::subscriber::set_default(subscriber);
+        one_session(&exporting, &[]).await;
+        drop(guard);
+        finish(exporting).await;
+        let deliveries = collector.taken();
+        let spans = spans(&deliveries);
+        check_session(&spans);
+        let printed = format!(
+            "{:?}",
+            spans.iter().filter(|s| s.name != "router.connect").collect::<Vec<_>>()
+        );
+        assert!(!printed.contains("operator") && !printed.contains("1234"), "{printed}");
+        assert!(!printed.contains("127.0.0.1"), "{printed}");
+        for delivery in &deliveries {
+            assert_eq!(delivery.headers["authorization"], "Bearer s3cret", "{protocol:?}");
+            if protocol == Protocol::Http {
+                assert_eq!(delivery.path, "/v1/traces");
+                assert_eq!(delivery.headers.contains_key("content-encoding"), gzip);
+            } else {
+                assert_eq!(delivery.headers.contains_key("grpc-encoding"), gzip);
+            }
+            let resource = delivery.request.resource_spans[0].resource.clone().unwrap();
+            let resource = attributes(&resource.attributes);
+            assert_eq!(resource["service.name"], "aspia-relay");
+            assert_eq!(resource["deployment.environment.name"], "lab");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_the_peers_are_is_said_only_where_it_is_allowed() {
+    let mut collector = Collector::start(Protocol::Http, None).await;
+    let endpoint = format!("http://{}", collector.address);
+    let exporting = start(settings(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])).await.unwrap();
+    let guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(exporting.layer()));
+    one_session(&exporting, &[("TracePeerIdentity", "true")]).await;
+    drop(guard);
+    finish(exporting).await;
+    let spans = spans(&collector.taken());
+    check_session(&spans);
+    let session = attributes(&named(&spans, "session")[0].attributes);
+    assert_eq!((&*session["user.name"], &*session["aspia.relay.host_id"]), ("operator", "1234"));
+    for handshake in named(&spans, "peer.handshake") {
+        assert_eq!(attributes(&handshake.attributes)["client.address"], "127.0.0.1");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_to_the_router_that_fails_says_why() {
+    let mut collector = Collector::start(Protocol::Http, None).await;
+    let endpoint = format!("http://{}", collector.address);
+    let exporting = start(settings(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])).await.unwrap();
+    let guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(exporting.layer()));
+    let (router, other) = (
+        LabRouter::start(Options::default()).await.unwrap(),
+        LabRouter::start(Options::default()).await.unwrap(),
+    );
+    let tracer = exporting.tracer();
+    let log = CapturedLog::start();
+    let relay = Relay::start_traced(router.address(), other.public_key(), &[], tracer).unwrap();
+    for _ in 0..500 {
+        if relay.handle().link().failures > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    relay.handle().stop();
+    relay.stopped().await.unwrap();
+    drop((guard, log));
+    finish(exporting).await;
+    let spans = spans(&collector.taken());
+    let connect = named(&spans, "router.connect")[0];
+    assert_eq!(attributes(&connect.attributes)["error.type"], "key_mismatch");
+    let status = connect.status.clone().unwrap();
+    assert_eq!(status.code, StatusCode::Error as i32);
+    assert!(status.message.contains("router.pub"), "{}", status.message);
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_slow_or_talks_nonsense_holds_up_nobody() {
+    // Bound, but nobody listens: connections are refused.
+    let away = tokio::net::TcpSocket::new_v4().unwrap();
+    away.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nonsense = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses =
+        [away.local_addr().unwrap(), silent.local_addr().unwrap(), nonsense.local_addr().unwrap()];
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = silent.accept().await {
+            kept.push(stream);
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = nonsense.accept().await {
+            let _ = stream.write_all(b"\0\xffHTTP? never heard of it\r\n\r\n").await;
+        }
+    });
+    for address in addresses {
+        for protocol in ["grpc", "http/protobuf"] {
+            let endpoint = format!("http://{address}");
+            let exporting = start(settings(&[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+                ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+            ]))
+            .await
+            .unwrap();
+            // All of it, with bytes through the relay, while the collector is as it is.
+            one_session(&exporting, &[]).await;
+            let began = Instant::now();
+            finish(exporting).await;
+            assert!(began.elapsed() < Duration::from_secs(20), "{endpoint} {protocol}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_of_tls_that_cannot_be_used_are_named() {
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nonexistent.pem"),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/dev/null"),
+    ] {
+        let settings =
+            settings(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1"), (name, value)]);
+        let error = start(settings).await.unwrap_err();
+        assert!(error.contains("_CERTIFICATE") && error.contains("expected"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_can_be_probed() {
+    let server = certificate();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, &server.0).unwrap();
+    let tls = tls(Protocol::Http, &server, &certificate().0);
+    let collector = Collector::start(Protocol::Http, Some(tls)).await;
+    let endpoint = format!("https://{}", collector.address);
+    let good = settings(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca.display().to_string()),
+    ]);
+    trace::probe(&good).await.unwrap();
+    std::fs::write(&ca, certificate().0).unwrap();
+    let error = trace::probe(&good).await.unwrap_err();
+    assert!(error.contains("certificate"), "{error}");
+}
+
+/// The program itself: what is left is delivered when it stops, and its log says what is wrong with the variables.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_delivers_what_is_left_when_it_stops() {
+    let mut collector = Collector::start(Protocol::Grpc, None).await;
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))
+        .env_clear()
+        .env("ASPIA_LOG_LEVEL", "0")
+        .env("ASPIA_RELAY_ADMIN_LISTEN", "off")
+        .env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_ROUTER_PORT", router.address().port().to_string())
+        .env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", router.public_key().to_string())
+        .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_PEER_PORT", port.to_string())
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address))
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        .env("OTEL_TRACES_SAMPLER", "sometimes")
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&log).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    router.wait_for(|view| !view.pool.is_empty()).await;
+    let (mut client, mut host) = router.introduce().await.unwrap().connect_both().await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    host.read_exact(&mut [0; 5]).await.unwrap();
+    drop((client, host));
+    let pid = child.id().to_string();
+    let status = tokio::task::spawn_blocking(move || {
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        child.wait().unwrap()
+    })
+    .await
+    .unwrap();
+    assert!(status.success());
+    let spans = spans(&collector.taken());
+    assert_eq!((named(&spans, "session").len(), named(&spans, "router.connect").len()), (1, 1));
+    let text = std::fs::read_to_string(Path::new(&log)).unwrap();
+    assert!(text.contains("traces go to http://127.0.0.1"), "{text}");
+    assert!(text.contains("OTEL_TRACES_SAMPLER = \"sometimes\""), "{text}");
+    assert!(!text.contains("router.connect"), "spans do not stand in lines: {text}");
+}

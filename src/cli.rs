@@ -27,8 +27,12 @@ pub struct Arguments {
     #[arg(long, group = "action")]
     pub healthcheck: bool,
 
-    /// With --check-config: print JSON
-    #[arg(long, requires = "check_config")]
+    /// Check the whole installation step by step, and say what to do about each failure; exit status 0 or 1
+    #[arg(long, group = "action")]
+    pub doctor: bool,
+
+    /// With --check-config and --doctor: print JSON
+    #[arg(long)]
     pub json: bool,
 
     /// Install the Windows service

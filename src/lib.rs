@@ -9,7 +9,7 @@
 //!
 //! | layer | modules | holds |
 //! | --- | --- | --- |
-//! | the whole | [`app`] | binds, runs, drains; the only place that knows everyone |
+//! | the whole | [`app`], [`doctor`] | binds, runs, drains; looks at an installation: the only places that know everyone |
 //! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
 //! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
@@ -29,6 +29,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod crypto;
+pub mod doctor;
 pub mod forward;
 pub mod handle;
 pub mod link;

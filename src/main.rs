@@ -11,7 +11,8 @@ use aspia_relay::app::{App, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
-use aspia_relay::config::{self, Loaded};
+use aspia_relay::config::{self, Loaded, exposed};
+use aspia_relay::doctor;
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::open_files;
@@ -74,6 +75,9 @@ fn run(arguments: &Arguments) -> Outcome {
     if let Some((argument, instead)) = arguments.windows_only() {
         return Err((USAGE, format!("{argument} is for Windows; here use: {instead}")));
     }
+    if arguments.json && !arguments.check_config && !arguments.doctor {
+        return Err((USAGE, "--json goes with --check-config or --doctor".into()));
+    }
     let sources = Sources::of_process(arguments.config.clone());
     if arguments.create_config {
         create_config(&sources.path)
@@ -81,6 +85,8 @@ fn run(arguments: &Arguments) -> Outcome {
         check_config(&sources, arguments.json)
     } else if arguments.healthcheck {
         healthcheck(&sources)
+    } else if arguments.doctor {
+        run_doctor(&sources, arguments.json)
     } else {
         relay(&sources)
     }
@@ -124,6 +130,27 @@ fn healthcheck(sources: &Sources) -> Outcome {
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(client::healthcheck(&config)).map_err(failed)
+}
+
+fn run_doctor(sources: &Sources, json: bool) -> Outcome {
+    let failed = |error: io::Error| (FAILED, error.to_string());
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    let report = runtime.block_on(doctor::run(sources, |step| {
+        // Each line as soon as it is known; whoever does not read on misses it.
+        if !json {
+            let _ = answer(&format!("{step}\n"));
+        }
+    }));
+    runtime.shutdown_background();
+    if json {
+        answer(&format!("{:#}\n", report.json()))?;
+    }
+    match report.failures() {
+        0 => Ok(()),
+        1 => Err((FAILED, "1 step failed (✗)".into())),
+        failures => Err((FAILED, format!("{failures} steps failed (✗)"))),
+    }
 }
 
 fn describe(invalid: &config::Invalid) -> String {
@@ -174,6 +201,13 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
     for warning in &loaded.report.warnings {
         warn!("{warning}");
+    }
+    for file in exposed::find(sources, &loaded.report) {
+        if file.in_container {
+            info!("{file}");
+        } else {
+            warn!("{file}");
+        }
     }
     if let Some(warning) = open_files::raise(&loaded.config) {
         warn!("{warning}");

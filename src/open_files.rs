@@ -11,6 +11,30 @@ pub fn needed(config: &Config) -> u64 {
     2 * config.max_sessions as u64 + config.max_pending_peers as u64 + RESERVE
 }
 
+/// How many files may be open; `None` in it is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Now.
+    pub soft: Option<u64>,
+    /// As far as it may be raised.
+    pub hard: Option<u64>,
+}
+
+/// The limit of this process; `None` where the system has none.
+#[cfg(unix)]
+pub fn limit() -> Option<Limit> {
+    use rustix::process::{Resource, getrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    Some(Limit { soft: limit.current, hard: limit.maximum })
+}
+
+/// The limit of this process; `None` where the system has none.
+#[cfg(not(unix))]
+pub fn limit() -> Option<Limit> {
+    None
+}
+
 /// Raises the soft limit to what is needed, within the hard limit. Gives a warning where that is not enough.
 #[cfg(unix)]
 pub fn raise(config: &Config) -> Option<String> {
@@ -35,7 +59,8 @@ pub fn raise(_config: &Config) -> Option<String> {
     None
 }
 
-fn warning(config: &Config, limit: u64) -> String {
+/// What a limit that is too low means, and what to do.
+pub fn warning(config: &Config, limit: u64) -> String {
     format!(
         "only {limit} files may be open, but MaxPeerCount {} and MaxPendingPeers {} need {}: peers will be kept \
          waiting. Raise the limit (ulimit -n, LimitNOFILE, ulimits of the container), or lower the settings",

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// From the top down; those in one line never know each other.
 const LAYERS: &[&[&str]] = &[
-    &["app"],
+    &["app", "doctor"],
     &["admin"],
     &["handle"],
     &["router", "peer"],

@@ -3,6 +3,7 @@
 //! [`load`] merges defaults, `relay.json` and the environment through figment, checks everything and reports all
 //! problems at once. A [`Config`] that exists is valid: nothing downstream checks a setting again.
 
+pub mod exposed;
 mod json;
 pub mod parse;
 pub mod raw;

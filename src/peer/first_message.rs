@@ -4,9 +4,9 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use zeroize::Zeroize;
 
-use crate::crypto::{Cipher, CryptoError, Opener, PublicKey, SessionKey};
+use crate::crypto::{Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey};
 use crate::secret::Secret;
-use crate::state::keys::OneTimeKey;
+use crate::state::keys::{KeyId, OneTimeKey};
 use crate::state::sessions::Identity;
 use crate::wire::peer::{self, BadLength, PREFIX_LEN, PeerToRelay};
 
@@ -52,6 +52,30 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<PeerToRelay, 
     let mut message = vec![0; peer::decode_length(prefix)?];
     stream.read_exact(&mut message).await.map_err(failed)?;
     PeerToRelay::decode(message.as_slice()).map_err(FirstMessageError::Malformed)
+}
+
+/// The bytes of a first message, as a peer sends them, with an ephemeral key of its own: the counterpart of [`read`]
+/// and [`open`].
+///
+/// # Errors
+/// [`FirstMessageError::Crypto`] when a key cannot be made or used, [`FirstMessageError::Length`] when the secret is
+/// longer than a relay takes.
+pub fn seal(
+    key: KeyId,
+    public_key: &PublicKey,
+    iv: Iv,
+    secret: &peer::Secret,
+) -> Result<Vec<u8>, FirstMessageError> {
+    let ephemeral = PrivateKey::generate()?;
+    let session_key = ephemeral.agree(public_key)?;
+    let mut sealer = Sealer::new(Cipher::ChaCha20Poly1305, &session_key, iv)?;
+    let message = PeerToRelay {
+        key_id: key.0,
+        public_key: ephemeral.public().0.to_vec(),
+        data: sealer.seal(&secret.encode_to_vec())?,
+        encryption: 0,
+    };
+    Ok(peer::encode(&message)?)
 }
 
 /// A first message that opened.

@@ -22,8 +22,8 @@ pub enum LinkError {
     },
     /// No address of the Router could be reached.
     Connect(Vec<(SocketAddr, io::Error)>),
-    /// The Router did not finish the authentication in time.
-    AuthenticationTimeout,
+    /// The Router did not finish the authentication in this time.
+    AuthenticationTimeout(Duration),
     /// The Router closed the connection before it was authenticated; the error of the socket, if any.
     ClosedEarly(Option<io::Error>),
     /// The Router is not the one that it should be, or speaks otherwise.
@@ -86,9 +86,11 @@ impl fmt::Display for LinkError {
                 }
                 Ok(())
             }
-            Self::AuthenticationTimeout => f.write_str(
-                "the Router accepted the connection but did not authenticate within 60 s; \
-                 is it an Aspia Router that listens on RouterPort?",
+            Self::AuthenticationTimeout(limit) => write!(
+                f,
+                "the Router accepted the connection but did not authenticate within {} s; is it an Aspia Router that \
+                 listens on RouterPort?",
+                limit.as_secs()
             ),
             Self::ClosedEarly(error) => {
                 f.write_str(

@@ -38,7 +38,7 @@ impl From<&LinkError> for Connect {
                     |(_, error): &(_, io::Error)| error.kind() == io::ErrorKind::TimedOut;
                 if attempts.iter().all(timed_out) { Self::Timeout } else { Self::Refused }
             }
-            LinkError::AuthenticationTimeout => Self::Timeout,
+            LinkError::AuthenticationTimeout(_) => Self::Timeout,
             LinkError::Handshake(HandshakeError::KeyMismatch) => Self::KeyMismatch,
             LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) | LinkError::Denied(_) => {
                 Self::Denied

@@ -3,6 +3,7 @@
 mod connection;
 mod dial;
 pub mod error;
+pub mod examine;
 pub mod metrics;
 mod serve;
 pub mod status;
@@ -223,7 +224,7 @@ async fn begin(config: &Config) -> Result<(Connection, Established), LinkError> 
     let mut connection = Connection::new(stream);
     let established = timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config))
         .await
-        .map_err(|_| LinkError::AuthenticationTimeout)??;
+        .map_err(|_| LinkError::AuthenticationTimeout(AUTHENTICATION_TIMEOUT))??;
     Ok((connection, established))
 }
 

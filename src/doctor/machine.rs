@@ -1,0 +1,149 @@
+//! What the machine gives: time, files, memory, ports for HTTP.
+
+use std::time::{Duration, SystemTime};
+
+use crate::admin::kind::Kind;
+use crate::config::{Config, tls_key};
+use crate::listen::bind;
+use crate::open_files::{self, Limit};
+
+use super::peers::Port;
+use super::report::Step;
+
+/// When this version was written, since 1970: 2026-11-01. No clock that is right shows less.
+const WRITTEN: Duration = Duration::from_secs(1_793_491_200);
+
+/// Memory of a session in the worst case, in bytes: what is under way in both directions (64 KiB each), tasks, tables.
+const SESSION: u64 = 160 * 1024;
+/// Memory of a connection that is not paired, in bytes: the longest first message, and its task.
+const PENDING: u64 = 24 * 1024;
+/// The program itself, in bytes.
+const PROGRAM: u64 = 32 * 1024 * 1024;
+
+pub(super) fn clock() -> Step {
+    const STEP: &str = "clock";
+    let now = SystemTime::now();
+    let shown = humantime::format_rfc3339_seconds(now);
+    if now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < WRITTEN {
+        return Step::failed(
+            STEP,
+            format!(
+                "it says {shown}, which is before this version was written; set it (NTP), or certificates and logs are \
+                 wrong"
+            ),
+        );
+    }
+    Step::ok(STEP, format!("it says {shown}"))
+}
+
+/// Whether a listener for HTTP can be had; `port` says whether a relay runs already.
+pub(super) fn http(config: &Config, kind: Kind, port: &Port) -> Step {
+    let (step, listen) = match kind {
+        Kind::Admin => ("AdminListen", config.startup.admin_listen),
+        Kind::Metrics => ("MetricsListen", config.startup.metrics_listen),
+    };
+    let Some(listen) = listen else {
+        return Step::skipped(step, "off");
+    };
+    match bind::bind(kind.purpose(), listen.interface, listen.port) {
+        Ok(_) => Step::ok(step, format!("{listen} is free")),
+        Err(error) if error.is_taken() && port.is_relay() => {
+            Step::ok(step, format!("{listen} is taken, presumably by the relay that runs"))
+        }
+        Err(error) => Step::failed(step, error.to_string()),
+    }
+}
+
+pub(super) fn tls(config: &Config) -> Step {
+    const STEP: &str = "TLS of the metrics listener";
+    let Some(files) = &config.metrics_tls else {
+        return Step::skipped(STEP, "off (MetricsTlsCertificate is not set)");
+    };
+    match files.load() {
+        Err(error) => {
+            Step::failed(STEP, format!("{}: expected {}", tls_key(error.part), error.expected))
+        }
+        Ok(server) => match server.valid.complaint(SystemTime::now()) {
+            Some(complaint) => Step::failed(STEP, format!("MetricsTlsCertificate {complaint}")),
+            None => {
+                let until = SystemTime::UNIX_EPOCH + server.valid.not_after;
+                let until = humantime::format_rfc3339_seconds(until);
+                Step::ok(STEP, format!("the certificate is good until {until}"))
+            }
+        },
+    }
+}
+
+pub(super) fn open_files(config: &Config) -> Step {
+    const STEP: &str = "open files";
+    let needed = open_files::needed(config);
+    match open_files::limit() {
+        Some(Limit { hard: Some(hard), .. }) if hard < needed => {
+            Step::failed(STEP, open_files::warning(config, hard))
+        }
+        Some(Limit { hard, .. }) => Step::ok(
+            STEP,
+            format!(
+                "{needed} are enough for MaxPeerCount {} and MaxPendingPeers {}; {} may be open",
+                config.max_sessions,
+                config.max_pending_peers,
+                hard.map_or_else(|| "any number".to_owned(), |hard| hard.to_string())
+            ),
+        ),
+        None => Step::skipped(STEP, "this system has no such limit"),
+    }
+}
+
+pub(super) fn memory(config: &Config) -> Step {
+    const STEP: &str = "memory";
+    let needed =
+        PROGRAM + config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING;
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    let Some(available) = available() else {
+        return Step::skipped(STEP, "this system does not say how much there is");
+    };
+    let text = format!(
+        "MaxPeerCount {} and MaxPendingPeers {} take up to {} MiB when all peers are slow, beside the kernel's buffers; \
+         {} MiB are available",
+        config.max_sessions,
+        config.max_pending_peers,
+        mib(needed),
+        available / (1024 * 1024)
+    );
+    if needed > available {
+        Step::hint(STEP, format!("{text}. Give it more, or lower the settings"))
+    } else {
+        Step::ok(STEP, text)
+    }
+}
+
+/// Bytes that this process may still take: of the machine, or of its control group where that is less.
+fn available() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        use procfs::{Current, Meminfo};
+
+        let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+            .iter()
+            .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
+        let machine = Meminfo::current().ok()?.mem_available?;
+        Some(group.map_or(machine, |limit: u64| limit.min(machine)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+pub(super) fn pipes() -> Step {
+    const STEP: &str = "pipes";
+    const LIMIT: &str = "/proc/sys/fs/pipe-user-pages-soft";
+    match std::fs::read_to_string(LIMIT) {
+        Ok(pages) => Step::ok(
+            STEP,
+            format!(
+                "{} pages for one user ({LIMIT}); this version copies and needs none",
+                pages.trim()
+            ),
+        ),
+        Err(_) => Step::skipped(STEP, "this version copies and needs none"),
+    }
+}

@@ -19,14 +19,6 @@ async fn lab(settings: &[(&str, &str)]) -> Lab {
     lab
 }
 
-/// A session that is active for certain.
-async fn session(introduction: &Introduction) -> (TcpStream, TcpStream) {
-    let (mut client, mut host) = introduction.connect_both().await.unwrap();
-    client.write_all(b"x").await.unwrap();
-    host.read_exact(&mut [0]).await.unwrap();
-    (client, host)
-}
-
 /// The value of a metric with its labels.
 async fn metric(lab: &Lab, series: &str) -> Option<f64> {
     let text = get(lab.relay.admin(), "/metrics").await.unwrap().body;
@@ -152,9 +144,9 @@ async fn connections_count_by_what_becomes_of_them() {
 async fn sessions_count_once_by_why_they_ended() {
     let lab = lab(&[("PeerIdleTimeout", "1"), ("MaxSessionDuration", "2m")]).await;
     let introduce = || async { lab.router.introduce().await.unwrap() };
-    drop(session(&introduce().await).await);
+    drop(introduce().await.session().await.unwrap());
     reads(&lab, &ends("closed"), 1.0).await;
-    let (client, host) = session(&introduce().await).await;
+    let (client, host) = introduce().await.session().await.unwrap();
     client.set_zero_linger().unwrap();
     drop(client);
     // The relay may take a moment to see it; it then waits for the survivor to close.
@@ -162,7 +154,7 @@ async fn sessions_count_once_by_why_they_ended() {
     drop(host);
     reads(&lab, &ends("reset"), 1.0).await;
     // Ended by an administrator.
-    let kept = session(&introduce().await).await;
+    let kept = introduce().await.session().await.unwrap();
     let sessions = get(lab.relay.admin(), "/sessions").await.unwrap().json();
     assert_eq!(sessions["total"], 1, "{sessions}");
     let path = format!("DELETE /sessions/{}", sessions["sessions"][0]["id"]);
@@ -171,11 +163,11 @@ async fn sessions_count_once_by_why_they_ended() {
     assert_eq!(request(lab.relay.admin(), &path, &[], "").await.unwrap().status, 404);
     drop(kept);
     // Idle, and one that is too old although it is not.
-    let idle = session(&introduce().await).await;
+    let idle = introduce().await.session().await.unwrap();
     sleep(60 * SECOND).await;
     reads(&lab, &ends("idle"), 1.0).await;
     drop(idle);
-    let (mut client, mut host) = session(&introduce().await).await;
+    let (mut client, mut host) = introduce().await.session().await.unwrap();
     for _ in 0..4 {
         sleep(29 * SECOND).await;
         client.write_all(b"x").await.unwrap();
@@ -199,8 +191,8 @@ async fn sessions_that_a_stop_ends_count_as_such() {
     let lab = lab(&[("DrainTimeout", "10s")]).await;
     // The first of two is ended half a second before the relay stops, and HTTP with it.
     let kept = [
-        session(&lab.router.introduce().await.unwrap()).await,
-        session(&lab.router.introduce().await.unwrap()).await,
+        lab.router.introduce().await.unwrap().session().await.unwrap(),
+        lab.router.introduce().await.unwrap().session().await.unwrap(),
     ];
     lab.router.keys(98).await;
     lab.relay.handle().drain();
@@ -272,7 +264,7 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
     lab.router.keys(100).await;
     assert_eq!(get(lab.relay.admin(), "/readyz").await.unwrap().status, 200);
     // Somebody is here, so that the stop takes its time.
-    let kept = session(&lab.router.introduce().await.unwrap()).await;
+    let kept = lab.router.introduce().await.unwrap().session().await.unwrap();
     let drain = request(lab.relay.admin(), "POST /drain", &[], "").await.unwrap();
     assert_eq!((drain.status, drain.json()["sessions"].as_u64()), (202, Some(1)));
     let ready = get(lab.relay.admin(), "/readyz").await.unwrap();
@@ -287,9 +279,9 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
 async fn the_admin_interface_shows_what_there_is() {
     let lab = lab(&[("MaxPeerCount", "7")]).await;
     let pairs = [
-        session(&lab.router.introduce().await.unwrap()).await,
-        session(&lab.router.introduce().await.unwrap()).await,
-        session(&lab.router.introduce().await.unwrap()).await,
+        lab.router.introduce().await.unwrap().session().await.unwrap(),
+        lab.router.introduce().await.unwrap().session().await.unwrap(),
+        lab.router.introduce().await.unwrap().session().await.unwrap(),
     ];
     let admin = lab.relay.admin();
     let status = get(admin, "/status").await.unwrap();
@@ -338,7 +330,7 @@ async fn the_admin_interface_shows_what_there_is() {
 #[tokio::test(start_paused = true)]
 async fn the_paths_to_both_peers_are_looked_at_every_ten_seconds() {
     let lab = lab(&[]).await;
-    let before = session(&lab.router.introduce().await.unwrap()).await;
+    let before = lab.router.introduce().await.unwrap().session().await.unwrap();
     sleep(21 * SECOND).await;
     let shown = get(lab.relay.admin(), "/sessions").await.unwrap().json();
     for peer in shown["sessions"][0]["peers"].as_array().unwrap() {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use aspia_relay::app::Stopped;
 use relay_lab::log::CapturedLog;
-use relay_lab::peer::Introduction;
 use relay_lab::relay::{Lab, config};
 use relay_lab::router::Options;
 use relay_lab::traffic;
@@ -19,14 +18,6 @@ async fn lab(settings: &[(&str, &str)]) -> Lab {
     let lab = Lab::start(Options::default(), settings).await.unwrap();
     lab.router.wait_for(|view| !view.pool.is_empty()).await;
     lab
-}
-
-/// A session that is active for certain.
-async fn session(introduction: &Introduction) -> (TcpStream, TcpStream) {
-    let (mut client, mut host) = introduction.connect_both().await.unwrap();
-    client.write_all(b"x").await.unwrap();
-    host.read_exact(&mut [0]).await.unwrap();
-    (client, host)
 }
 
 /// Waits until the relay knows that a key is handed out.
@@ -49,7 +40,7 @@ async fn an_empty_relay_stops_at_once() {
 #[tokio::test(start_paused = true)]
 async fn it_stops_as_soon_as_the_last_session_has_ended() {
     let lab = lab(&[("DrainTimeout", "20s")]).await;
-    let (mut client, mut host) = session(&lab.router.introduce().await.unwrap()).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
     let start = Instant::now();
     lab.relay.handle().drain();
     // The link goes first: it withdraws the keys.
@@ -83,7 +74,7 @@ async fn peers_on_their_way_are_admitted_and_nobody_else() {
     let mut second = waiting.connect().await.unwrap();
     second.write_all(b"x").await.unwrap();
     first.read_exact(&mut [0]).await.unwrap();
-    let (client, host) = session(&on_the_way).await;
+    let (client, host) = on_the_way.session().await.unwrap();
     assert_eq!(never_used.connect().await.unwrap().read(&mut [0]).await.unwrap_or(0), 0);
     drop((first, second, client, host));
     assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::Drained);
@@ -100,7 +91,7 @@ async fn a_key_that_the_router_gave_away_just_before_the_stop_is_good() {
     lab.relay.handle().drain();
     lab.router.wait_for(|view| !view.linked).await;
     sleep(5 * SECOND).await;
-    drop(session(&on_the_way).await);
+    drop(on_the_way.session().await.unwrap());
     assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::Drained);
 }
 
@@ -122,7 +113,7 @@ async fn what_is_left_ends_within_the_last_second_one_after_the_other() {
     lab.router.keys(10).await;
     let mut sessions = Vec::new();
     for _ in 0..10 {
-        sessions.push(session(&lab.router.introduce().await.unwrap()).await);
+        sessions.push(lab.router.introduce().await.unwrap().session().await.unwrap());
     }
     let start = Instant::now();
     lab.relay.handle().drain();
@@ -150,7 +141,7 @@ async fn what_is_left_ends_within_the_last_second_one_after_the_other() {
 #[tokio::test(start_paused = true)]
 async fn without_a_drain_timeout_everything_ends_at_once() {
     let lab = lab(&[("DrainTimeout", "0s")]).await;
-    let (mut client, _host) = session(&lab.router.introduce().await.unwrap()).await;
+    let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
     let start = Instant::now();
     lab.relay.handle().drain();
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
@@ -161,7 +152,7 @@ async fn without_a_drain_timeout_everything_ends_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_second_request_stops_at_once() {
     let lab = lab(&[("DrainTimeout", "600s")]).await;
-    let (mut client, _host) = session(&lab.router.introduce().await.unwrap()).await;
+    let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
     let handle = lab.relay.handle().clone();
     let start = Instant::now();
     handle.drain();
@@ -177,7 +168,7 @@ async fn a_second_request_stops_at_once() {
 async fn a_reload_ends_no_session_and_makes_a_new_link_only_where_it_must() {
     let lab = lab(&[("MaxPeerCount", "4")]).await;
     lab.router.keys(4).await;
-    let (mut client, mut host) = session(&lab.router.introduce().await.unwrap()).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
     let (router, key) = (lab.router.address(), lab.router.public_key());
     let port = lab.relay.address().port();
     let handle = lab.relay.handle();

@@ -142,7 +142,7 @@ async function api(path, method = "GET") {
 }
 
 /** Asks for `path` again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
-function poll(path, answered, failed) {
+function poll(path, succeeded, failed) {
   let timer;
   let busy = false;
   let again = false;
@@ -153,7 +153,7 @@ function poll(path, answered, failed) {
     busy = true;
     const began = performance.now();
     try {
-      answered(await api(path));
+      succeeded(await api(path));
     } catch (error) {
       if (!(error instanceof Trouble)) console.error(error);
       if (error.status !== 401) failed(error.message);
@@ -245,7 +245,7 @@ function showStatus(next) {
   showRefusals(recent, status.connections);
 
   const rest = sessions.active ? plural(sessions.active, "session") : "no session";
-  const until = `Whoever is left is cut off ${duration(status.drain_timeout_seconds)} after the drain began; then the process ends.`;
+  const until = `Whoever is left is cut off ${span(status.drain_timeout_seconds)} after the drain began; then the process ends.`;
   put($("draining"), `Draining: no new peers, ${rest} left. ${until}`);
   attribute($("drain"), "aria-disabled", String(status.draining));
   put($("drain"), status.draining ? "Draining" : "Drain …");
@@ -518,27 +518,33 @@ $("filter").addEventListener("input", () => {
 
 /** What had the focus when the dialog opened, or what takes its place when that has gone. */
 let asker = null;
+/** Who waits for the answer to the question that is open. */
+let asked = null;
 
 /** Asks for a confirmation; true when it is given. */
 function confirmed(title, lines, yes) {
-  const dialog = $("confirm");
   put($("confirm-title"), title);
   $("confirm-text").replaceChildren(...lines.map((line) => make("p", {}, line)));
   put($("confirm-yes"), yes);
   asker = document.activeElement;
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      asker?.focus();
-      asker = null;
-      resolve(dialog.returnValue === "yes");
-    }, { once: true });
-  });
+  $("confirm").showModal();
+  return new Promise((resolve) => (asked = resolve));
 }
 
-$("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
-$("confirm-no").addEventListener("click", () => $("confirm").close());
+/** Ends the question. Not by the event "close": that comes a frame later, when the next question may be open, and that one's
+    answer must not be taken for this one's. */
+function answered(yes) {
+  $("confirm").close();
+  asker?.focus();
+  asked?.(yes);
+  asker = asked = null;
+}
+
+$("confirm-yes").addEventListener("click", () => answered(true));
+$("confirm-no").addEventListener("click", () => answered(false));
+$("confirm").addEventListener("cancel", () => answered(false));
+// A browser may close it without asking, when Escape comes twice.
+$("confirm").addEventListener("close", () => $("confirm").open || answered(false));
 $("notice-close").addEventListener("click", () => ($("notice").hidden = true));
 
 /** Does it and says what came of it. */
@@ -567,7 +573,7 @@ $("drain").addEventListener("click", async () => {
   if (!status || status.draining) return;
   const lines = [
     "No new peers are let in.",
-    `${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${duration(status.drain_timeout_seconds)} to end; what is left is cut off.`,
+    `${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${span(status.drain_timeout_seconds)} to end; what is left is cut off.`,
     "Then the process ends. Whether it starts again is up to what supervises it. This cannot be taken back.",
   ];
   if (await confirmed("Drain this relay?", lines, "Drain")) await act("drain", "POST", "The drain has begun.", "The drain has not begun");
@@ -576,7 +582,7 @@ $("drain").addEventListener("click", async () => {
 function lock(wrong) {
   locked = true;
   sessionStorage.removeItem(TOKEN);
-  $("confirm").close();
+  answered(false);
   attribute($("token"), "aria-invalid", String(wrong));
   if (wrong) askForToken("The relay does not accept this token.", "bad");
   else askForToken("This relay answers only to those who have its AdminToken.", "plain");

@@ -7,8 +7,10 @@
 //! - [`log`]: what the relay logs, to look at in a test;
 //! - [`control`]: how peers on another machine get introduced;
 //! - [`http`]: asking a relay over HTTP;
+//! - [`browser`]: a real browser that looks at its page;
 //! - [`demo`] and [`load`]: what `relay-lab` shows and measures.
 
+pub mod browser;
 pub mod control;
 pub mod demo;
 pub mod http;

@@ -4,7 +4,7 @@ use std::io;
 
 use aspia_relay::crypto::{Cipher, CryptoError, Iv, PrivateKey, PublicKey, Sealer};
 use aspia_relay::wire::peer::{self, PeerToRelay};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// What a Router tells two peers: where to go, and what to show there.
@@ -85,5 +85,16 @@ impl Introduction {
     /// What the system says.
     pub async fn connect_both(&self) -> io::Result<(TcpStream, TcpStream)> {
         Ok((self.connect().await?, self.connect().await?))
+    }
+
+    /// Both ends of a session that is active for certain: a byte has gone from the first to the second.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn session(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let (mut client, mut host) = self.connect_both().await?;
+        client.write_all(b"x").await?;
+        host.read_exact(&mut [0]).await?;
+        Ok((client, host))
     }
 }

@@ -20,9 +20,8 @@ const PENDING: u64 = 24 * 1024;
 /// The program itself, in bytes.
 const PROGRAM: u64 = 32 * 1024 * 1024;
 
-pub(super) fn clock() -> Step {
+pub(super) fn clock(now: SystemTime) -> Step {
     const STEP: &str = "clock";
-    let now = SystemTime::now();
     let shown = humantime::format_rfc3339_seconds(now);
     if now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < WRITTEN {
         return Step::failed(
@@ -94,12 +93,13 @@ pub(super) fn open_files(config: &Config) -> Step {
     }
 }
 
-pub(super) fn memory(config: &Config) -> Step {
+/// Whether the memory that is `available`, in bytes, is enough.
+pub(super) fn memory(config: &Config, available: Option<u64>) -> Step {
     const STEP: &str = "memory";
     let needed =
         PROGRAM + config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING;
     let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
-    let Some(available) = available() else {
+    let Some(available) = available else {
         return Step::skipped(STEP, "this system does not say how much there is");
     };
     let text = format!(
@@ -118,7 +118,7 @@ pub(super) fn memory(config: &Config) -> Step {
 }
 
 /// Bytes that this process may still take: of the machine, or of its control group where that is less.
-fn available() -> Option<u64> {
+pub(super) fn available() -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
         use procfs::{Current, Meminfo};
@@ -145,5 +145,52 @@ pub(super) fn pipes() -> Step {
             ),
         ),
         Err(_) => Step::skipped(STEP, "this version copies and needs none"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::config::sources::Sources;
+    use crate::doctor::report::Outcome;
+
+    fn config(settings: &[(&str, &str)]) -> Config {
+        let key = include_str!("../../tests/vectors/router.pub");
+        let required = [
+            ("ROUTER_ADDRESS", "r.example"),
+            ("ROUTER_PUBLIC_KEY", key),
+            ("PEER_ADDRESS", "p.example"),
+        ];
+        let environment = required
+            .iter()
+            .chain(settings)
+            .map(|(name, value)| (format!("ASPIA_RELAY_{name}"), (*value).to_owned()))
+            .collect();
+        let sources = Sources { path: "none".into(), path_is_explicit: false, environment };
+        config::load(&sources).unwrap().config
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_noticed() {
+        assert_eq!(clock(SystemTime::now()).outcome, Outcome::Ok);
+        let never = clock(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400));
+        assert_eq!(never.outcome, Outcome::Failed);
+        assert!(never.seen.contains("1970-01-02") && never.seen.contains("NTP"), "{never}");
+    }
+
+    #[test]
+    fn memory_is_compared_with_the_limits() {
+        let config = config(&[("MAX_PEER_COUNT", "10000"), ("MAX_PENDING_PEERS", "1000")]);
+        let needed = PROGRAM + 10_000 * SESSION + 1000 * PENDING;
+        assert_eq!(memory(&config, Some(needed)).outcome, Outcome::Ok);
+        let short = memory(&config, Some(needed - 1));
+        assert_eq!(short.outcome, Outcome::Hint);
+        assert!(
+            short.seen.contains("MaxPeerCount 10000") && short.seen.contains("lower"),
+            "{short}"
+        );
+        assert_eq!(memory(&config, None).outcome, Outcome::Skipped);
+        assert!(cfg!(not(target_os = "linux")) || available().is_some_and(|bytes| bytes > 0));
     }
 }

@@ -8,7 +8,8 @@ mod peers;
 pub mod report;
 mod router;
 
-use crate::admin::client;
+use std::time::SystemTime;
+
 use crate::config::exposed;
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
@@ -44,7 +45,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
     }
 
     async fn run(&mut self, sources: &Sources) {
-        self.note(machine::clock());
+        self.note(machine::clock(SystemTime::now()));
         let Some(Loaded { config, report }) = self.configuration(sources) else {
             let why = "the configuration is wrong: mend that first";
             self.note(Step::skipped("everything else", why));
@@ -63,7 +64,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
         self.note(machine::tls(&config));
         self.collector(sources).await;
         self.note(machine::open_files(&config));
-        self.note(machine::memory(&config));
+        self.note(machine::memory(&config, machine::available()));
         self.note(machine::pipes());
     }
 
@@ -131,9 +132,4 @@ impl<S: FnMut(&Step)> Doctor<S> {
             ),
         });
     }
-}
-
-/// Whether a relay with this configuration runs here already, as far as its admin interface tells.
-async fn relay_runs(config: &config::Config) -> bool {
-    config.startup.admin_listen.is_some() && client::healthcheck(config).await.is_ok()
 }

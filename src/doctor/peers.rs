@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::client;
 use crate::config::Config;
 use crate::config::parse::ListenAddress;
 use crate::crypto::{self, Iv, PublicKey};
@@ -24,6 +26,7 @@ use crate::state::keys::KeyId;
 use crate::state::metrics::StateMetrics;
 use crate::state::shared::SharedState;
 use crate::trace::Tracer;
+use crate::wire;
 use crate::wire::peer::Secret;
 
 use super::report::Step;
@@ -57,7 +60,7 @@ impl Port {
             Ok(listener) => Self::Free(listener),
             Err(error) if error.is_taken() => {
                 let by_name = error.holder().is_some_and(|holder| holder.contains("(aspia_relay)"));
-                if by_name || super::relay_runs(config).await {
+                if by_name || relay_runs(config).await {
                     Self::Relay(
                         error.holder().unwrap_or("a process that cannot be seen").to_owned(),
                     )
@@ -85,6 +88,11 @@ impl Port {
     pub(super) fn is_relay(&self) -> bool {
         matches!(self, Self::Relay(_))
     }
+}
+
+/// Whether a relay with this configuration runs here already, as far as its admin interface tells.
+async fn relay_runs(config: &Config) -> bool {
+    config.startup.admin_listen.is_some() && client::healthcheck(config).await.is_ok()
 }
 
 /// What peers dial.
@@ -292,9 +300,11 @@ impl TestRelay {
     ) -> io::Result<TcpStream> {
         // The same for both, and nothing that anybody else knows.
         let secret = Secret { random_data: iv.0.to_vec(), ..Secret::default() };
-        let message = first_message::seal(id, &public_key, iv, &secret);
+        let message = first_message::seal(id, &public_key, iv, &secret.encode_to_vec())
+            .map_err(io::Error::other)?;
+        let message = wire::peer::encode(&message).map_err(io::Error::other)?;
         let mut stream = dial(addresses).await?;
-        stream.write_all(&message.map_err(io::Error::other)?).await?;
+        stream.write_all(&message).await?;
         // The handing-out that a Router would announce.
         self.state.key_used(id, Instant::now());
         Ok(stream)

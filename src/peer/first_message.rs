@@ -54,28 +54,25 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<PeerToRelay, 
     PeerToRelay::decode(message.as_slice()).map_err(FirstMessageError::Malformed)
 }
 
-/// The bytes of a first message, as a peer sends them, with an ephemeral key of its own: the counterpart of [`read`]
-/// and [`open`].
+/// A first message as a peer makes it, with an ephemeral key of its own: the counterpart of [`open`]. `secret` is
+/// serialised already.
 ///
 /// # Errors
-/// [`FirstMessageError::Crypto`] when a key cannot be made or used, [`FirstMessageError::Length`] when the secret is
-/// longer than a relay takes.
+/// [`CryptoError`] when a key cannot be made or used.
 pub fn seal(
     key: KeyId,
     public_key: &PublicKey,
     iv: Iv,
-    secret: &peer::Secret,
-) -> Result<Vec<u8>, FirstMessageError> {
+    secret: &[u8],
+) -> Result<PeerToRelay, CryptoError> {
     let ephemeral = PrivateKey::generate()?;
     let session_key = ephemeral.agree(public_key)?;
-    let mut sealer = Sealer::new(Cipher::ChaCha20Poly1305, &session_key, iv)?;
-    let message = PeerToRelay {
+    Ok(PeerToRelay {
         key_id: key.0,
         public_key: ephemeral.public().0.to_vec(),
-        data: sealer.seal(&secret.encode_to_vec())?,
+        data: Sealer::new(Cipher::ChaCha20Poly1305, &session_key, iv)?.seal(secret)?,
         encryption: 0,
-    };
-    Ok(peer::encode(&message)?)
+    })
 }
 
 /// A first message that opened.

@@ -41,6 +41,7 @@ pub async fn examine(
         let stream = TcpStream::connect(address)
             .await
             .map_err(|error| LinkError::Connect(vec![(address, error)]))?;
+        stream.set_nodelay(true).map_err(|error| LinkError::Connect(vec![(address, error)]))?;
         let mut connection = Connection::new(stream);
         let established = authenticate(&mut connection, config).await?;
         Ok::<_, LinkError>((connection, established))
@@ -49,7 +50,13 @@ pub async fn examine(
         .await
         .map_err(|_| LinkError::AuthenticationTimeout(limit))??;
     let since = Instant::now();
-    let (mut reader, _writer) = connection.split();
+    let (mut reader, mut writer) = connection.split();
+    // The last answer of the authentication may still wait here.
+    while writer.waiting() > 0 {
+        if writer.flush().await.is_err() {
+            break;
+        }
+    }
     // Whatever it says, but an end.
     let ended = timeout(REFUSED_LINK, async { while let Ok(Some(_)) = reader.next().await {} });
     let kept = match ended.await {

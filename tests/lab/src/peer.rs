@@ -2,7 +2,9 @@
 
 use std::io;
 
-use aspia_relay::crypto::{Cipher, CryptoError, Iv, PrivateKey, PublicKey, Sealer};
+use aspia_relay::crypto::{CryptoError, Iv, PublicKey};
+use aspia_relay::peer::first_message;
+use aspia_relay::state::keys::KeyId;
 use aspia_relay::wire::peer::{self, PeerToRelay};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -30,14 +32,7 @@ impl Introduction {
     /// # Errors
     /// [`CryptoError`] when a key cannot be made or used.
     pub fn first_message(&self) -> Result<PeerToRelay, CryptoError> {
-        let ephemeral = PrivateKey::generate()?;
-        let key = ephemeral.agree(&self.public_key)?;
-        Ok(PeerToRelay {
-            key_id: self.key_id,
-            public_key: ephemeral.public().0.to_vec(),
-            data: Sealer::new(Cipher::ChaCha20Poly1305, &key, self.iv)?.seal(&self.secret)?,
-            encryption: 0,
-        })
+        first_message::seal(KeyId(self.key_id), &self.public_key, self.iv, &self.secret)
     }
 
     /// The bytes of a first message.

@@ -56,6 +56,8 @@ pub enum Behaviour {
     CloseAtOnce,
     /// Authenticate and close, as a Router does whose white list lacks the relay.
     CloseAfterAuthentication,
+    /// Serve the link beside the one that there is, which stays what this Router acts on.
+    ServeAside,
     /// Use another private key than the one that was published.
     WrongKey,
     /// Take no relays.
@@ -421,6 +423,11 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     if options.behaviour == Behaviour::CloseAfterAuthentication {
         return Ok(());
+    }
+    if options.behaviour == Behaviour::ServeAside {
+        shared.view.send_modify(|view| view.links += 1);
+        let (_commands, receiver) = mpsc::channel(1);
+        return relay_link(link, sealer, opener, receiver, shared).await;
     }
     let (commands, receiver) = mpsc::channel(64);
     *shared.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(commands);

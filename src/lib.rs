@@ -16,17 +16,18 @@
 //! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
-//! | limits | [`open_files`] | what the settings need of the system |
+//! | limits | [`open_files`], [`memory`] | what the settings need of the system |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
-//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection |
+//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`], [`clock`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection, whether the clock can be right |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod doctor;
@@ -35,6 +36,7 @@ pub mod handle;
 pub mod link;
 pub mod listen;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod open_files;
 pub mod peer;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aspia_relay::admin::client;
 use aspia_relay::app::{App, Listeners, Stopped};
@@ -15,9 +15,9 @@ use aspia_relay::config::{self, Loaded, exposed};
 use aspia_relay::doctor;
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
-use aspia_relay::open_files;
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
+use aspia_relay::{clock, memory, open_files};
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -209,7 +209,9 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
             warn!("{file}");
         }
     }
-    if let Some(warning) = open_files::raise(&loaded.config) {
+    let memory = memory::available().and_then(|bytes| memory::warning(&loaded.config, bytes));
+    let checks = [open_files::raise(&loaded.config), memory, clock::warning(SystemTime::now())];
+    for warning in checks.into_iter().flatten() {
         warn!("{warning}");
     }
     let worker_threads = loaded.config.startup.worker_threads;

@@ -14,11 +14,11 @@ const LAYERS: &[&[&str]] = &[
     &["forward"],
     &["state"],
     &["link"],
-    &["open_files"],
+    &["open_files", "memory"],
     &["config"],
     &["trace"],
     &["wire", "crypto", "tls"],
-    &["secret", "log", "cli", "listen", "metrics", "tcp_info"],
+    &["secret", "log", "cli", "listen", "metrics", "tcp_info", "clock"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

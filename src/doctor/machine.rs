@@ -1,38 +1,23 @@
 //! What the machine gives: time, files, memory, ports for HTTP.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::admin::kind::Kind;
+use crate::clock;
 use crate::config::{Config, tls_key};
 use crate::listen::bind;
+use crate::memory;
 use crate::open_files::{self, Limit};
 
 use super::peers::Port;
 use super::report::Step;
 
-/// When this version was written, since 1970: 2026-11-01. No clock that is right shows less.
-const WRITTEN: Duration = Duration::from_secs(1_793_491_200);
-
-/// Memory of a session in the worst case, in bytes: what is under way in both directions (64 KiB each), tasks, tables.
-const SESSION: u64 = 160 * 1024;
-/// Memory of a connection that is not paired, in bytes: the longest first message, and its task.
-const PENDING: u64 = 24 * 1024;
-/// The program itself, in bytes.
-const PROGRAM: u64 = 32 * 1024 * 1024;
-
 pub(super) fn clock(now: SystemTime) -> Step {
     const STEP: &str = "clock";
-    let shown = humantime::format_rfc3339_seconds(now);
-    if now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < WRITTEN {
-        return Step::failed(
-            STEP,
-            format!(
-                "it says {shown}, which is before this version was written; set it (NTP), or certificates and logs are \
-                 wrong"
-            ),
-        );
+    match clock::warning(now) {
+        Some(warning) => Step::failed(STEP, warning),
+        None => Step::ok(STEP, format!("it says {}", clock::shown(now))),
     }
-    Step::ok(STEP, format!("it says {shown}"))
 }
 
 /// Whether a listener for HTTP can be had; `port` says whether a relay runs already.
@@ -96,41 +81,13 @@ pub(super) fn open_files(config: &Config) -> Step {
 /// Whether the memory that is `available`, in bytes, is enough.
 pub(super) fn memory(config: &Config, available: Option<u64>) -> Step {
     const STEP: &str = "memory";
-    let needed =
-        PROGRAM + config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING;
-    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
     let Some(available) = available else {
         return Step::skipped(STEP, "this system does not say how much there is");
     };
-    let text = format!(
-        "MaxPeerCount {} and MaxPendingPeers {} take up to {} MiB when all peers are slow, beside the kernel's buffers; \
-         {} MiB are available",
-        config.max_sessions,
-        config.max_pending_peers,
-        mib(needed),
-        available / (1024 * 1024)
-    );
-    if needed > available {
-        Step::hint(STEP, format!("{text}. Give it more, or lower the settings"))
-    } else {
-        Step::ok(STEP, text)
+    match memory::warning(config, available) {
+        Some(warning) => Step::hint(STEP, warning),
+        None => Step::ok(STEP, memory::comparison(config, available)),
     }
-}
-
-/// Bytes that this process may still take: of the machine, or of its control group where that is less.
-pub(super) fn available() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        use procfs::{Current, Meminfo};
-
-        let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-            .iter()
-            .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
-        let machine = Meminfo::current().ok()?.mem_available?;
-        Some(group.map_or(machine, |limit: u64| limit.min(machine)))
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
 }
 
 pub(super) fn pipes() -> Step {
@@ -172,17 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_never_set_is_noticed() {
-        assert_eq!(clock(SystemTime::now()).outcome, Outcome::Ok);
-        let never = clock(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400));
-        assert_eq!(never.outcome, Outcome::Failed);
-        assert!(never.seen.contains("1970-01-02") && never.seen.contains("NTP"), "{never}");
-    }
-
-    #[test]
     fn memory_is_compared_with_the_limits() {
         let config = config(&[("MAX_PEER_COUNT", "10000"), ("MAX_PENDING_PEERS", "1000")]);
-        let needed = PROGRAM + 10_000 * SESSION + 1000 * PENDING;
+        let needed = memory::needed(&config);
+        // 10 000 sessions with 64 KiB each way, at least.
+        assert!(needed > 10_000 * 128 * 1024);
         assert_eq!(memory(&config, Some(needed)).outcome, Outcome::Ok);
         let short = memory(&config, Some(needed - 1));
         assert_eq!(short.outcome, Outcome::Hint);
@@ -191,6 +142,8 @@ mod tests {
             "{short}"
         );
         assert_eq!(memory(&config, None).outcome, Outcome::Skipped);
-        assert!(cfg!(not(target_os = "linux")) || available().is_some_and(|bytes| bytes > 0));
+        assert!(
+            cfg!(not(target_os = "linux")) || memory::available().is_some_and(|bytes| bytes > 0)
+        );
     }
 }

@@ -14,6 +14,7 @@ use crate::config::exposed;
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
 use crate::config::{self, Loaded};
+use crate::memory;
 use crate::trace;
 use crate::trace::settings::TraceSettings;
 
@@ -64,7 +65,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
         self.note(machine::tls(&config));
         self.collector(sources).await;
         self.note(machine::open_files(&config));
-        self.note(machine::memory(&config, machine::available()));
+        self.note(machine::memory(&config, memory::available()));
         self.note(machine::pipes());
     }
 

@@ -1,0 +1,34 @@
+//! The clock of the machine: whether it can be right.
+
+use std::time::{Duration, SystemTime};
+
+/// When this version was written, since 1970: 2026-11-01. No clock that is right shows less.
+const WRITTEN: Duration = Duration::from_secs(1_793_491_200);
+
+/// A time in words.
+pub fn shown(now: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(now).to_string()
+}
+
+/// What is wrong with a clock that shows `now`.
+pub fn warning(now: SystemTime) -> Option<String> {
+    (now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < WRITTEN).then(|| {
+        format!(
+            "the clock says {}, which is before this version was written; set it (NTP), or certificates and logs are \
+             wrong",
+            shown(now)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_never_set_is_noticed() {
+        assert_eq!(warning(SystemTime::now()), None);
+        let never = warning(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400)).unwrap();
+        assert!(never.contains("1970-01-02") && never.contains("NTP"), "{never}");
+    }
+}

@@ -1,15 +1,16 @@
 //! HTTP: metrics, health, the admin interface, and who may ask.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use relay_lab::http::{get, raw, request};
 use relay_lab::peer::Introduction;
 use relay_lab::relay::Lab;
 use relay_lab::router::{Behaviour, Options};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -231,7 +232,10 @@ async fn attempts_to_connect_count_by_how_they_went() {
         assert_eq!(connected, Some(f64::from(u8::from(outcome == "ok"))));
     }
     let lab = Lab::start(Options::default(), &[]).await.unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Held, so that nobody else gets the port, but nobody listens.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = held.local_addr().unwrap();
     let relay = relay_lab::relay::Relay::start(nobody, lab.router.public_key(), &[]).unwrap();
     let lab = Lab { relay, ..lab };
     sleep(SECOND).await;
@@ -469,22 +473,114 @@ async fn whoever_asks_badly_is_bounded_and_hurts_nobody() {
     if let Ok(answer) = raw(admin, b"\x16\x03\x01nonsense\r\n\r\n").await {
         assert_eq!(answer.status, 400);
     }
-    // Those who connect and say nothing fill the listener, and are gone after a while.
-    let mut silent = Vec::new();
-    for _ in 0..80 {
-        silent.push(TcpStream::connect(admin).await.unwrap());
+    assert_eq!(get(admin, "/livez").await.unwrap().status, 200);
+}
+
+/// A connection that is kept, with the first answer on it.
+async fn asked(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "closed before the answer");
     }
-    let mut first = silent.swap_remove(0);
-    let mut sink = Vec::new();
-    let _ = first.read_to_end(&mut sink).await;
-    drop(silent);
-    for _ in 0..100 {
-        if get(admin, "/livez").await.is_ok_and(|answer| answer.status == 200) {
-            return;
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    stream
+}
+
+/// Waits until the relay closes a connection, without taking what it may have sent.
+async fn closed(stream: &TcpStream) {
+    while !stream.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_takes_64_connections_and_not_one_more() {
+    let lab = lab(&[]).await;
+    for address in [lab.relay.admin(), lab.relay.metrics()] {
+        let mut kept = Vec::new();
+        for _ in 0..64 {
+            kept.push(asked(address).await);
         }
-        sleep(SECOND).await;
+        let start = Instant::now();
+        let many = TcpStream::connect(address).await.unwrap();
+        closed(&many).await;
+        assert!(get(address, "/livez").await.is_err());
+        assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+        // A place that is given back is another one's.
+        drop(kept.pop());
+        for attempt in 0.. {
+            if get(address, "/livez").await.is_ok() {
+                break;
+            }
+            // The relay may take a moment to see it.
+            assert!(attempt < 20, "the place is not free again");
+            sleep(SECOND / 10).await;
+        }
+        // Nobody else was closed for it.
+        for stream in &mut kept {
+            let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+        }
     }
-    panic!("the listener does not recover");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_says_nothing_or_only_half_is_closed() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    let start = Instant::now();
+    let silent = TcpStream::connect(admin).await.unwrap();
+    let mut half = TcpStream::connect(admin).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nX: ").await.unwrap();
+    let mut slow = TcpStream::connect(admin).await.unwrap();
+    let slowly = async {
+        // A byte each second does not help.
+        while slow.write_all(b"x").await.is_ok() {
+            sleep(SECOND).await;
+        }
+        start.elapsed()
+    };
+    let both = async {
+        closed(&silent).await;
+        closed(&half).await;
+        start.elapsed()
+    };
+    let (both, slowly) = tokio::join!(both, slowly);
+    assert!((5 * SECOND..6 * SECOND).contains(&both), "{both:?}");
+    assert!((5 * SECOND..8 * SECOND).contains(&slowly), "{slowly:?}");
+    // One that has asked is kept for longer.
+    let kept = asked(admin).await;
+    let start = Instant::now();
+    closed(&kept).await;
+    assert!((29 * SECOND..31 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    // But not for ever, however often it asks.
+    let mut busy = asked(admin).await;
+    let start = Instant::now();
+    let request = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\n\r\n");
+    while busy.write_all(request.as_bytes()).await.is_ok()
+        && busy.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0)
+    {
+        assert!(start.elapsed() < 310 * SECOND);
+        sleep(20 * SECOND).await;
+    }
+    assert!(start.elapsed() >= 300 * SECOND, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_and_does_not_read_is_closed() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    let requests = format!("GET / HTTP/1.1\r\nHost: {admin}\r\n\r\n").repeat(1000);
+    let start = Instant::now();
+    // Goes on when the buffers of both directions are full, up to the reset.
+    while stream.write_all(requests.as_bytes()).await.is_ok() {}
+    assert!((30 * SECOND..35 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!(get(admin, "/livez").await.unwrap().status, 200);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handle::Handle;
@@ -43,7 +44,11 @@ impl History {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             timer.tick().await;
-            let reading = read(handle);
+            let handle = handle.clone();
+            // It looks at all sessions: on a thread that does not forward.
+            let Ok(reading) = spawn_blocking(move || read(&handle)).await else {
+                continue;
+            };
             let mut readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             readings.push_back(reading);
             // One more than intervals: each lies between two.

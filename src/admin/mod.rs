@@ -9,7 +9,9 @@ mod guard;
 mod history;
 pub mod kind;
 mod page;
+mod places;
 mod routes;
+mod scrapes;
 mod view;
 
 use std::convert::Infallible;
@@ -24,8 +26,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,12 +40,16 @@ use crate::listen::accept::{Accepting, accept};
 use certificates::Certificates;
 use history::History;
 use kind::Kind;
+use places::Places;
 use routes::Routes;
+use scrapes::Scrapes;
 
-/// Connections at once, for each listener; those beyond are closed.
-const MAX_CONNECTIONS: usize = 64;
-/// Time for the head of a request, and how long a connection may be quiet.
+/// Time for the first head of a connection: whoever comes to ask asks at once.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the head of a later request, and how long a connection may be quiet.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may wait for its reader to take more of it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest head of a request, in bytes.
@@ -69,7 +76,7 @@ impl Admin {
         let routes = Routes {
             handle,
             history: Arc::new(History::default()),
-            scrapes: Arc::new(Semaphore::new(1)),
+            scrapes: Scrapes::default(),
             views: Arc::new(Semaphore::new(1)),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
@@ -96,10 +103,10 @@ impl Admin {
     }
 
     async fn accept(&self, kind: Kind, listener: &TcpListener) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::default();
         let accepting = Accepting::default();
         accept(listener, kind.purpose().callers, &accepting, |stream, address| {
-            let Ok(place) = room.clone().try_acquire_owned() else {
+            let Some(place) = places.take(address.ip()) else {
                 debug!(%address, "too many HTTP connections; closed");
                 return;
             };
@@ -145,7 +152,11 @@ async fn serve<S>(stream: S, kind: Kind, routes: Routes, stop: CancellationToken
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let asked = Notify::new();
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.notify_one();
         let routes = routes.clone();
         async move { Ok::<_, Infallible>(routes.answer(kind, request).await) }
     });
@@ -154,11 +165,17 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service)
     );
+    let never_asked = async {
+        if timeout(FIRST_HEAD_TIMEOUT, asked.notified()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         // Whatever was wrong with it: the connection is over, and the relay goes on.
         _ = connection.as_mut() => return,
+        () = never_asked => return,
         () = sleep(MAX_AGE) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {

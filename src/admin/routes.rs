@@ -11,7 +11,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::parse::Token;
@@ -22,6 +22,7 @@ use super::guard;
 use super::history::History;
 use super::kind::Kind;
 use super::page::PAGE;
+use super::scrapes::Scrapes;
 use super::view;
 
 /// Longest body of a request, in bytes: a filter of the log is far shorter.
@@ -30,8 +31,6 @@ const MAX_BODY: usize = 4096;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sessions in one answer, where nobody asks for another number, and at most.
 const SESSIONS: (usize, usize) = (1000, 10_000);
-/// Gathering the metrics is followed by a pause of this many times the time that it took.
-const PAUSE: u32 = 9;
 
 /// The answer to a request.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -41,8 +40,7 @@ pub(super) type Answer = Response<Full<Bytes>>;
 pub(super) struct Routes {
     pub(super) handle: Handle,
     pub(super) history: Arc<History>,
-    /// One scrape at a time.
-    pub(super) scrapes: Arc<Semaphore>,
+    pub(super) scrapes: Scrapes,
     /// One look at all sessions at a time.
     pub(super) views: Arc<Semaphore>,
     /// The name of this machine.
@@ -166,26 +164,12 @@ impl Routes {
         json_answer(status, &json!({ "ready": missing.is_empty(), "missing": missing }))
     }
 
-    /// Gathers the metrics where that holds up nothing else: one scrape at a time, and at most a tenth of the time,
-    /// whoever scrapes how often. In a task of its own: whoever asks and goes away must not cut the pause short.
     async fn metrics(&self) -> Answer {
-        let (handle, scrapes) = (self.handle.clone(), self.scrapes.clone());
-        let gathering = tokio::spawn(async move {
-            let permit = scrapes.acquire_owned().await.ok()?;
-            let gather = move || {
-                let began = Instant::now();
-                (TextEncoder::new().encode_to_string(&handle.gather()), began.elapsed())
-            };
-            let (text, took) = tokio::task::spawn_blocking(gather).await.ok()?;
-            tokio::spawn(async move {
-                sleep(took * PAUSE).await;
-                drop(permit);
-            });
-            text.ok()
-        });
-        match gathering.await {
-            Ok(Some(text)) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Ok(None) | Err(_) => {
+        let handle = self.handle.clone();
+        let gather = move || TextEncoder::new().encode_to_string(&handle.gather());
+        match self.scrapes.gather(gather).await {
+            Some(Ok(text)) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, text),
+            Some(Err(_)) | None => {
                 warn!("the metrics cannot be gathered");
                 problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be gathered")
             }

@@ -181,7 +181,7 @@ impl Peers {
         match self.state.peer_ready(ready, way, now).map_err(refused)? {
             Admitted::Paired { first, session } => {
                 // The first cannot have gone: it would have left its place first. Only a stop ends its
-                // task all the same.
+                // task all the same, before this or, see `Arrival`, after it.
                 if let Err(partner) = first.send(Partner { stream, facts, session }) {
                     partner.session.finish(End::Drain);
                 }
@@ -189,7 +189,7 @@ impl Peers {
             }
             Admitted::Wait(place) => {
                 let (stream, partner) =
-                    wait(stream, place, partner, accepted + PAIRING_TIMEOUT).await?;
+                    wait(stream, place, Arrival(partner), accepted + PAIRING_TIMEOUT).await?;
                 let waited = partner.facts.opened.duration_since(now);
                 self.metrics.pairing_wait.observe(waited.as_secs_f64());
                 Ok(Some((stream, facts, partner)))
@@ -217,16 +217,30 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&KEEP_ALIVE)
 }
 
+/// Where the partner of a first peer arrives.
+struct Arrival(oneshot::Receiver<Partner>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // Only a stop cuts the wait short. A partner that was handed over and is not taken yet ends by it, too, not by an
+        // error.
+        self.0.close();
+        if let Ok(partner) = self.0.try_recv() {
+            partner.session.finish(End::Drain);
+        }
+    }
+}
+
 /// Waits for the partner, as long as the peer is there and its time is not over.
 async fn wait(
     stream: TcpStream,
     place: WaitingPlace<Way>,
-    mut partner: oneshot::Receiver<Partner>,
+    mut partner: Arrival,
     deadline: Instant,
 ) -> Result<(TcpStream, Partner), PeerError> {
     let reason = tokio::select! {
         // The way was dropped with the key: its time is over.
-        came = &mut partner => {
+        came = &mut partner.0 => {
             return match came {
                 Ok(partner) => Ok((stream, partner)),
                 Err(_) => Err(PeerError::Alone),
@@ -239,7 +253,7 @@ async fn wait(
         return Err(reason);
     }
     // It was paired in the same moment: the partner is on its way and must not be left alone.
-    match partner.await {
+    match (&mut partner.0).await {
         Ok(partner) => Ok((stream, partner)),
         Err(_) => Err(reason),
     }
@@ -269,11 +283,14 @@ impl Drop for Pending {
 
 #[cfg(test)]
 mod tests {
+    use prometheus::{Registry, TextEncoder};
+
     use super::*;
     use crate::crypto::SessionKey;
     use crate::secret::Secret;
     use crate::state::metrics::StateMetrics;
     use crate::state::sessions::Identity;
+    use crate::state::shared::ActiveSession;
 
     /// The relay's end of a connection, and the peer's.
     async fn connection() -> (TcpStream, TcpStream) {
@@ -302,9 +319,19 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
-        let metrics = StateMetrics::new(&prometheus::Registry::new()).unwrap();
+    /// A state in which two peers were just paired.
+    struct Paired {
+        state: SharedState<Way>,
+        registry: Registry,
+        place: WaitingPlace<Way>,
+        partner: Arrival,
+        first: Way,
+        session: ActiveSession<Way>,
+    }
+
+    fn pair() -> Paired {
+        let registry = Registry::new();
+        let metrics = StateMetrics::new(&registry).unwrap();
         let state: SharedState<Way> = SharedState::new(1, 0, metrics);
         state.link_up();
         let order = state.order(1, 1).unwrap();
@@ -321,21 +348,52 @@ mod tests {
         else {
             panic!("the second is paired");
         };
+        Paired { state, registry, place, partner: Arrival(partner), first, session }
+    }
+
+    fn facts() -> PeerFacts {
+        let now = Instant::now();
+        PeerFacts { address: ([127, 0, 0, 1], 2).into(), accepted: now, opened: now }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
+        let Paired { state, place, partner, first, session, .. } = pair();
         // Paired, but the partner has not been handed over yet; the first goes away, and its time is over, too.
         let (stream, peer) = connection().await;
         drop(peer);
         let (second, _peer) = connection().await;
+        let deadline = Instant::now() + PAIRING_TIMEOUT;
         let hand_over = async {
             tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
-            let facts =
-                PeerFacts { address: ([127, 0, 0, 1], 2).into(), accepted: now, opened: now };
-            first.send(Partner { stream: second, facts, session }).unwrap();
+            first.send(Partner { stream: second, facts: facts(), session }).unwrap();
         };
-        let (waited, ()) =
-            tokio::join!(wait(stream, place, partner, now + PAIRING_TIMEOUT), hand_over);
+        let (waited, ()) = tokio::join!(wait(stream, place, partner, deadline), hand_over);
         assert!(waited.is_ok());
         assert_eq!(state.counts().active, 1);
         drop(waited);
         assert_eq!(state.counts().active, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_between_handing_over_and_taking_a_partner_is_no_error() {
+        let Paired { state, registry, place, partner, first, session } = pair();
+        let (stream, _peer) = connection().await;
+        let (second, mut peer) = connection().await;
+        let deadline = Instant::now() + PAIRING_TIMEOUT;
+        let mut waiting = Box::pin(wait(stream, place, partner, deadline));
+        tokio::select! {
+            biased;
+            _ = &mut waiting => panic!("nobody came yet"),
+            () = std::future::ready(()) => {}
+        }
+        first.send(Partner { stream: second, facts: facts(), session }).unwrap();
+        assert_eq!(state.counts().active, 1);
+        drop(waiting);
+        assert_eq!(state.counts().active, 0);
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert!(text.contains("aspia_relay_sessions_total{end=\"drain\"} 1"), "{text}");
+        assert!(text.contains("aspia_relay_sessions_total{end=\"error\"} 0"), "{text}");
+        assert_eq!(tokio::io::AsyncReadExt::read(&mut peer, &mut [0]).await.unwrap(), 0);
     }
 }

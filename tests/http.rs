@@ -594,3 +594,67 @@ async fn the_page_is_one_document_with_a_strict_policy() {
     assert!(!policy.contains("unsafe"), "{policy}");
     assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_failed_is_seen_until_one_succeeds() {
+    let lab = lab(&[]).await;
+    let name = "aspia_relay_config_last_reload_successful";
+    assert_eq!(metric(&lab, name).await, Some(1.0));
+    lab.relay.handle().reload_failed();
+    assert_eq!(metric(&lab, name).await, Some(0.0));
+    let (router, port) = (&lab.router, lab.relay.address().port());
+    let loaded =
+        relay_lab::relay::config(router.address(), router.public_key(), port, &[]).unwrap();
+    lab.relay.handle().reload(&loaded);
+    assert_eq!(metric(&lab, name).await, Some(1.0));
+}
+
+/// The program: a level that is set over HTTP rules what it writes from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_level_that_is_set_reaches_the_log() {
+    use std::process::{Command, Stdio};
+
+    let free = || async {
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    };
+    let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
+    let (admin, peers) = (free().await, free().await);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))
+        .env_clear()
+        .env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_ROUTER_PORT", router.address().port().to_string())
+        .env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", router.public_key().to_string())
+        .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_PEER_PORT", peers.port().to_string())
+        .env("ASPIA_RELAY_ADMIN_LISTEN", admin.to_string())
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&log).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    router.wait_for(|view| !view.pool.is_empty()).await;
+    // A stranger, and whether the log says so within a time.
+    let said = async |patience: u32| {
+        let mut stranger = TcpStream::connect(peers).await.unwrap();
+        stranger.write_all(&[0xff; 8]).await.unwrap();
+        let _ = stranger.read(&mut [0]).await;
+        for _ in 0..patience {
+            if std::fs::read_to_string(&log).unwrap().contains("peer refused") {
+                return true;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        false
+    };
+    // At the original's default only what is fatal goes to stdout.
+    assert!(!said(10).await);
+    let json = ["Content-Type: application/json"];
+    let set = request(admin, "PUT /log-level", &json, r#"{"level": "info"}"#).await.unwrap();
+    assert_eq!(set.status, 200);
+    let heard = said(600).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(heard, "{}", std::fs::read_to_string(&log).unwrap());
+}

@@ -358,7 +358,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
-        let Paired { state, place, partner, first, session, .. } = pair();
+        let Paired { state, registry, place, partner, first, session } = pair();
         // Paired, but the partner has not been handed over yet; the first goes away, and its time is over, too.
         let (stream, peer) = connection().await;
         drop(peer);
@@ -371,8 +371,11 @@ mod tests {
         let (waited, ()) = tokio::join!(wait(stream, place, partner, deadline), hand_over);
         assert!(waited.is_ok());
         assert_eq!(state.counts().active, 1);
+        // Whoever drops a session without a reason has failed.
         drop(waited);
         assert_eq!(state.counts().active, 0);
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert!(text.contains("aspia_relay_sessions_total{end=\"error\"} 1"), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -106,3 +106,32 @@ impl Drop for Up {
         self.0.set(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_count_under_the_names_that_dashboards_know() {
+        use std::time::Duration;
+
+        let address = ([192, 0, 2, 1], 8060).into();
+        let connect = |kinds: &[io::ErrorKind]| {
+            LinkError::Connect(kinds.iter().map(|kind| (address, (*kind).into())).collect())
+        };
+        let resolve =
+            LinkError::Resolve { host: "router.example".into(), error: io::Error::other("no") };
+        for (error, outcome) in [
+            (resolve, Connect::Resolve),
+            (connect(&[io::ErrorKind::ConnectionRefused]), Connect::Refused),
+            (connect(&[io::ErrorKind::TimedOut]), Connect::Timeout),
+            (connect(&[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable]), Connect::Refused),
+            (LinkError::AuthenticationTimeout(Duration::from_secs(60)), Connect::Timeout),
+            (LinkError::Handshake(HandshakeError::KeyMismatch), Connect::KeyMismatch),
+            (LinkError::Denied(Duration::from_millis(9)), Connect::Denied),
+            (LinkError::ClosedEarly(None), Connect::Protocol),
+        ] {
+            assert_eq!(Connect::from(&error), outcome, "{error}");
+        }
+    }
+}

@@ -49,6 +49,15 @@ enum Protocol {
     Http,
 }
 
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http/protobuf",
+        }
+    }
+}
+
 /// One delivery.
 #[derive(Debug)]
 struct Delivery {
@@ -318,13 +327,7 @@ async fn a_session_is_one_trace_over_both_protocols_with_and_without_tls() {
         let endpoint = format!("{scheme}://{}", collector.address);
         let exporting = start(settings(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
-            (
-                "OTEL_EXPORTER_OTLP_PROTOCOL",
-                match protocol {
-                    Protocol::Grpc => "grpc",
-                    Protocol::Http => "http/protobuf",
-                },
-            ),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name()),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", if gzip { "gzip" } else { "none" }),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret"),
             ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
@@ -491,7 +494,14 @@ async fn a_collector_can_be_probed() {
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_delivers_what_is_left_when_it_stops() {
-    let mut collector = Collector::start(Protocol::Grpc, None).await;
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        check_program(protocol).await;
+    }
+}
+
+#[cfg(unix)]
+async fn check_program(protocol: Protocol) {
+    let mut collector = Collector::start(protocol, None).await;
     let router = LabRouter::start(Options::default()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
@@ -508,7 +518,8 @@ async fn the_program_delivers_what_is_left_when_it_stops() {
         .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
         .env("ASPIA_RELAY_PEER_PORT", port.to_string())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address))
-        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name())
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3%2525cret")
         .env("OTEL_BSP_SCHEDULE_DELAY", "600000")
         .env("OTEL_TRACES_SAMPLER", "sometimes")
         .stdin(Stdio::null())
@@ -529,7 +540,13 @@ async fn the_program_delivers_what_is_left_when_it_stops() {
     .await
     .unwrap();
     assert!(status.success());
-    let spans = spans(&collector.taken());
+    let deliveries = collector.taken();
+    for delivery in &deliveries {
+        // Once, and decoded once.
+        let shown: Vec<_> = delivery.headers.get_all("authorization").iter().collect();
+        assert_eq!(shown, ["Bearer s3%25cret"], "{protocol:?}");
+    }
+    let spans = spans(&deliveries);
     assert_eq!((named(&spans, "session").len(), named(&spans, "router.connect").len()), (1, 1));
     let text = std::fs::read_to_string(Path::new(&log)).unwrap();
     assert!(text.contains("traces go to http://127.0.0.1"), "{text}");

@@ -356,6 +356,11 @@ impl Getter<'_> {
                 if let Some(complaint) = server.valid.complaint(SystemTime::now()) {
                     self.report.warnings.push(format!("MetricsTlsCertificate {complaint}"));
                 }
+                // It was read: what looked as if it might be half a key is a path.
+                if let Source::File(path) = &files.private_key {
+                    let key = tls_key(Part::PrivateKey);
+                    self.report.set_effective(key, &path.display().to_string(), "");
+                }
                 Some(Some(files))
             }
             Err(error) => {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::hyper::HyperClient;
@@ -161,12 +161,29 @@ fn exporter(
             let builder = OtlpExporter::builder()
                 .with_tonic()
                 .with_channel(Channel::new(connector, endpoint))
-                .with_metadata(MetadataMap::from_headers(headers.into_iter().collect()))
+                .with_interceptor(move |request| Ok(with_headers(request, &headers)))
                 .with_timeout(settings.timeout);
             let builder =
                 if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder };
             Ok(builder.build()?)
         }
+    }
+}
+
+/// Puts our headers into a call. The exporter reads the variable, too: what it added is replaced, not repeated.
+fn with_headers(
+    mut request: tonic::Request<()>,
+    ours: &[(HeaderName, HeaderValue)],
+) -> tonic::Request<()> {
+    let mut headers = std::mem::take(request.metadata_mut()).into_headers();
+    replace(&mut headers, ours);
+    *request.metadata_mut() = MetadataMap::from_headers(headers);
+    request
+}
+
+fn replace(headers: &mut HeaderMap, ours: &[(HeaderName, HeaderValue)]) {
+    for (name, value) in ours {
+        headers.insert(name, value.clone());
     }
 }
 
@@ -180,7 +197,7 @@ struct WithHeaders {
 #[async_trait::async_trait]
 impl HttpClient for WithHeaders {
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        request.headers_mut().extend(self.headers.iter().cloned());
+        replace(request.headers_mut(), &self.headers);
         self.client.send_bytes(request).await
     }
 }

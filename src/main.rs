@@ -11,7 +11,7 @@ use aspia_relay::app::{App, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
-use aspia_relay::config::{self, Loaded, exposed};
+use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor;
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
@@ -209,11 +209,7 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
             warn!("{file}");
         }
     }
-    let memory = memory::available().and_then(|bytes| memory::warning(&loaded.config, bytes));
-    let checks = [open_files::raise(&loaded.config), memory, clock::warning(SystemTime::now())];
-    for warning in checks.into_iter().flatten() {
-        warn!("{warning}");
-    }
+    check_machine(&loaded.config);
     let worker_threads = loaded.config.startup.worker_threads;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if worker_threads > 0 {
@@ -239,6 +235,15 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
     // A resolver that does not answer, or a file that hangs, keeps a thread of its own; not the program.
     runtime.shutdown_background();
     outcome
+}
+
+/// Raises the limit on open files to what the settings need, and says where the machine has too little for them.
+fn check_machine(config: &Config) {
+    let memory = memory::available().and_then(|bytes| memory::warning(config, bytes));
+    let checks = [open_files::raise(config), memory, clock::warning(SystemTime::now())];
+    for warning in checks.into_iter().flatten() {
+        warn!("{warning}");
+    }
 }
 
 /// SIGTERM and SIGINT stop, the second at once; SIGHUP reads the configuration again. From the return on, no
@@ -315,6 +320,8 @@ async fn reload(handle: &Handle, sources: &Sources) {
     for warning in &loaded.report.warnings {
         warn!("{warning}");
     }
+    // Before there may be more sessions.
+    check_machine(&loaded.config);
     let Reloaded { changed, waiting } = handle.reload(&loaded);
     let changed: Vec<String> = changed
         .iter()

@@ -512,3 +512,66 @@ async fn it_is_good_to_read_light_and_dark_and_on_a_phone() {
     moving.abort();
     page.is_well("");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_peers_call_themselves_is_text_and_stays_in_its_place() {
+    let lab = lab(&[]).await;
+    let Some(page) = Page::open("hostile names", &lab).await else { return };
+    let name = "<img src=x onerror=document.title='taken'>\u{202e}moc.live\u{7}";
+    let mut introduction = lab.router.introduce().await.unwrap();
+    let secret = Secret {
+        random_data: vec![7; 16],
+        client_address: "192.0.2.10".into(),
+        client_user_name: name.into(),
+        host_address: "\"><script>document.title='taken'</script>".into(),
+        host_id: 1,
+    };
+    introduction.secret = secret.encode_to_vec();
+    let _session = introduction.session().await.unwrap();
+    page.shows("[data-id='1'] [data-key=client]", "<img src=x").await;
+    page.shows("[data-id='1'] [data-key=host]", "<script>").await;
+    page.walk("Tab", "[data-end='1']").await;
+    page.press("Enter").await;
+    page.shows("#confirm h2", "End session 1?").await;
+    // Each word in an element of its own, which what is written from right to left does not leave.
+    let own = "[...document.querySelectorAll('#confirm bdi')].map((e) => e.textContent)";
+    let own = page.get(own).await;
+    assert_eq!((&own[0], &own[1]), (&json!(name), &json!("192.0.2.10")), "{own}");
+    assert_eq!(page.get("document.querySelectorAll('main img, dialog img').length").await, 0);
+    let title = page.get("document.title").await;
+    assert!(title.as_str().unwrap().starts_with("Ready"), "{title}");
+    page.is_well("");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_sessions_than_rows_are_all_found() {
+    const COUNT: usize = 1010;
+    let lab = lab(&[("MaxPeerCount", "1020"), ("MaxPendingPeers", "2000")]).await;
+    lab.router.keys(1020).await;
+    let mut kept = Vec::new();
+    for _ in 0..COUNT {
+        kept.push(lab.router.introduce().await.unwrap().session().await.unwrap());
+    }
+    let Some(page) = Page::open("many sessions", &lab).await else { return };
+    page.shows("#count", "1,010 active").await;
+    page.shows("#more", "1,000 of 1,010").await;
+    assert_eq!(page.rows().await.as_array().unwrap().len(), 1000);
+    assert_eq!(page.rows().await[0], 1);
+    // The newest come first when asked for.
+    page.walk("Tab", "[data-sort=id]").await;
+    page.press("Enter").await;
+    assert_eq!(page.rows().await[0], COUNT);
+    assert_eq!(page.rows().await.as_array().unwrap().len(), 1000);
+    // One that is in no row is found, and can be ended.
+    page.get("document.querySelector('[data-end=\"5\"]')").await;
+    page.walk("Shift+Tab", "#filter").await;
+    let newest = kept[4].0.local_addr().unwrap().to_string();
+    page.get(&format!(
+        "filter.value = {}, filter.dispatchEvent(new Event('input')), 0",
+        json!(newest)
+    ))
+    .await;
+    page.shows("#count", "1 of 1,010 match").await;
+    assert_eq!(page.rows().await, json!([5]));
+    page.is_well("");
+}

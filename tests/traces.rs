@@ -25,12 +25,12 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
-use opentelemetry_proto::tonic::trace::v1::{Span, status::StatusCode};
+use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use opentelemetry_semantic_conventions::attribute;
 use prost::Message;
 use relay_lab::log::CapturedLog;
 use relay_lab::relay::Relay;
-use relay_lab::router::{LabRouter, Options};
+use relay_lab::router::{Behaviour, LabRouter, Options};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -285,6 +285,19 @@ fn check_session(spans: &[Span]) {
     let connect = named(spans, "router.connect")[0];
     assert!(connect.parent_span_id.is_empty() && connect.trace_id != session.trace_id);
     assert_eq!(attributes(&connect.attributes)[attribute::SERVER_ADDRESS], "127.0.0.1");
+    for (span, kind) in [(session, SpanKind::Internal), (connect, SpanKind::Client)]
+        .into_iter()
+        .chain(named(spans, "peer.handshake").into_iter().map(|span| (span, SpanKind::Server)))
+    {
+        assert_eq!(span.kind(), kind, "{}", span.name);
+        assert_eq!(attributes(&span.attributes)[attribute::NETWORK_TRANSPORT], "tcp");
+    }
+    // The conventions make numbers of ports.
+    for port in [attribute::SERVER_PORT, attribute::NETWORK_PEER_PORT] {
+        let port = connect.attributes.iter().find(|attribute| attribute.key == port).unwrap();
+        let value = port.value.clone().unwrap().value.unwrap();
+        assert!(matches!(value, Value::IntValue(1..=65535)), "{port:?}");
+    }
     // Names are those of the semantic conventions, or begin with our own.
     let known = [
         attribute::NETWORK_TRANSPORT,
@@ -393,29 +406,40 @@ async fn a_connection_to_the_router_that_fails_says_why() {
     let exporting = start(settings(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])).await.unwrap();
     let guard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(exporting.layer()));
-    let (router, other) = (
-        LabRouter::start(Options::default()).await.unwrap(),
-        LabRouter::start(Options::default()).await.unwrap(),
-    );
-    let tracer = exporting.tracer();
     let log = CapturedLog::start();
-    let relay = Relay::start_traced(router.address(), other.public_key(), &[], tracer).unwrap();
-    for _ in 0..500 {
-        if relay.handle().link().failures > 0 {
-            break;
+    for behaviour in [Behaviour::WrongKey, Behaviour::CloseAfterAuthentication] {
+        let options = Options { behaviour, ..Options::default() };
+        let router = LabRouter::start(options).await.unwrap();
+        let tracer = exporting.tracer();
+        let key = router.public_key();
+        let relay = Relay::start_traced(router.address(), key, &[], tracer).unwrap();
+        for _ in 0..500 {
+            if relay.handle().link().failures > 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        relay.handle().stop();
+        relay.stopped().await.unwrap();
     }
-    relay.handle().stop();
-    relay.stopped().await.unwrap();
     drop((guard, log));
     finish(exporting).await;
     let spans = spans(&collector.taken());
-    let connect = named(&spans, "router.connect")[0];
-    assert_eq!(attributes(&connect.attributes)["error.type"], "key_mismatch");
-    let status = connect.status.clone().unwrap();
-    assert_eq!(status.code, StatusCode::Error as i32);
-    assert!(status.message.contains("router.pub"), "{}", status.message);
+    let connects = named(&spans, "router.connect");
+    let of = |outcome| {
+        let is = |span: &&&Span| {
+            attributes(&span.attributes).get("error.type").is_some_and(|found| found == outcome)
+        };
+        *connects.iter().find(is).unwrap()
+    };
+    for (outcome, words) in [("key_mismatch", "router.pub"), ("denied", "white list")] {
+        let connect = of(outcome);
+        let status = connect.status.clone().unwrap();
+        assert_eq!(status.code, StatusCode::Error as i32);
+        assert!(status.message.contains(words), "{}", status.message);
+        // Which of the Router's addresses it was.
+        assert_eq!(attributes(&connect.attributes)[attribute::NETWORK_PEER_ADDRESS], "127.0.0.1");
+    }
 }
 
 #[tokio::test]

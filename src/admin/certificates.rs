@@ -29,6 +29,15 @@ struct Current {
     files: ServerFiles,
     content: Content,
     server: Server,
+    /// Whether it was said that clients refuse it.
+    complained: bool,
+}
+
+/// What was wrong with the files when they were looked at last.
+struct Trouble {
+    error: TlsError,
+    /// How often in a row.
+    times: u32,
 }
 
 impl Current {
@@ -36,7 +45,9 @@ impl Current {
     fn read(files: ServerFiles) -> Result<Self, TlsError> {
         let content = files.read()?;
         let server = content.server()?;
-        Ok(Self { files, content, server })
+        // The check of the settings has said it.
+        let complained = server.valid.complaint(SystemTime::now()).is_some();
+        Ok(Self { files, content, server, complained })
     }
 }
 
@@ -60,7 +71,8 @@ impl Certificates {
     /// Looks at the files from time to time, and when the settings change. What is not good is not taken.
     pub(super) async fn keep(&self) {
         let mut settings = self.handle.settings();
-        let mut failed = 0;
+        // What is wrong, how often in a row that was so, and whether it was said.
+        let mut trouble: Option<Trouble> = None;
         loop {
             tokio::select! {
                 () = sleep(INTERVAL) => {}
@@ -72,6 +84,7 @@ impl Certificates {
             }
             let files = settings.borrow_and_update().metrics_tls.clone();
             let Some(files) = files else {
+                trouble = None;
                 if self.current.borrow().is_some() {
                     self.replace(None);
                     warn!("the metrics listener speaks no TLS any more: the settings say so");
@@ -84,18 +97,21 @@ impl Certificates {
             };
             match read {
                 Ok(new) => {
-                    if failed >= PATIENCE {
+                    if trouble.take().is_some_and(|trouble| trouble.times >= PATIENCE) {
                         warn!("the certificate of the metrics listener can be used again");
                     }
-                    failed = 0;
                     if let Some(new) = new {
                         self.take(new);
                     }
+                    self.look_at_validity();
                 }
                 Err(error) => {
-                    failed += 1;
+                    let times = match &trouble {
+                        Some(before) if before.error == error => before.times.saturating_add(1),
+                        _ => 1,
+                    };
                     let key = tls_key(error.part);
-                    if failed == PATIENCE {
+                    if times == PATIENCE {
                         error!(
                             "{key}: expected {}; the metrics listener goes on with what it read before",
                             error.expected
@@ -103,6 +119,7 @@ impl Certificates {
                     } else {
                         debug!("{key}: expected {}", error.expected);
                     }
+                    trouble = Some(Trouble { error, times });
                 }
             }
         }
@@ -110,29 +127,37 @@ impl Certificates {
 
     /// Reads the files: `Ok(None)` where they hold what is in use, `None` when the runtime ends.
     async fn read(&self, files: ServerFiles) -> Option<Result<Option<Current>, TlsError>> {
-        let read = tokio::task::spawn_blocking(move || (files.read(), files)).await;
-        let (content, files) = read.ok()?;
-        let content = match content {
-            Ok(content) => content,
-            Err(error) => return Some(Err(error)),
+        let current = self.current.subscribe();
+        let read = move || {
+            let content = files.read()?;
+            let is_same =
+                |current: &Current| current.files == files && current.content.same_as(&content);
+            if current.borrow().as_ref().is_some_and(is_same) {
+                return Ok(None);
+            }
+            let server = content.server()?;
+            Ok(Some(Current { files, content, server, complained: false }))
         };
-        let same = self
-            .current
-            .borrow()
-            .as_ref()
-            .is_some_and(|current| current.files == files && current.content.same_as(&content));
-        if same {
-            return Some(Ok(None));
-        }
-        Some(content.server().map(|server| Some(Current { files, content, server })))
+        tokio::task::spawn_blocking(read).await.ok()
     }
 
     fn take(&self, new: Current) {
         info!("the metrics listener has a new certificate");
-        if let Some(complaint) = new.server.valid.complaint(SystemTime::now()) {
-            warn!("MetricsTlsCertificate {complaint}");
-        }
         self.replace(Some(new));
+    }
+
+    /// Says once of a certificate that clients refuse it, also where it expires while it is in use.
+    fn look_at_validity(&self) {
+        self.current.send_if_modified(|current| {
+            let Some(current) = current.as_mut().filter(|current| !current.complained) else {
+                return false;
+            };
+            if let Some(complaint) = current.server.valid.complaint(SystemTime::now()) {
+                warn!("MetricsTlsCertificate {complaint}");
+                current.complained = true;
+            }
+            false
+        });
     }
 
     fn replace(&self, new: Option<Current>) {

@@ -23,6 +23,15 @@ pub(super) fn check_site(headers: &HeaderMap, names: &[String]) -> Result<(), St
              or PeerAddress"
         ));
     }
+    check_origin(headers)
+}
+
+/// Checks that no page of another site sent a request.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), String> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if let Some(origin) = headers.get(ORIGIN) {
         let same = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
         if !same.is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host)) {

@@ -26,7 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
@@ -77,7 +77,7 @@ impl Admin {
             handle,
             history: Arc::new(History::default()),
             scrapes: Scrapes::default(),
-            views: Arc::new(Semaphore::new(1)),
+            views: Scrapes::default(),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         let certificates = Arc::new(certificates);

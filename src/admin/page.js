@@ -1,9 +1,13 @@
 // The operator's page. It asks the relay for /status and /sessions every two seconds and changes only those texts that
-// differ: so focus, selection and scroll positions survive, and 1000 sessions cost little.
+// differ: so focus, selection and scroll positions survive, and many sessions cost little. Where there are more than fit
+// into the table, all are asked for, and the table has those that come first in its order and match its filter.
 
 const PERIOD = 2000;
+/** Where there are more sessions than rows. */
+const LONG_PERIOD = 10000;
 const TIMEOUT = 5000;
-const LIMIT = 1000;
+const ROWS = 1000;
+const LIMIT = 10000;
 const DASH = "–";
 const MISSING = { "router-link": "no link to the Router", "peer-listener": "not listening for peers", draining: "draining" };
 const REASONS = {
@@ -141,8 +145,20 @@ async function api(path, method = "GET") {
   return answer;
 }
 
-/** Asks for `path` again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
-function poll(path, succeeded, failed) {
+/** All sessions, however many answers that takes. */
+async function allSessions() {
+  const answer = await api(`sessions?limit=${LIMIT}`);
+  const { sessions } = answer;
+  for (let next = answer.next; next !== null; ) {
+    const more = await api(`sessions?limit=${LIMIT}&after=${next}`);
+    sessions.push(...more.sessions);
+    next = more.next;
+  }
+  return sessions;
+}
+
+/** Asks again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
+function poll(ask, succeeded, failed) {
   let timer;
   let busy = false;
   let again = false;
@@ -153,13 +169,14 @@ function poll(path, succeeded, failed) {
     busy = true;
     const began = performance.now();
     try {
-      succeeded(await api(path));
+      succeeded(await ask());
     } catch (error) {
       if (!(error instanceof Trouble)) console.error(error);
       if (error.status !== 401) failed(error.message);
     }
     busy = false;
-    timer = setTimeout(run, again ? 0 : Math.max(0, PERIOD - (performance.now() - began)));
+    const period = rows.size > ROWS ? LONG_PERIOD : PERIOD;
+    timer = setTimeout(run, again ? 0 : Math.max(0, period - (performance.now() - began)));
   };
 }
 
@@ -316,7 +333,7 @@ function showRefusals(recent, total) {
 
 // The table of sessions
 
-/** Whoever chooses a very long name shall not get half of the page; the dialog says all of it. */
+/** Whoever chooses a very long name shall not get half of the page; the dialog and the filter have all of it. */
 const cut = (text) => (text.length > 64 ? `${Array.from(text).slice(0, 63).join("")}…` : text || DASH);
 const known = (values) => values.filter((value) => value !== null);
 
@@ -350,9 +367,10 @@ const columns = [
 const table = $("sessions").querySelector("table");
 const body = table.tBodies[0];
 const collator = new Intl.Collator("en", { numeric: true });
+/** Every session by its number, with its row of the table where it has one. */
 const rows = new Map();
 const sorting = { column: columns[0], direction: 1 };
-let list = null;
+let listed = false;
 
 const classes = (column) => (column.key === "address" ? "peers" : column.words ? "words" : column.number ? "number" : "");
 
@@ -373,13 +391,14 @@ function makeHead() {
   columns[0].head.setAttribute("aria-sort", "ascending");
 }
 
-function makeRow(session) {
+function makeElement(row) {
+  const { session } = row;
   const element = make("tr", { role: "row", "data-id": session.id });
   const texts = columns.map((column) => {
     const own = column.key === "id" ? ["th", { scope: "row", role: "rowheader" }] : ["td", { role: "cell" }];
     const cell = make(own[0], { ...own[1], class: classes(column), "data-key": column.key, "data-label": column.name });
     element.append(cell);
-    return column.lines(session, { rate: null }).map(() => {
+    return column.lines(session, row).map(() => {
       const text = document.createTextNode("");
       cell.append(make("span", {}, text));
       return text;
@@ -387,7 +406,15 @@ function makeRow(session) {
   });
   const name = `End session ${session.id}`;
   element.append(make("td", { role: "cell" }, make("button", { type: "button", "data-end": session.id, "aria-label": name }, "End")));
-  return { element, texts, session, rate: null, shown: "" };
+  Object.assign(row, { element, texts });
+  writeRow(row);
+  return element;
+}
+
+/** What of a session the filter looks at. */
+function words({ id, client, host, peers }) {
+  const all = [id, client.user_name, client.address, host.id, host.address, ...peers.map((peer) => peer.address)];
+  return all.join("\n").toLowerCase();
 }
 
 function updateRow(row, session) {
@@ -396,15 +423,24 @@ function updateRow(row, session) {
   // By the relay's clock, so that a slow answer does not look like a slow session.
   if (passed > 0) row.rate = Math.max(0, session.bytes - before.bytes) / passed;
   row.session = session;
-  const shown = [];
+  if (row.element) writeRow(row);
+}
+
+function writeRow(row) {
   columns.forEach((column, i) => {
-    column.lines(session, row).forEach((line, j) => {
+    column.lines(row.session, row).forEach((line, j) => {
       const text = row.texts[i][j];
       if (text.data !== line) text.data = line;
-      shown.push(line);
     });
   });
-  row.shown = shown.join("\n").toLowerCase();
+}
+
+/** Takes a row out of the table. */
+function removeElement(row) {
+  if (row.element.contains(document.activeElement)) neighbour(row.element).focus();
+  if (row.element.contains(asker)) asker = neighbour(row.element);
+  row.element.remove();
+  row.element = null;
 }
 
 /** Where the focus goes when `row` leaves while it has it: to the button of the nearest row in sight. */
@@ -417,37 +453,28 @@ function neighbour(row) {
   return $("filter");
 }
 
-function showSessions(answer) {
-  list = answer;
+function showSessions(sessions) {
+  listed = true;
   table.parentElement.classList.remove("stale");
   $("sessions-trouble").hidden = true;
   const there = new Set();
-  for (const session of answer.sessions) {
+  for (const session of sessions) {
     there.add(session.id);
     let row = rows.get(session.id);
     // After a restart of the relay the numbers begin again.
-    if (row && row.session.started !== session.started) {
-      row.session = session;
-      row.rate = null;
-    }
-    if (!row) {
-      row = makeRow(session);
+    if (!row || row.session.started !== session.started) {
+      row = { element: row?.element ?? null, texts: row?.texts, session, rate: null, words: words(session) };
       rows.set(session.id, row);
-      body.append(row.element);
     }
     updateRow(row, session);
   }
   for (const [id, row] of rows) {
     if (there.has(id)) continue;
-    if (row.element.contains(document.activeElement)) neighbour(row.element).focus();
-    if (row.element.contains(asker)) asker = neighbour(row.element);
-    row.element.remove();
+    if (row.element) removeElement(row);
     rows.delete(id);
   }
   // Left out of layout while out of sight, so that many cost little; not for few, because screen readers then miss them.
   table.classList.toggle("many", rows.size > 200);
-  $("more").hidden = answer.next === null;
-  put($("more"), `The oldest ${count(answer.sessions.length)} of ${count(answer.total)} are shown.`);
   arrange(false);
 }
 
@@ -482,27 +509,35 @@ function compare(a, b) {
 /** Orders and filters. Rows do not change places by themselves under the pointer or the focus: one would end the wrong
     session. */
 function arrange(asked) {
+  const filter = $("filter").value.toLowerCase().split(/\s+/);
+  const filtered = filter.some(Boolean);
+  const matching = [...rows.values()].filter((row) => filter.every((word) => row.words.includes(word))).sort(compare);
   const hovered = matchMedia("(hover: hover)").matches && body.matches(":hover");
   if (asked || !(hovered || body.matches(":focus-within"))) {
+    const chosen = new Set(matching.slice(0, ROWS));
+    for (const row of rows.values())
+      if (row.element && !chosen.has(row) && !row.element.contains(document.activeElement)) removeElement(row);
     let place = body.firstElementChild;
-    for (const { element } of [...rows.values()].sort(compare)) {
+    for (const row of chosen) {
+      const element = row.element ?? makeElement(row);
       // One row that goes down must not move all those below it: it is passed over until its turn comes.
       if (element === place?.nextElementSibling) place = element;
       if (element === place) place = place.nextElementSibling;
       else body.insertBefore(element, place);
     }
+  } else {
+    for (const row of matching) if (!row.element && body.childElementCount < ROWS) body.append(makeElement(row));
   }
-  const words = $("filter").value.toLowerCase().split(/\s+/);
-  let matches = 0;
+  const matches = new Set(matching);
   for (const row of rows.values()) {
-    const match = words.every((word) => row.shown.includes(word));
-    if (match) matches += 1;
-    const hidden = !match && !row.element.contains(document.activeElement);
+    if (!row.element) continue;
+    const hidden = !matches.has(row) && !row.element.contains(document.activeElement);
     if (row.element.hidden !== hidden) row.element.hidden = hidden;
   }
-  const filtered = words.some(Boolean);
-  put($("count"), filtered ? `${count(matches)} of ${count(rows.size)} match` : list ? `${count(list.total)} active` : "");
-  const none = matches === 0 && list !== null;
+  put($("count"), filtered ? `${count(matches.size)} of ${count(rows.size)} match` : listed ? `${count(rows.size)} active` : "");
+  $("more").hidden = matches.size <= ROWS;
+  put($("more"), `The table has ${count(ROWS)} of ${count(matches.size)}, the first in its order; the filter finds the others.`);
+  const none = matches.size === 0 && listed;
   $("sessions-none").hidden = !none;
   if (none) put($("sessions-none"), filtered ? "No session matches the filter." : "No sessions at the moment.");
 }
@@ -524,7 +559,7 @@ let asked = null;
 /** Asks for a confirmation; true when it is given. */
 function confirmed(title, lines, yes) {
   put($("confirm-title"), title);
-  $("confirm-text").replaceChildren(...lines.map((line) => make("p", {}, line)));
+  $("confirm-text").replaceChildren(...lines.map((line) => make("p", {}, ...line)));
   put($("confirm-yes"), yes);
   asker = document.activeElement;
   $("confirm").showModal();
@@ -563,8 +598,16 @@ body.addEventListener("click", async (event) => {
   if (!button) return;
   const id = button.dataset.end;
   const { client, host } = rows.get(Number(id)).session;
-  const who = (...words) => words.filter(Boolean).join(", ") || "not known";
-  const lines = [`Client: ${who(client.user_name, client.address)}`, `Host: ${who(String(host.id), host.address)}`, "Both are cut off at once."];
+  // Each word on its own: one that is written from right to left must not turn round those beside it.
+  const who = (...words) => {
+    const own = words.filter(Boolean).flatMap((word) => [", ", make("bdi", {}, word)]);
+    return own.length ? own.slice(1) : ["not known"];
+  };
+  const lines = [
+    ["Client: ", ...who(client.user_name, client.address)],
+    ["Host: ", ...who(String(host.id), host.address)],
+    ["Both are cut off at once."],
+  ];
   if (await confirmed(`End session ${id}?`, lines, `End session ${id}`))
     await act(`sessions/${id}`, "DELETE", `Session ${id} was ended.`, `Session ${id} was not ended`);
 });
@@ -572,9 +615,9 @@ body.addEventListener("click", async (event) => {
 $("drain").addEventListener("click", async () => {
   if (!status || status.draining) return;
   const lines = [
-    "No new peers are let in.",
-    `${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${span(status.drain_timeout_seconds)} to end; what is left is cut off.`,
-    "Then the process ends. Whether it starts again is up to what supervises it. This cannot be taken back.",
+    ["No new peers are let in."],
+    [`${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${span(status.drain_timeout_seconds)} to end; what is left is cut off.`],
+    ["Then the process ends. Whether it starts again is up to what supervises it. This cannot be taken back."],
   ];
   if (await confirmed("Drain this relay?", lines, "Drain")) await act("drain", "POST", "The drain has begun.", "The drain has not begun");
 });
@@ -621,8 +664,8 @@ $("forget").addEventListener("click", () => {
 
 put($("host"), location.host);
 makeHead();
-const askStatus = poll("status", showStatus, statusFailed);
-const askSessions = poll(`sessions?limit=${LIMIT}`, showSessions, sessionsFailed);
+const askStatus = poll(() => api("status"), showStatus, statusFailed);
+const askSessions = poll(allSessions, showSessions, sessionsFailed);
 function look() {
   askStatus();
   askSessions();

@@ -10,7 +10,6 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENT
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -41,8 +40,7 @@ pub(super) struct Routes {
     pub(super) handle: Handle,
     pub(super) history: Arc<History>,
     pub(super) scrapes: Scrapes,
-    /// One look at all sessions at a time.
-    pub(super) views: Arc<Semaphore>,
+    pub(super) views: Scrapes,
     /// The name of this machine.
     pub(super) host_name: Arc<str>,
 }
@@ -105,10 +103,12 @@ impl Routes {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        // The metrics listener changes nothing and is scraped under names that only its operator knows.
-        if kind == Kind::Admin
-            && let Err(why) = guard::check_site(&head.headers, &self.names())
-        {
+        let good = match kind {
+            Kind::Admin => guard::check_site(&head.headers, &self.names()),
+            // It is scraped under names that only its operator knows; but no page of anybody's has to read it.
+            Kind::Metrics => guard::check_origin(&head.headers),
+        };
+        if let Err(why) = good {
             return problem(StatusCode::FORBIDDEN, &why);
         }
         let Some(route) = Route::find(kind, head.uri.path()) else {
@@ -176,19 +176,12 @@ impl Routes {
         }
     }
 
-    /// Makes an answer that looks at all sessions: one at a time, on a thread that does not forward.
+    /// Makes an answer that looks at all sessions.
     async fn view(&self, make: impl FnOnce() -> Value + Send + 'static) -> Answer {
-        let views = self.views.clone();
-        let made = tokio::spawn(async move {
-            let _permit = views.acquire_owned().await.ok()?;
-            tokio::task::spawn_blocking(move || json_answer(StatusCode::OK, &make())).await.ok()
-        });
-        match made.await {
-            Ok(Some(answer)) => answer,
-            Ok(None) | Err(_) => {
-                problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be made")
-            }
-        }
+        let made = self.views.gather(move || json_answer(StatusCode::OK, &make())).await;
+        made.unwrap_or_else(|| {
+            problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be made")
+        })
     }
 
     async fn sessions(&self, query: &str) -> Answer {

@@ -1,4 +1,4 @@
-//! Gathering the metrics where that holds up nothing else.
+//! Gathering what looks at all sessions, where that holds up nothing else.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 /// Gathering is followed by a pause of this many times the time that it took.
 const PAUSE: u32 = 9;
 
-/// One scrape at a time, and at most a tenth of the time, whoever scrapes how often.
+/// One gathering at a time, and at most a tenth of the time, whoever asks how often.
 #[derive(Debug, Clone)]
 pub(super) struct Scrapes(Arc<Semaphore>);
 
@@ -19,15 +19,14 @@ impl Default for Scrapes {
 }
 
 impl Scrapes {
-    /// Gathers when it is time, on a thread that does not forward. In a task of its own: whoever asks and goes away must
-    /// not cut the pause short. `None` where gathering fails.
+    /// Gathers when it is time, on a thread that does not forward. Whoever goes away while waiting is forgotten; once it
+    /// has begun, it goes on in a task of its own: going away must not cut the pause short. `None` where gathering fails.
     pub(super) async fn gather<T: Send + 'static>(
         &self,
         gather: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let scrapes = self.0.clone();
+        let permit = self.0.clone().acquire_owned().await.ok()?;
         let gathering = tokio::spawn(async move {
-            let permit = scrapes.acquire_owned().await.ok()?;
             let gather = move || {
                 let began = Instant::now();
                 (gather(), began.elapsed())
@@ -77,6 +76,29 @@ mod tests {
             finish.send(()).unwrap();
             assert_eq!(scrapes.gather(Instant::now).await, Some(began + 18 * SECOND), "{gone}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_goes_away_while_waiting_is_forgotten() {
+        let scrapes = Scrapes::default();
+        let gathered = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let gather = || {
+            let gathered = gathered.clone();
+            move || gathered.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        };
+        let first = scrapes.0.clone().acquire_owned().await.unwrap();
+        let mut gone = Vec::new();
+        for _ in 0..1000 {
+            let (scrapes, gather) = (scrapes.clone(), gather());
+            gone.push(tokio::spawn(async move { scrapes.gather(gather).await }));
+        }
+        tokio::task::yield_now().await;
+        for task in gone {
+            task.abort();
+            let _ = task.await;
+        }
+        drop(first);
+        assert_eq!(scrapes.gather(gather()).await, Some(0));
     }
 
     #[tokio::test(start_paused = true)]

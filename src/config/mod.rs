@@ -195,6 +195,29 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
             });
         }
     }
+    for (key, listen, token, remedy) in [
+        (
+            "AdminToken",
+            admin_listen,
+            &admin_token,
+            "put a proxy with TLS in front, or AdminListen on 127.0.0.1",
+        ),
+        (
+            "MetricsToken",
+            metrics_listen,
+            &metrics_token,
+            "set MetricsTlsCertificate and MetricsTlsPrivateKey",
+        ),
+    ] {
+        let over_tls = key == "MetricsToken" && matches!(metrics_tls, Some(Some(_)));
+        if let (Some(Some(listen)), Some(Some(_)), false) = (listen, token, over_tls)
+            && !listen.is_loopback()
+        {
+            report.warnings.push(format!(
+                "{key} travels to {listen} without TLS: whoever is on the way can read it; {remedy}"
+            ));
+        }
+    }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
         report.warnings.push("MetricsToken is set, but MetricsListen is off".into());
     }

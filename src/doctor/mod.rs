@@ -122,13 +122,13 @@ impl<S: FnMut(&Step)> Doctor<S> {
             return;
         };
         self.note(match trace::probe(&settings).await {
-            Ok(()) => Step::ok(STEP, format!("{} takes connections", settings.endpoint)),
+            Ok(()) => Step::ok(STEP, format!("{} takes connections", settings.shown_endpoint())),
             Err(error) => Step::failed(
                 STEP,
                 format!(
                     "{} cannot be reached: {error}. Is the collector up, and are the OTEL_EXPORTER_OTLP_… variables \
                      right? Relaying does not depend on it",
-                    settings.endpoint
+                    settings.shown_endpoint()
                 ),
             ),
         });

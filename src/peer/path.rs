@@ -1,11 +1,12 @@
 //! The health of the paths to the peers of sessions: the kernel is asked about each every ten seconds.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::state::sessions::{Session, SessionId};
 use crate::tcp_info;
@@ -32,7 +33,7 @@ struct Watched {
 /// The sessions whose paths are looked at. The tasks that forward are not woken for it.
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
-    watched: Arc<Mutex<HashMap<SessionId, Watched>>>,
+    watched: Arc<Mutex<BTreeMap<SessionId, Watched>>>,
     metrics: PeerMetrics,
 }
 
@@ -56,7 +57,7 @@ impl Paths {
         Self { watched: Arc::default(), metrics }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Watched>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionId, Watched>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,22 +67,32 @@ impl Paths {
         Watch { paths: self, session: session.clone(), sockets: sockets.clone() }
     }
 
-    /// Looks at all sessions, round after round, for ever.
+    /// Looks at all sessions, round after round, for ever. In the order of their numbers: each comes after the same time,
+    /// and a new one, whose number is the highest, in the round in which it began.
     pub(super) async fn keep_looking(&self) {
         loop {
-            let ids: Vec<SessionId> = self.lock().keys().copied().collect();
-            let slices = u32::try_from(ids.len().div_ceil(SLICE)).unwrap_or(u32::MAX).max(1);
+            let began = Instant::now();
+            let slices = self.lock().len().div_ceil(SLICE);
+            let slices = u32::try_from(slices).unwrap_or(u32::MAX).max(1);
             let pause = (PERIOD / slices).max(MIN_PAUSE);
-            for slice in ids.chunks(SLICE) {
-                for id in slice {
-                    self.look_at(*id);
-                }
-                sleep(pause).await;
+            let (mut last, mut done) = (Bound::Unbounded, 0);
+            while let Some(end) = self.look_at_slice(last) {
+                last = Bound::Excluded(end);
+                // Those that came during the round are its last, and soon done.
+                done = slices.min(done + 1);
+                sleep_until((began + pause * done).max(Instant::now() + MIN_PAUSE)).await;
             }
-            if ids.is_empty() {
-                sleep(PERIOD).await;
-            }
+            sleep_until(began + PERIOD).await;
         }
+    }
+
+    /// Looks at the next sessions after `last`. Gives the last of them; `None` where there are none.
+    fn look_at_slice(&self, last: Bound<SessionId>) -> Option<SessionId> {
+        let rest = (last, Bound::Unbounded);
+        let slice: Vec<SessionId> =
+            self.lock().range(rest).map(|(id, _)| *id).take(SLICE).collect();
+        slice.iter().for_each(|id| self.look_at(*id));
+        slice.last().copied()
     }
 
     fn look_at(&self, id: SessionId) {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
-use tracing::{Instrument, error, info, warn};
+use tracing::{Instrument, Span, error, info, warn};
 
 use crate::config::Config;
 use crate::link::handshake::{Established, Handshake, MachineInfo};
@@ -135,21 +135,14 @@ impl<W: Send + 'static> RouterTask<W> {
         let (connection, established) = match begun {
             Ok(begun) => begun,
             Err(error) => {
-                let outcome = Connect::from(&error);
-                span.record("error.type", outcome.name());
-                span.record("otel.status_code", "error");
-                span.record("otel.status_description", error.to_string());
-                self.metrics.connects.count(outcome);
+                self.metrics.connects.count(record_failure(&span, &error));
                 return Some(Failed { error, lived: None });
             }
         };
         let since = Instant::now();
         let (router, version) = (connection.address(), established.router_version);
         let cipher = established.cipher;
-        span.record("network.peer.address", router.ip().to_string());
-        span.record("network.peer.port", router.port());
         span.record("aspia.router.version", version.to_string());
-        drop(span);
         if *failures == 0 {
             info!(%router, %version, %cipher, "connected to the Router");
         } else {
@@ -169,12 +162,15 @@ impl<W: Send + 'static> RouterTask<W> {
             started: self.started,
             stop: stop.clone(),
         };
+        let mut span = Some(span);
         let mut served = pin!(server.run(connection, established));
-        // A link counts once: when it is known that the Router keeps it, or when it ends before that.
+        // A link counts once: when it is known that the Router keeps it, or when it ends before that. Its span is kept
+        // as long, since a white list shows only then; it ends where the authentication did, all the same.
         let (end, counted) = match timeout(REFUSED_LINK, &mut served).await {
             Ok(end) => (end, false),
             Err(_) => {
                 self.metrics.connects.count(Connect::Ok);
+                drop(span.take());
                 (served.await, true)
             }
         };
@@ -185,7 +181,12 @@ impl<W: Send + 'static> RouterTask<W> {
         };
         if !counted {
             // One that the relay itself gave up was good.
-            self.metrics.connects.count(error.as_ref().map_or(Connect::Ok, Connect::from));
+            let outcome = match (&error, &span) {
+                (Some(error), Some(span)) => record_failure(span, error),
+                (Some(error), None) => Connect::from(error),
+                (None, _) => Connect::Ok,
+            };
+            self.metrics.connects.count(outcome);
         }
         Some(Failed { error: error?, lived: Some(lived) })
     }
@@ -200,8 +201,17 @@ impl Drop for Away<'_> {
     }
 }
 
+/// Puts down in the span of an attempt why it failed. Gives the outcome that it counts as.
+fn record_failure(span: &Span, error: &LinkError) -> Connect {
+    let outcome = Connect::from(error);
+    span.record("error.type", outcome.name());
+    span.record("otel.status_code", "error");
+    span.record("otel.status_description", error.to_string());
+    outcome
+}
+
 /// The span of one attempt, from dialling to the end of the authentication.
-fn connect_span(config: &Config) -> tracing::Span {
+fn connect_span(config: &Config) -> Span {
     tracing::info_span!(
         target: SPAN_TARGET,
         "router.connect",
@@ -209,7 +219,8 @@ fn connect_span(config: &Config) -> tracing::Span {
         "otel.status_code" = Empty,
         "otel.status_description" = Empty,
         "server.address" = config.router.address.as_str(),
-        "server.port" = config.router.port,
+        // Signed: the exporter makes texts of other numbers.
+        "server.port" = i64::from(config.router.port),
         "network.transport" = "tcp",
         "network.peer.address" = Empty,
         "network.peer.port" = Empty,
@@ -218,10 +229,13 @@ fn connect_span(config: &Config) -> tracing::Span {
     )
 }
 
-/// Dials and authenticates.
+/// Dials and authenticates, in the span of the attempt.
 async fn begin(config: &Config) -> Result<(Connection, Established), LinkError> {
     let stream = dial::dial(&config.router.address, config.router.port).await?;
     let mut connection = Connection::new(stream);
+    let (span, router) = (Span::current(), connection.address());
+    span.record("network.peer.address", router.ip().to_string());
+    span.record("network.peer.port", i64::from(router.port()));
     let established = timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config))
         .await
         .map_err(|_| LinkError::AuthenticationTimeout(AUTHENTICATION_TIMEOUT))??;

@@ -16,7 +16,7 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
+    BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter, SpanLimits, SpanProcessor,
 };
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
@@ -69,7 +69,7 @@ pub fn start(settings: &TraceSettings) -> Result<Exporting, String> {
         .name("otlp-export".into())
         .spawn(move || run(runtime, stopped))
         .map_err(failed)?;
-    let outcome = Arc::new(Outcome::new(settings.endpoint.to_string()));
+    let outcome = Arc::new(Outcome::new(settings.shown_endpoint()));
     let exporter = Delivery {
         inner: Arc::new(exporter),
         runtime: handle,
@@ -81,6 +81,8 @@ pub fn start(settings: &TraceSettings) -> Result<Exporting, String> {
     let provider = SdkTracerProvider::builder()
         .with_span_processor(Counting { inner: batches, outcome: outcome.clone() })
         .with_sampler(settings.sampler.clone())
+        // Ours are few and short; the variables for limits would only take them away.
+        .with_span_limits(SpanLimits::default())
         .with_resource(settings.resource())
         .build();
     let scope = InstrumentationScope::builder("aspia_relay")

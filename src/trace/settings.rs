@@ -90,6 +90,15 @@ impl TraceSettings {
         variables.settings()
     }
 
+    /// The endpoint as it may be shown: what stands behind a question mark may be a key.
+    pub fn shown_endpoint(&self) -> String {
+        let text = self.endpoint.to_string();
+        match text.split_once('?') {
+            Some((before, _)) => format!("{before}?…"),
+            None => text,
+        }
+    }
+
     /// Whether the collector is spoken to over TLS.
     pub fn is_tls(&self) -> bool {
         self.endpoint.scheme() == Some(&Scheme::HTTPS)

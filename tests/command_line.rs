@@ -499,3 +499,37 @@ fn the_limit_on_open_files_is_raised_or_complained_of() {
     let (said, _) = start("1355");
     assert!(said.contains("only 1355 files may be open") && said.contains("need 1356"), "{said}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reload_raises_the_limit_on_open_files_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let port = free_port();
+    write(&path, 1, port, KEY, r#", "MaxPeerCount": "10", "MaxPendingPeers": "10""#);
+    let program = env!("CARGO_BIN_EXE_aspia_relay");
+    let script =
+        format!("ulimit -Sn 256 && ulimit -Hn 1000 && exec {program} --config {}", path.display());
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &script]).env_clear().stdin(Stdio::null());
+    command.env("ASPIA_RELAY_ADMIN_LISTEN", "off").env("ASPIA_LOG_TO_STDOUT", "0");
+    let relay = Running::start(&mut command);
+    relay.line("runs: Router");
+    let limit = || {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.child.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    assert_eq!(limit(), "286");
+    write(&path, 1, port, KEY, r#", "MaxPeerCount": "100", "MaxPendingPeers": "10""#);
+    relay.signal("HUP");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while limit() != "466" {
+        assert!(Instant::now() < deadline, "{}", limit());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    write(&path, 1, port, KEY, r#", "MaxPeerCount": "1000", "MaxPendingPeers": "10""#);
+    relay.signal("HUP");
+    relay.line("only 1000 files may be open");
+    assert_eq!(limit(), "1000");
+}

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -60,6 +62,9 @@ const HEADER: usize = 12;
 const FRAME: usize = 8 * 1024;
 const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
+
+/// Pairs that connect at once: a storm is another load than this one.
+const CONNECTING: usize = 64;
 
 /// The value below which `part` of the sorted values lie.
 pub fn percentile(sorted: &[u64], part: f64) -> Option<u64> {
@@ -152,9 +157,14 @@ pub async fn run(load: Load) -> Report {
     let began = Instant::now();
     let mut report = Report::default();
     // All sessions first, so that the load is even from the beginning.
+    let places = Arc::new(Semaphore::new(CONNECTING));
     let mut connecting = JoinSet::new();
     for _ in 0..load.sessions {
-        connecting.spawn(connect(load.control));
+        let places = places.clone();
+        connecting.spawn(async move {
+            let _place = places.acquire().await.map_err(io::Error::other)?;
+            connect(load.control).await
+        });
     }
     let mut pairs = Vec::new();
     while let Some(pair) = connecting.join_next().await {
@@ -295,8 +305,6 @@ async fn delays(mut from: impl AsyncReadExt + Unpin, zero: Instant) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::relay::Lab;
     use crate::router::Options;

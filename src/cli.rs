@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::node::AddressSource;
+
 /// A relay for the Aspia remote-desktop system.
 ///
 /// Without an argument it runs in the foreground with the settings of relay.json and of the environment
@@ -30,6 +32,15 @@ pub struct Arguments {
     /// Check the whole installation step by step, and say what to do about each failure; exit status 0 or 1
     #[arg(long, group = "action")]
     pub doctor: bool,
+
+    /// In a pod of Kubernetes: print the address of the node NODE_NAME, which is its external-ip, or stands in its
+    /// annotation=KEY or label=KEY
+    #[arg(long, group = "action", value_name = "SOURCE")]
+    pub node_address: Option<AddressSource>,
+
+    /// With --node-address: write it into this file instead
+    #[arg(long, value_name = "PATH", requires = "node_address")]
+    pub output: Option<PathBuf>,
 
     /// With --check-config and --doctor: print JSON
     #[arg(long)]

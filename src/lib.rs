@@ -16,11 +16,12 @@
 //! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
 //! | protocol | [`link`] | authentication and keep-alive, without I/O |
-//! | limits | [`open_files`], [`memory`] | what the settings need of the system |
+//! | command line | [`cli`] | what it is asked to do |
+//! | surroundings | [`open_files`], [`memory`], [`node`] | what the settings need of the system, what Kubernetes says of the node |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
-//! | leaves | [`secret`], [`log`], [`cli`], [`listen`], [`metrics`], [`tcp_info`], [`clock`] | secrets, the log, the command line, sockets to listen on, what metrics are made of, what the kernel knows of a connection, whether the clock can be right |
+//! | leaves | [`secret`], [`log`], [`listen`], [`metrics`], [`tcp_info`], [`clock`] | secrets, the log, sockets to listen on, what metrics are made of, what the kernel knows of a connection, whether the clock can be right |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
@@ -38,6 +39,7 @@ pub mod listen;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod node;
 pub mod open_files;
 pub mod peer;
 pub mod router;

@@ -15,6 +15,7 @@ use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor;
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
+use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::{clock, memory, open_files};
@@ -85,6 +86,8 @@ fn run(arguments: &Arguments) -> Outcome {
         check_config(&sources, arguments.json)
     } else if arguments.healthcheck {
         healthcheck(&sources)
+    } else if let Some(source) = &arguments.node_address {
+        node_address(&sources, source, arguments.output.as_deref())
     } else if arguments.doctor {
         run_doctor(&sources, arguments.json)
     } else {
@@ -130,6 +133,24 @@ fn healthcheck(sources: &Sources) -> Outcome {
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(client::healthcheck(&config)).map_err(failed)
+}
+
+/// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`.
+fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>) -> Outcome {
+    let failed = |message: String| (FAILED, message);
+    let cluster = Cluster::of_pod(&sources.environment, Path::new(SERVICE_ACCOUNT))
+        .map_err(|error| failed(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    let address = runtime.block_on(cluster.node_address(source));
+    let address = address.map_err(|error| failed(error.to_string()))? + "\n";
+    match output {
+        Some(path) => std::fs::write(path, address)
+            .map_err(|error| failed(format!("cannot write {}: {error}", path.display()))),
+        None => answer(&address),
+    }
 }
 
 fn run_doctor(sources: &Sources, json: bool) -> Outcome {

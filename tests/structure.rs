@@ -14,11 +14,12 @@ const LAYERS: &[&[&str]] = &[
     &["forward"],
     &["state"],
     &["link"],
-    &["open_files", "memory"],
+    &["cli"],
+    &["open_files", "memory", "node"],
     &["config"],
     &["trace"],
     &["wire", "crypto", "tls"],
-    &["secret", "log", "cli", "listen", "metrics", "tcp_info", "clock"],
+    &["secret", "log", "listen", "metrics", "tcp_info", "clock"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

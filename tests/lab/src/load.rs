@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::control;
 
@@ -176,8 +176,11 @@ pub async fn run(load: Load) -> Report {
     let start = Instant::now();
     let end = start + load.duration;
     let mut tasks = JoinSet::new();
-    for (client, host) in pairs {
-        tasks.spawn(session(client, host, load.kind, began, end));
+    let count = u32::try_from(pairs.len()).unwrap_or(u32::MAX).max(1);
+    for (number, (client, host)) in (0..).zip(pairs) {
+        // Sessions do not beat in time.
+        let first = start + Duration::from_secs(1) * number / count;
+        tasks.spawn(session(client, host, load.kind, Clock { zero: began, first, end }));
     }
     while let Some(seen) = tasks.join_next().await {
         report.add(seen.unwrap_or_else(|error| Err(io::Error::other(error))));
@@ -192,13 +195,19 @@ async fn connect(control: SocketAddr) -> io::Result<(TcpStream, TcpStream)> {
     control::introduction(control).await?.connect_both().await
 }
 
-async fn session(
-    client: TcpStream,
-    host: TcpStream,
-    kind: Kind,
+/// The times of one session.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    /// What delays are counted from.
     zero: Instant,
+    /// When the first message goes out.
+    first: Instant,
+    /// When the last one does.
     end: Instant,
-) -> io::Result<Seen> {
+}
+
+async fn session(client: TcpStream, host: TcpStream, kind: Kind, clock: Clock) -> io::Result<Seen> {
+    let Clock { zero, end, .. } = clock;
     let (client_read, client_write) = client.into_split();
     let (host_read, host_write) = host.into_split();
     match kind {
@@ -210,7 +219,7 @@ async fn session(
             Ok(Seen { bytes: finish(received).await?, ..Seen::default() })
         }
         Kind::Quiet => {
-            let events = tokio::spawn(paced(client_write, 1, zero, end, |_| EVENT));
+            let events = tokio::spawn(paced(client_write, 1, clock, |_| EVENT));
             let at_host = tokio::spawn(delays(host_read, zero));
             finish(events).await?;
             let (events, bytes) = finish(at_host).await?;
@@ -218,10 +227,10 @@ async fn session(
             Ok(Seen { bytes, frames: Vec::new(), events })
         }
         Kind::Desktop => {
-            let frames = tokio::spawn(paced(host_write, 30, zero, end, |n| {
+            let frames = tokio::spawn(paced(host_write, 30, clock, |n| {
                 if n % 60 == 59 { LARGE_FRAME } else { FRAME }
             }));
-            let events = tokio::spawn(paced(client_write, 60, zero, end, |_| EVENT));
+            let events = tokio::spawn(paced(client_write, 60, clock, |_| EVENT));
             let at_client = tokio::spawn(delays(client_read, zero));
             let at_host = tokio::spawn(delays(host_read, zero));
             finish(frames).await?;
@@ -259,11 +268,10 @@ async fn count(mut from: impl AsyncReadExt + Unpin) -> io::Result<u64> {
 async fn paced(
     mut to: impl AsyncWriteExt + Unpin,
     per_second: u32,
-    zero: Instant,
-    end: Instant,
+    Clock { zero, first, end }: Clock,
     size: impl Fn(u64) -> usize,
 ) -> io::Result<()> {
-    let mut ticks = interval(Duration::from_secs(1) / per_second);
+    let mut ticks = interval_at(first, Duration::from_secs(1) / per_second);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut number = 0;
     let mut message = vec![0; LARGE_FRAME];

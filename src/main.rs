@@ -175,6 +175,9 @@ fn run_doctor(sources: &Sources, json: bool) -> Outcome {
 }
 
 fn describe(invalid: &config::Invalid) -> String {
+    if let [problem] = invalid.0.problems.as_slice() {
+        return format!("configuration: {problem}");
+    }
     let problems = invalid.0.problems.iter().map(|problem| format!("\n  {problem}"));
     problems.fold(format!("{invalid}:"), |text, problem| text + &problem)
 }

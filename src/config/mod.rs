@@ -113,7 +113,7 @@ pub struct Loaded {
 
 /// Why there is no configuration: every problem at once.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the configuration has {} problem(s)", .0.problems.len())]
+#[error("the configuration has {} problems", .0.problems.len())]
 pub struct Invalid(pub Report);
 
 /// Reads and checks the configuration.
@@ -124,6 +124,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Box<Invalid>> {
     let mut report = Report::default();
     let raw = RawSettings::collect(sources, &mut report);
     let config = check(&raw, &mut report);
+    if raw.file == FileState::Absent && REQUIRED.iter().all(|key| raw.get(key).is_none()) {
+        // Nobody has configured anything yet: one problem, not three.
+        report.problems.retain(|problem| !REQUIRED.contains(&problem.key.as_str()));
+        report.problems.insert(0, nothing(&raw.path));
+    }
     match config {
         Some(config) if report.problems.is_empty() => Ok(Loaded { config, report }),
         _ => Err(Box::new(Invalid(report))),
@@ -432,6 +437,24 @@ fn shown_pem(part: Part, text: &str) -> Option<&str> {
         (Source::File(_), _) => Some(text),
         (Source::Inline(_), Part::PrivateKey) => None,
         (Source::Inline(_), _) => Some("(PEM)"),
+    }
+}
+
+/// Settings that somebody must give.
+const REQUIRED: [&str; 3] = ["RouterAddress", "RouterPublicKey", "PeerAddress"];
+
+/// The problem of a relay that nobody has configured.
+fn nothing(path: &Path) -> Problem {
+    let variables = REQUIRED.map(settings::variable).join(", ");
+    Problem {
+        key: String::new(),
+        value: None,
+        source: "nothing is set".into(),
+        expected: format!(
+            "{} in {} (which does not exist; --create-config writes one), or in the environment as {variables}",
+            REQUIRED.join(", "),
+            path.display()
+        ),
     }
 }
 

@@ -2,7 +2,6 @@
 //! one TCP connection for each introduction, a line with a JSON object for an answer.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
 ///
 /// # Errors
 /// When nobody answers, or not with an introduction.
-pub async fn introduction(control: SocketAddr) -> io::Result<Introduction> {
+pub async fn introduction(control: &str) -> io::Result<Introduction> {
     let asked = async {
         let stream = TcpStream::connect(control).await?;
         let mut answer = String::new();

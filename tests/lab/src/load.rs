@@ -1,7 +1,6 @@
 //! `relay-lab load`: many sessions at once; rates and delays.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +25,10 @@ pub enum Kind {
 }
 
 /// What to load a relay with. Bounded in count and time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Load {
-    /// Where a `relay-lab router` gives introductions.
-    pub control: SocketAddr,
+    /// Where a `relay-lab router` gives introductions, as host:port.
+    pub control: String,
     /// Sessions at once.
     pub sessions: usize,
     /// What each carries.
@@ -153,17 +152,17 @@ struct Seen {
 }
 
 /// Runs the load.
-pub async fn run(load: Load) -> Report {
+pub async fn run(load: &Load) -> Report {
     let began = Instant::now();
     let mut report = Report::default();
     // All sessions first, so that the load is even from the beginning.
     let places = Arc::new(Semaphore::new(CONNECTING));
     let mut connecting = JoinSet::new();
     for _ in 0..load.sessions {
-        let places = places.clone();
+        let (places, control) = (places.clone(), load.control.clone());
         connecting.spawn(async move {
             let _place = places.acquire().await.map_err(io::Error::other)?;
-            connect(load.control).await
+            connect(&control).await
         });
     }
     let mut pairs = Vec::new();
@@ -191,7 +190,7 @@ pub async fn run(load: Load) -> Report {
     report
 }
 
-async fn connect(control: SocketAddr) -> io::Result<(TcpStream, TcpStream)> {
+async fn connect(control: &str) -> io::Result<(TcpStream, TcpStream)> {
     control::introduction(control).await?.connect_both().await
 }
 
@@ -322,11 +321,11 @@ mod tests {
         let Lab { router, relay: _relay } =
             Lab::start(Options::default(), &[("MaxPeerCount", "10")]).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let control = listener.local_addr().unwrap();
+        let control = listener.local_addr().unwrap().to_string();
         let serving = tokio::spawn(control::serve(listener, Arc::new(router)));
         for kind in [Kind::Desktop, Kind::Quiet, Kind::Bulk] {
-            let load = Load { control, sessions: 3, kind, duration: Duration::from_millis(500) };
-            let report = run(load).await;
+            let (control, duration) = (control.clone(), Duration::from_millis(500));
+            let report = run(&Load { control, sessions: 3, kind, duration }).await;
             assert_eq!((report.sessions, report.failed), (3, 0), "{:?}", report.reason);
             assert!(report.bytes > 0);
             assert_eq!(report.frames.is_empty(), kind != Kind::Desktop);

@@ -42,24 +42,27 @@ enum Command {
         /// File that keeps the private key (made where it is missing); without it, a new key each time
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
+        /// Make the private key from this word: the same each time, and known to everybody who knows the word
+        #[arg(long, value_name = "WORD", conflicts_with = "key")]
+        key_of: Option<String>,
         /// Which Router to be
         #[arg(long, value_enum, default_value = "2.7")]
         version: Version,
     },
     /// Two peers, introduced by a `relay-lab router`; verified data both ways
     Peers {
-        /// The Router's --control
+        /// The Router's --control, by name or address
         #[arg(long, default_value = "127.0.0.1:8061")]
-        control: SocketAddr,
+        control: String,
         /// Mebibytes in each direction
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65536))]
         mib: u64,
     },
     /// Many sessions at once, introduced by a `relay-lab router`; rates and delays
     Load {
-        /// The Router's --control
+        /// The Router's --control, by name or address
         #[arg(long, default_value = "127.0.0.1:8061")]
-        control: SocketAddr,
+        control: String,
         /// Sessions at once
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=10000))]
         sessions: u16,
@@ -69,6 +72,9 @@ enum Command {
         /// How long
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86400))]
         seconds: u64,
+        /// How often, each time with new sessions
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        rounds: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -87,16 +93,10 @@ enum Version {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Demo { mib } => demo::run(mib).await,
-        Command::Router { listen, control, key, version } => {
-            router(listen, control, key.as_deref(), version).await
-        }
-        Command::Peers { control, mib } => peers(control, mib).await,
-        Command::Load { control, sessions, kind, seconds, json } => {
-            let duration = Duration::from_secs(seconds);
-            run_load(Load { control, sessions: sessions.into(), kind, duration }, json).await
-        }
+    let command = Arguments::parse().command;
+    let result = tokio::select! {
+        result = run(command) => result,
+        stopped = asked_to_stop() => stopped,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,16 +107,44 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Returns when somebody wants the program to end. As the first process of a container it would not end otherwise.
+async fn asked_to_stop() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            stopped = tokio::signal::ctrl_c() => stopped,
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
+async fn run(command: Command) -> io::Result<()> {
+    match command {
+        Command::Demo { mib } => demo::run(mib).await,
+        Command::Router { listen, control, key, key_of, version } => match key_for(key, key_of) {
+            Ok(private) => router(listen, control, private, version).await,
+            Err(error) => Err(error),
+        },
+        Command::Peers { control, mib } => peers(&control, mib).await,
+        Command::Load { control, sessions, kind, seconds, rounds, json } => {
+            let duration = Duration::from_secs(seconds);
+            let load = Load { control, sessions: sessions.into(), kind, duration };
+            run_load(&load, rounds, json).await
+        }
+    }
+}
+
 async fn router(
     listen: SocketAddr,
     control: SocketAddr,
-    key: Option<&Path>,
+    private: PrivateKey,
     version: Version,
 ) -> io::Result<()> {
-    let private = match key {
-        None => PrivateKey::generate().map_err(io::Error::other)?,
-        Some(path) => kept_key(path)?,
-    };
     let version = match version {
         Version::V2_7 => RouterVersion::V2_7,
         Version::V2_6 => RouterVersion::V2_6,
@@ -162,7 +190,15 @@ async fn router(
     tokio::select! {
         () = control::serve(introductions, router.clone()) => Ok(()),
         () = watch => Ok(()),
-        stopped = tokio::signal::ctrl_c() => stopped,
+    }
+}
+
+/// The private key that was asked for.
+fn key_for(file: Option<PathBuf>, word: Option<String>) -> io::Result<PrivateKey> {
+    match (file, word) {
+        (Some(path), _) => kept_key(&path),
+        (None, Some(word)) => LabRouter::key_of(&word).map_err(io::Error::other),
+        (None, None) => PrivateKey::generate().map_err(io::Error::other),
     }
 }
 
@@ -189,7 +225,7 @@ fn kept_key(path: &Path) -> io::Result<PrivateKey> {
     }
 }
 
-async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
+async fn peers(control: &str, mib: u64) -> io::Result<()> {
     let introduction = control::introduction(control).await?;
     say(&format!(
         "introduced with key {} at {}:{}",
@@ -215,15 +251,19 @@ async fn peers(control: SocketAddr, mib: u64) -> io::Result<()> {
     Ok(())
 }
 
-async fn run_load(load: Load, json: bool) -> io::Result<()> {
-    let report = load::run(load).await;
-    if json {
-        say(&format!("{:#}", report.json()));
-    } else {
-        say(report.table().trim_end());
+async fn run_load(load: &Load, rounds: u32, json: bool) -> io::Result<()> {
+    let mut failed = 0;
+    for _ in 0..rounds {
+        let report = load::run(load).await;
+        if json {
+            say(&format!("{:#}", report.json()));
+        } else {
+            say(report.table().trim_end());
+        }
+        failed += report.failed;
     }
-    if report.failed > 0 {
-        return Err(io::Error::other(format!("{} sessions failed", report.failed)));
+    if failed > 0 {
+        return Err(io::Error::other(format!("{failed} sessions failed")));
     }
     Ok(())
 }

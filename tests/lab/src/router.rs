@@ -13,6 +13,7 @@ use aspia_relay::wire::router::{
     REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayKeyUsed, RelayStat, RelayToRouter,
     RouterToRelay, SESSION_TYPE_RELAY, ServerHello, SessionChallenge, SessionResponse, Version,
 };
+use aws_lc_rs::digest::{SHA256, digest};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -187,6 +188,15 @@ impl LabRouter {
         let task = accept(listener, shared.clone(), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         Ok(Self { address, shared, _stop: stop.drop_guard() })
+    }
+
+    /// The private key that belongs to a word: for demonstrations, where it has to be known beforehand.
+    ///
+    /// # Errors
+    /// [`CryptoError`], which none should.
+    pub fn key_of(word: &str) -> Result<PrivateKey, CryptoError> {
+        let digest = digest(&SHA256, format!("relay-lab {word}").as_bytes());
+        PrivateKey::from_slice(digest.as_ref())
     }
 
     /// Where it listens.

@@ -14,21 +14,168 @@ pub fn needed(config: &Config) -> u64 {
     PROGRAM + config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING
 }
 
-/// Bytes that this process may still take: of the machine, or of its control group where that is less; `None` where
-/// the system does not say.
+/// Bytes that this process may take; see [`available_to`].
 pub fn available() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        use procfs::{Current, Meminfo};
+    available_to(None)
+}
 
-        let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-            .iter()
-            .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok());
-        let machine = Meminfo::current().ok()?.mem_available?;
-        Some(group.map_or(machine, |limit: u64| limit.min(machine)))
-    }
-    #[cfg(not(target_os = "linux"))]
+/// Bytes that a process (`None` is this one) may take in all, with what it holds already: of the machine, or of its
+/// control groups where that is less; `None` where the system does not say.
+#[cfg(target_os = "linux")]
+pub fn available_to(process: Option<i32>) -> Option<u64> {
+    use procfs::process::Process;
+    use procfs::{Current, Meminfo, WithCurrentSystemInfo};
+
+    let held = match process {
+        Some(pid) => Process::new(pid),
+        None => Process::myself(),
+    };
+    let held = held.ok()?.stat().ok()?.rss_bytes().get();
+    let machine = Meminfo::current().ok()?.mem_available?;
+    let groups = groups::left(std::path::Path::new("/"), process);
+    Some(groups.map_or(machine, |left| left.min(machine)) + held)
+}
+
+/// Bytes that a process may take: this system does not say.
+#[cfg(not(target_os = "linux"))]
+pub fn available_to(_process: Option<i32>) -> Option<u64> {
     None
+}
+
+/// Limits of control groups.
+#[cfg(target_os = "linux")]
+mod groups {
+    use std::path::{Component, Path};
+
+    use procfs::{FromRead, ProcessCGroups};
+
+    /// What a version of control groups calls its files.
+    struct Files {
+        limit: &'static str,
+        used: &'static str,
+        /// In `memory.stat`: what of `used` is a cache that the kernel gives up when memory runs short.
+        cache: &'static str,
+    }
+
+    const V1: Files = Files {
+        limit: "memory.limit_in_bytes",
+        used: "memory.usage_in_bytes",
+        cache: "total_inactive_file ",
+    };
+    const V2: Files =
+        Files { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
+
+    /// Bytes that the control groups of a process leave it: the least of its own group and of all above. `None` where
+    /// none of them has a limit. `root` is `/`.
+    pub(super) fn left(root: &Path, process: Option<i32>) -> Option<u64> {
+        let process = process.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+        let groups = ProcessCGroups::from_file(root.join("proc").join(process).join("cgroup"));
+        let mounts = root.join("sys/fs/cgroup");
+        let left = groups.ok()?.0.into_iter().filter_map(|group| {
+            if group.controllers.iter().any(|controller| controller == "memory") {
+                lineage(&mounts.join("memory"), &group.pathname, &V1)
+            } else if group.hierarchy == 0 {
+                lineage(&mounts, &group.pathname, &V2)
+            } else {
+                None
+            }
+        });
+        left.min()
+    }
+
+    /// The least of `group` and of all above it. Groups that are not there are passed over: a container may see its
+    /// own group as the root of the tree, while the path is that of the machine outside.
+    fn lineage(mount: &Path, group: &str, files: &Files) -> Option<u64> {
+        let inside: Vec<_> = Path::new(group)
+            .components()
+            .filter(|component| *component != Component::RootDir)
+            .collect();
+        // A group outside what this process may see.
+        let inside = if inside.contains(&Component::ParentDir) { Vec::new() } else { inside };
+        (0..=inside.len())
+            .filter_map(|depth| {
+                left_in(&mount.join(inside[..depth].iter().collect::<std::path::PathBuf>()), files)
+            })
+            .min()
+    }
+
+    /// What one group leaves; `None` where it has no limit.
+    fn left_in(group: &Path, files: &Files) -> Option<u64> {
+        let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        // "max" is no number and no limit.
+        let limit = number(files.limit)?;
+        let cache = read("memory.stat").and_then(|stat| {
+            stat.lines().find_map(|line| line.strip_prefix(files.cache)?.trim().parse().ok())
+        });
+        let used = number(files.used).unwrap_or(0).saturating_sub(cache.unwrap_or(0));
+        Some(limit.saturating_sub(used))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// A tree with these files.
+        fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+            let root = tempfile::tempdir().unwrap();
+            for (path, content) in files {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, content).unwrap();
+            }
+            root
+        }
+
+        #[test]
+        fn the_least_that_any_group_leaves_counts() {
+            let root = tree(&[
+                ("proc/self/cgroup", "0::/system.slice/relay.service\n"),
+                ("proc/7/cgroup", "0::/user.slice\n"),
+                ("sys/fs/cgroup/system.slice/memory.max", "1000\n"),
+                ("sys/fs/cgroup/system.slice/memory.current", "900\n"),
+                ("sys/fs/cgroup/system.slice/memory.stat", "anon 1\ninactive_file 300\n"),
+                ("sys/fs/cgroup/system.slice/relay.service/memory.max", "max\n"),
+                ("sys/fs/cgroup/system.slice/relay.service/memory.current", "5\n"),
+                ("sys/fs/cgroup/user.slice/memory.max", "2000\n"),
+                ("sys/fs/cgroup/user.slice/memory.current", "2500\n"),
+            ]);
+            // 900 are used, but 300 of these can be had back.
+            assert_eq!(left(root.path(), None), Some(400));
+            assert_eq!(left(root.path(), Some(7)), Some(0), "used up");
+            assert_eq!(left(root.path(), Some(8)), None, "not known");
+        }
+
+        #[test]
+        fn the_first_version_has_other_names() {
+            let root = tree(&[
+                ("proc/self/cgroup", "9:cpu:/\n4:cpuset,memory:/docker/abc\n0::/\n"),
+                ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+                ("sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "5000\n"),
+                ("sys/fs/cgroup/memory/docker/memory.usage_in_bytes", "1000\n"),
+                (
+                    "sys/fs/cgroup/memory/docker/memory.stat",
+                    "inactive_file 1\ntotal_inactive_file 10\n",
+                ),
+                ("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "4500\n"),
+                ("sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes", "100\n"),
+            ]);
+            assert_eq!(left(root.path(), None), Some(4010));
+        }
+
+        #[test]
+        fn a_container_sees_its_group_as_the_root() {
+            for path in ["/docker/abc", "/../other"] {
+                let root = tree(&[
+                    ("proc/self/cgroup", &format!("0::{path}\n")),
+                    ("sys/fs/cgroup/memory.max", "700\n"),
+                ]);
+                assert_eq!(left(root.path(), None), Some(700), "{path}");
+            }
+            let unlimited = tree(&[("proc/self/cgroup", "0::/\n")]);
+            assert_eq!(left(unlimited.path(), None), None);
+        }
+    }
 }
 
 /// What the settings take, and what there is, in words.

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::port_holder::{self, Holder};
+
 /// Connections that the kernel keeps until they are accepted; it lowers this to its own limit
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -27,24 +29,28 @@ pub struct BindError {
     purpose: Purpose,
     address: SocketAddr,
     error: io::Error,
-    holder: Option<String>,
+    holders: Vec<Holder>,
 }
 
 impl std::error::Error for BindError {}
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { purpose, address, error, holder } = self;
+        let Self { purpose, address, error, holders } = self;
         let Purpose { callers, address_setting, port_setting } = purpose;
         write!(f, "cannot listen for {callers} on {address}: {error}")?;
         match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                match holder {
-                    Some(holder) => write!(f, "; the port is held by {holder}")?,
-                    None => f.write_str("; another program holds the port")?,
-                }
-                write!(f, ". Stop it, or set {port_setting} to a free port")
-            }
+            // Whoever it is may be what is wanted, such as another relay.
+            io::ErrorKind::AddrInUse if holders.is_empty() => write!(
+                f,
+                "; the program that holds the port cannot be seen by this user (root sees it: ss -ltnp). Find out \
+                 what it is, or set {port_setting} to a free port"
+            ),
+            io::ErrorKind::AddrInUse => write!(
+                f,
+                "; the port is held by {}. Stop it, or set {port_setting} to a free port",
+                port_holder::list(holders)
+            ),
             io::ErrorKind::AddrNotAvailable => {
                 write!(
                     f,
@@ -67,9 +73,9 @@ impl BindError {
         self.error.kind() == io::ErrorKind::AddrInUse
     }
 
-    /// Who that is, where it can be found out.
-    pub fn holder(&self) -> Option<&str> {
-        self.holder.as_deref()
+    /// Who that is; nobody where it cannot be found out.
+    pub fn holders(&self) -> &[Holder] {
+        &self.holders
     }
 }
 
@@ -110,8 +116,11 @@ fn bind_with(
         }),
     };
     result.map_err(|(address, error)| {
-        let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| holder(port)).flatten();
-        BindError { purpose, address, error, holder }
+        let holders = match error.kind() {
+            io::ErrorKind::AddrInUse => port_holder::find(port),
+            _ => Vec::new(),
+        };
+        BindError { purpose, address, error, holders }
     })
 }
 
@@ -132,16 +141,6 @@ fn listen(
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
-}
-
-#[cfg(target_os = "linux")]
-fn holder(port: u16) -> Option<String> {
-    super::port_holder::find(port)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn holder(_port: u16) -> Option<String> {
-    None
 }
 
 #[cfg(test)]

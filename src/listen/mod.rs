@@ -2,5 +2,4 @@
 
 pub mod accept;
 pub mod bind;
-#[cfg(target_os = "linux")]
-mod port_holder;
+pub mod port_holder;

@@ -76,6 +76,13 @@ impl fmt::Display for LinkError {
                             "refused; is the Router running there, and RouterPort right?"
                         }
                         io::ErrorKind::TimedOut => "timed out; does a firewall drop it?",
+                        io::ErrorKind::NetworkUnreachable => {
+                            "network unreachable; this machine has no route there: is its network up, and for an \
+                             IPv6 address, does it have IPv6?"
+                        }
+                        io::ErrorKind::HostUnreachable => {
+                            "no route to host; is the address right and that machine up, or does a firewall reject it?"
+                        }
                         _ => "",
                     };
                     if remedy.is_empty() {

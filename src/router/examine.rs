@@ -1,6 +1,6 @@
 //! Looks at a Router without offering it a key; for the doctor.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use prost::Message;
@@ -10,6 +10,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::crypto::{Cipher, Iv, PrivateKey};
+use crate::link::handshake::{Established, HandshakeError};
+use crate::wire::frame::FrameError;
 use crate::wire::router::{ClientHello, IDENTIFY_ANONYMOUS, ServerHello, Version};
 
 use super::connection::Connection;
@@ -23,6 +25,8 @@ pub struct Examined {
     pub version: Version,
     /// The cipher that it chose.
     pub cipher: Cipher,
+    /// The address that this machine dialled from: the one that the Router sees, unless it is translated on the way.
+    pub local: Option<IpAddr>,
     /// Whether it kept the link, and how long that was watched. It ends one at once where its white list of relays
     /// does not have this one.
     pub kept: Result<Duration, LinkError>,
@@ -37,18 +41,7 @@ pub async fn examine(
     address: SocketAddr,
     limit: Duration,
 ) -> Result<Examined, LinkError> {
-    let authenticated = async {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| LinkError::Connect(vec![(address, error)]))?;
-        stream.set_nodelay(true).map_err(|error| LinkError::Connect(vec![(address, error)]))?;
-        let mut connection = Connection::new(stream);
-        let established = authenticate(&mut connection, config).await?;
-        Ok::<_, LinkError>((connection, established))
-    };
-    let (connection, established) = timeout(limit, authenticated)
-        .await
-        .map_err(|_| LinkError::AuthenticationTimeout(limit))??;
+    let (connection, established, local) = connect(config, address, limit).await?;
     let since = Instant::now();
     let (mut reader, mut writer) = connection.split();
     // The last answer of the authentication may still wait here.
@@ -58,15 +51,59 @@ pub async fn examine(
         }
     }
     // Whatever it says, but an end.
-    let ended = timeout(REFUSED_LINK, async { while let Ok(Some(_)) = reader.next().await {} });
-    let kept = match ended.await {
-        Ok(()) => Err(LinkError::Denied(since.elapsed())),
-        Err(_) => Ok(REFUSED_LINK),
-    };
-    Ok(Examined { version: established.router_version, cipher: established.cipher, kept })
+    let ended = timeout(REFUSED_LINK, async {
+        loop {
+            match reader.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(FrameError::Io(_) | FrameError::Torn) => {
+                    break LinkError::Denied(since.elapsed());
+                }
+                // That is no white list, but a Router that does not speak as it should.
+                Err(error) => break LinkError::Frame(error),
+            }
+        }
+    });
+    Ok(Examined {
+        version: established.router_version,
+        cipher: established.cipher,
+        local,
+        kept: ended.await.map_or(Ok(REFUSED_LINK), Err),
+    })
 }
 
-/// Time for an answer to the greeting of the 3.0 dialect.
+/// Connects and authenticates; also gives the address that this machine dialled from.
+async fn connect(
+    config: &Config,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<(Connection, Established, Option<IpAddr>), LinkError> {
+    let authenticated = async {
+        let failed = |error| LinkError::Connect(vec![(address, error)]);
+        let stream = TcpStream::connect(address).await.map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        let local = stream.local_addr().ok().map(|local| local.ip());
+        let mut connection = Connection::new(stream);
+        let established = authenticate(&mut connection, config).await?;
+        Ok((connection, established, local))
+    };
+    timeout(limit, authenticated).await.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))
+}
+
+/// Whether a Router of the 2.x dialect listens there, with whatever key and version. Hangs up as soon as that is
+/// known.
+pub async fn is_second_generation(config: &Config, address: SocketAddr) -> bool {
+    use HandshakeError::{KeyMismatch, NoVersion, RelaysNotAllowed, Version};
+
+    matches!(
+        connect(config, address, GREETING).await,
+        Ok(_)
+            | Err(LinkError::Handshake(
+                KeyMismatch | NoVersion | RelaysNotAllowed(_) | Version { .. }
+            ))
+    )
+}
+
+/// Time for an answer to a greeting that only asks which dialect is spoken.
 const GREETING: Duration = Duration::from_secs(10);
 /// An authentication frame of that dialect (section 7 of the protocol notes).
 const AUTHENTICATION_FRAME: u8 = 2;

@@ -12,7 +12,7 @@ use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Config, Loaded, exposed};
-use aspia_relay::doctor;
+use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
@@ -157,12 +157,14 @@ fn run_doctor(sources: &Sources, json: bool) -> Outcome {
     let failed = |error: io::Error| (FAILED, error.to_string());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
-    let report = runtime.block_on(doctor::run(sources, |step| {
+    let say = |step: &doctor::report::Step| {
         // Each line as soon as it is known; whoever does not read on misses it.
         if !json {
             let _ = answer(&format!("{step}\n"));
         }
-    }));
+    };
+    let surroundings = Surroundings::of_process(sources);
+    let report = runtime.block_on(doctor::run(sources, surroundings, say));
     runtime.shutdown_background();
     if json {
         answer(&format!("{:#}\n", report.json()))?;

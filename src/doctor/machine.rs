@@ -6,127 +6,156 @@ use crate::admin::kind::Kind;
 use crate::clock;
 use crate::config::{Config, tls_key};
 use crate::listen::bind;
+use crate::listen::port_holder;
 use crate::memory;
 use crate::open_files::{self, Limit};
 
-use super::peers::Port;
-use super::report::Step;
+use super::port::Port;
+use super::report::{
+    ADMIN_LISTEN, CLOCK, MEMORY, METRICS_LISTEN, METRICS_TLS, OPEN_FILES, PIPES, Step,
+};
+use super::running::Running;
 
 pub(super) fn clock(now: SystemTime) -> Step {
-    const STEP: &str = "clock";
     match clock::warning(now) {
-        Some(warning) => Step::failed(STEP, warning),
-        None => Step::ok(STEP, format!("it says {}", clock::shown(now))),
+        Some(warning) => Step::failed(CLOCK, warning),
+        None => Step::ok(CLOCK, format!("it says {}", clock::shown(now))),
     }
 }
 
-/// Whether a listener for HTTP can be had; `port` says whether a relay runs already.
-pub(super) fn http(config: &Config, kind: Kind, port: &Port) -> Step {
+/// Whether a listener for HTTP can be had; `port` and `running` say whether a relay has it already.
+pub(super) fn http(config: &Config, kind: Kind, port: &Port, running: &Running) -> Step {
     let (step, listen) = match kind {
-        Kind::Admin => ("AdminListen", config.startup.admin_listen),
-        Kind::Metrics => ("MetricsListen", config.startup.metrics_listen),
+        Kind::Admin => (ADMIN_LISTEN, config.startup.admin_listen),
+        Kind::Metrics => (METRICS_LISTEN, config.startup.metrics_listen),
     };
     let Some(listen) = listen else {
         return Step::skipped(step, "off");
     };
-    match bind::bind(kind.purpose(), listen.interface, listen.port) {
-        Ok(_) => Step::ok(step, format!("{listen} is free")),
-        Err(error) if error.is_taken() && port.is_relay() => {
-            Step::ok(step, format!("{listen} is taken, presumably by the relay that runs"))
-        }
-        Err(error) => Step::failed(step, error.to_string()),
+    let error = match bind::bind(kind.purpose(), listen.interface, listen.port) {
+        Ok(_) => return Step::ok(step, format!("{listen} is free")),
+        Err(error) => error,
+    };
+    if !error.is_taken() {
+        return Step::failed(step, error.to_string());
     }
+    if kind == Kind::Admin && running.relay().is_some() {
+        return Step::ok(step, format!("the relay that runs answers on {listen}"));
+    }
+    let holders = error.holders();
+    let relay = running.pid().or(port.pid());
+    if holders.iter().any(|holder| Some(holder.pid) == relay) {
+        let holders = port_holder::list(holders);
+        return Step::ok(step, format!("{listen} is held by the relay that runs ({holders})"));
+    }
+    if holders.is_empty() {
+        let seen = format!(
+            "{listen} is held by a program that this user cannot see; it may be the relay. Run the doctor as root or \
+             as the relay's user to see which"
+        );
+        return Step::hint(step, seen);
+    }
+    Step::failed(step, error.to_string())
 }
 
-pub(super) fn tls(config: &Config) -> Step {
-    const STEP: &str = "TLS of the metrics listener";
+pub(super) fn tls(config: &Config, now: SystemTime) -> Step {
     let Some(files) = &config.metrics_tls else {
-        return Step::skipped(STEP, "off (MetricsTlsCertificate is not set)");
+        return Step::skipped(METRICS_TLS, "off (MetricsTlsCertificate is not set)");
     };
     match files.load() {
-        Err(error) => {
-            Step::failed(STEP, format!("{}: expected {}", tls_key(error.part), error.expected))
-        }
-        Ok(server) => match server.valid.complaint(SystemTime::now()) {
-            Some(complaint) => Step::failed(STEP, format!("MetricsTlsCertificate {complaint}")),
+        Err(error) => Step::failed(
+            METRICS_TLS,
+            format!("{}: expected {}", tls_key(error.part), error.expected),
+        ),
+        Ok(server) => match server.valid.complaint(now) {
+            Some(complaint) => {
+                Step::failed(METRICS_TLS, format!("MetricsTlsCertificate {complaint}"))
+            }
             None => {
                 let until = SystemTime::UNIX_EPOCH + server.valid.not_after;
                 let until = humantime::format_rfc3339_seconds(until);
-                Step::ok(STEP, format!("the certificate is good until {until}"))
+                Step::ok(METRICS_TLS, format!("the certificate is good until {until}"))
             }
         },
     }
 }
 
-pub(super) fn open_files(config: &Config) -> Step {
-    const STEP: &str = "open files";
+/// The limit on open files: of the relay that runs where its process is known, otherwise of the doctor itself.
+pub(super) fn open_files(config: &Config, relay: Option<i32>) -> Step {
     let needed = open_files::needed(config);
-    match open_files::limit() {
-        Some(Limit { hard: Some(hard), .. }) if hard < needed => {
-            Step::failed(STEP, open_files::warning(config, hard))
+    let of_relay = relay.and_then(|pid| Some((pid, limit_of(pid)?)));
+    let (limit, whose) = match of_relay {
+        // It has raised its soft limit already, and does not do so again by itself.
+        Some((pid, limit)) => {
+            (limit.soft, format!("the limit is that of the relay that runs (process {pid})"))
         }
-        Some(Limit { hard, .. }) => Step::ok(
-            STEP,
+        None => match open_files::limit() {
+            Some(Limit { hard, .. }) => (
+                hard,
+                "the limit is the doctor's own; a relay that a service manager or another user starts may have \
+                 another"
+                    .to_owned(),
+            ),
+            None => return Step::skipped(OPEN_FILES, "this system has no such limit"),
+        },
+    };
+    let step = match limit {
+        Some(limit) if limit < needed => {
+            Step::failed(OPEN_FILES, open_files::warning(config, limit))
+        }
+        limit => Step::ok(
+            OPEN_FILES,
             format!(
                 "{needed} are enough for MaxPeerCount {} and MaxPendingPeers {}; {} may be open",
                 config.max_sessions,
                 config.max_pending_peers,
-                hard.map_or_else(|| "any number".to_owned(), |hard| hard.to_string())
+                limit.map_or_else(|| "any number".to_owned(), |limit| limit.to_string())
             ),
         ),
-        None => Step::skipped(STEP, "this system has no such limit"),
-    }
+    };
+    Step { details: vec![whose], ..step }
+}
+
+/// The limit of another process; `None` where it cannot be seen.
+#[cfg(target_os = "linux")]
+fn limit_of(pid: i32) -> Option<Limit> {
+    use procfs::process::{LimitValue, Process};
+
+    let limit = Process::new(pid).ok()?.limits().ok()?.max_open_files;
+    let number = |value| match value {
+        LimitValue::Unlimited => None,
+        LimitValue::Value(number) => Some(number),
+    };
+    Some(Limit { soft: number(limit.soft_limit), hard: number(limit.hard_limit) })
+}
+
+/// The limit of another process, which cannot be seen here.
+#[cfg(not(target_os = "linux"))]
+fn limit_of(_pid: i32) -> Option<Limit> {
+    None
 }
 
 /// Whether the memory that is `available`, in bytes, is enough.
 pub(super) fn memory(config: &Config, available: Option<u64>) -> Step {
-    const STEP: &str = "memory";
     let Some(available) = available else {
-        return Step::skipped(STEP, "this system does not say how much there is");
+        return Step::skipped(MEMORY, "this system does not say how much there is");
     };
     match memory::warning(config, available) {
-        Some(warning) => Step::hint(STEP, warning),
-        None => Step::ok(STEP, memory::comparison(config, available)),
+        Some(warning) => Step::hint(MEMORY, warning),
+        None => Step::ok(MEMORY, memory::comparison(config, available)),
     }
 }
 
+/// Nothing can be wrong with them as long as the relay copies.
 pub(super) fn pipes() -> Step {
-    const STEP: &str = "pipes";
-    const LIMIT: &str = "/proc/sys/fs/pipe-user-pages-soft";
-    match std::fs::read_to_string(LIMIT) {
-        Ok(pages) => Step::ok(
-            STEP,
-            format!(
-                "{} pages for one user ({LIMIT}); this version copies and needs none",
-                pages.trim()
-            ),
-        ),
-        Err(_) => Step::skipped(STEP, "this version copies and needs none"),
-    }
+    Step::skipped(PIPES, "not looked at: this version copies and needs none")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
-    use crate::config::sources::Sources;
     use crate::doctor::report::Outcome;
-
-    fn config(settings: &[(&str, &str)]) -> Config {
-        let key = include_str!("../../tests/vectors/router.pub");
-        let required = [
-            ("ROUTER_ADDRESS", "r.example"),
-            ("ROUTER_PUBLIC_KEY", key),
-            ("PEER_ADDRESS", "p.example"),
-        ];
-        let environment = required
-            .iter()
-            .chain(settings)
-            .map(|(name, value)| (format!("ASPIA_RELAY_{name}"), (*value).to_owned()))
-            .collect();
-        let sources = Sources { path: "none".into(), path_is_explicit: false, environment };
-        config::load(&sources).unwrap().config
-    }
+    use crate::doctor::testing::config;
 
     #[test]
     fn memory_is_compared_with_the_limits() {
@@ -145,5 +174,19 @@ mod tests {
         assert!(
             cfg!(not(target_os = "linux")) || memory::available().is_some_and(|bytes| bytes > 0)
         );
+    }
+
+    #[test]
+    fn it_is_said_whose_limit_on_open_files_it_is() {
+        let config = config(&[]);
+        let own = open_files(&config, None);
+        assert!(own.details[0].contains("the doctor's own"), "{own}");
+        // One that has gone meanwhile.
+        assert_eq!(open_files(&config, Some(i32::MAX)).details, own.details);
+        if cfg!(target_os = "linux") {
+            let pid = i32::try_from(std::process::id()).unwrap();
+            let of_relay = open_files(&config, Some(pid));
+            assert!(of_relay.details[0].contains(&format!("process {pid}")), "{of_relay}");
+        }
     }
 }

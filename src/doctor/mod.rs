@@ -1,35 +1,58 @@
 //! `--doctor`: looks at a whole installation, step by step, and says what to do.
 //!
 //! It never disturbs a relay that runs on the machine: what that one holds is only connected to, and no key is
-//! ever offered to the Router.
+//! ever offered to the Router. The port of peers is held for the pairing alone.
 
+mod address;
 mod machine;
-mod peers;
+mod pairing;
+mod port;
 pub mod report;
 mod router;
+mod running;
 
 use std::time::SystemTime;
 
-use crate::config::exposed;
+use crate::admin::kind::Kind;
+use crate::config::exposed::{self, SecretFile};
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
-use crate::config::{self, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::memory;
 use crate::trace;
 use crate::trace::settings::TraceSettings;
 
-use peers::Port;
-use report::{Report, Step};
+use port::Port;
+use report::{CONFIGURATION, NEED_CONFIGURATION, Report, SECRET_FILES, Step, TRACE_COLLECTOR};
+use running::Running;
 
-/// Takes all steps, and shows each to `say` when it is taken. Lasts about a minute at worst.
-pub async fn run(sources: &Sources, say: impl FnMut(&Step)) -> Report {
-    let mut doctor = Doctor { report: Report::default(), say };
+/// What the doctor takes for granted about where it runs. Injected, so that tests can run elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings {
+    /// The time.
+    pub now: SystemTime,
+    /// Whether this is a container, where "every user" may be nobody else.
+    pub in_container: bool,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub fn of_process(sources: &Sources) -> Self {
+        Self { now: SystemTime::now(), in_container: exposed::in_container(sources) }
+    }
+}
+
+/// Takes all steps, and shows each to `say` when it is taken. Whatever goes wrong, each step of
+/// [`report::STEPS`] is there at least once.
+pub async fn run(sources: &Sources, surroundings: Surroundings, say: impl FnMut(&Step)) -> Report {
+    let mut doctor = Doctor { report: Report::default(), surroundings, say };
     doctor.run(sources).await;
     doctor.report
 }
 
 struct Doctor<S> {
     report: Report,
+    surroundings: Surroundings,
     say: S,
 }
 
@@ -46,85 +69,112 @@ impl<S: FnMut(&Step)> Doctor<S> {
     }
 
     async fn run(&mut self, sources: &Sources) {
-        self.note(machine::clock(SystemTime::now()));
-        let Some(Loaded { config, report }) = self.configuration(sources) else {
-            let why = "the configuration is wrong: mend that first";
-            self.note(Step::skipped("everything else", why));
-            return;
-        };
+        self.note(machine::clock(self.surroundings.now));
+        let (config, report) = self.configuration(sources);
         self.secrets(sources, &report);
-        self.note_all(router::check(&config).await);
-        let port = Port::look(&config).await;
-        self.note(port.step(&config));
-        let addresses = peers::address(&config).await;
-        self.note(addresses.step.clone());
-        self.note(peers::pairing(&config, &port, &addresses).await);
-        for kind in [crate::admin::kind::Kind::Admin, crate::admin::kind::Kind::Metrics] {
-            self.note(machine::http(&config, kind, &port));
+        match config {
+            Some(config) => self.installation(&config, &report).await,
+            None => self.note_all(NEED_CONFIGURATION.iter().map(|step| {
+                Step::skipped(step, "not looked at: the configuration is wrong, mend that first")
+            })),
         }
-        self.note(machine::tls(&config));
         self.collector(sources).await;
-        self.note(machine::open_files(&config));
-        self.note(machine::memory(&config, memory::available()));
         self.note(machine::pipes());
     }
 
-    /// The configuration, if it is good, and where each value came from.
-    fn configuration(&mut self, sources: &Sources) -> Option<Loaded> {
-        const STEP: &str = "configuration";
+    /// The steps of [`NEED_CONFIGURATION`].
+    async fn installation(&mut self, config: &Config, report: &ConfigReport) {
+        self.note_all(router::check(config).await);
+        let addresses = address::resolve(config).await;
+        self.note(addresses.step.clone());
+        let running = Running::ask(config).await;
+        let (port, listener) = Port::look(config, &running);
+        self.note(port.step(config));
+        // From here to the end of the pairing a relay that starts would find the port taken.
+        self.note(pairing::check(config, &port, listener, &addresses).await);
+        self.note(running.step(config, report, &port));
+        for kind in [Kind::Admin, Kind::Metrics] {
+            self.note(machine::http(config, kind, &port, &running));
+        }
+        self.note(machine::tls(config, self.surroundings.now));
+        let relay = running.pid().or(port.pid());
+        self.note(machine::open_files(config, relay));
+        self.note(machine::memory(config, memory::available_to(relay)));
+    }
+
+    /// The configuration, if it is good, and where each value came from in any case.
+    fn configuration(&mut self, sources: &Sources) -> (Option<Config>, ConfigReport) {
+        let table = |report: &ConfigReport| {
+            report.table().lines().map(ToOwned::to_owned).collect::<Vec<_>>()
+        };
         match config::load(sources) {
-            Ok(loaded) => {
-                let mut step = Step::ok(STEP, "complete; the values, and where each came from:");
-                step.details = loaded.report.table().lines().map(ToOwned::to_owned).collect();
-                self.note(step);
-                for warning in &loaded.report.warnings {
-                    self.note(Step::hint(STEP, warning));
+            Ok(Loaded { config, report }) => {
+                let seen = "complete; the values, and where each came from:";
+                self.note(Step { details: table(&report), ..Step::ok(CONFIGURATION, seen) });
+                for warning in &report.warnings {
+                    self.note(Step::hint(CONFIGURATION, warning));
                 }
-                Some(loaded)
+                (Some(config), report)
             }
             Err(invalid) => {
-                for problem in &invalid.0.problems {
-                    self.note(Step::failed(STEP, problem.to_string()));
+                let report = invalid.0;
+                let seen = "wrong, see below; the values as far as they are known, and where each came from:";
+                self.note(Step { details: table(&report), ..Step::hint(CONFIGURATION, seen) });
+                for problem in &report.problems {
+                    self.note(Step::failed(CONFIGURATION, problem.to_string()));
                 }
-                None
+                (None, report)
             }
         }
     }
 
     fn secrets(&mut self, sources: &Sources, report: &ConfigReport) {
-        const STEP: &str = "secret files";
-        let exposed = exposed::find(sources, report);
-        if exposed.is_empty() {
-            self.note(Step::ok(STEP, "no file with a secret can be read by every user"));
+        let files = exposed::look(sources, report, self.surroundings.in_container);
+        let total = files.len();
+        let mut kept = Vec::new();
+        for file in files {
+            match file {
+                SecretFile::Kept(path) => kept.push(path.display().to_string()),
+                SecretFile::Exposed(exposed) if exposed.in_container => {
+                    self.note(Step::hint(SECRET_FILES, exposed.to_string()));
+                }
+                SecretFile::Exposed(exposed) => {
+                    self.note(Step::failed(SECRET_FILES, exposed.to_string()));
+                }
+                SecretFile::Unknown { path, holds, why } => self.note(Step::skipped(
+                    SECRET_FILES,
+                    format!(
+                        "who can read {}, which holds {holds}, is not known: {why}",
+                        path.display()
+                    ),
+                )),
+            }
         }
-        for file in exposed {
-            let text = file.to_string();
-            self.note(if file.in_container {
-                Step::hint(STEP, text)
-            } else {
-                Step::failed(STEP, text)
-            });
+        if total == 0 {
+            self.note(Step::skipped(SECRET_FILES, "no file holds a secret"));
+        } else if kept.len() == total {
+            let seen = format!("not every user can read {}", kept.join(", "));
+            self.note(Step::ok(SECRET_FILES, seen));
         }
     }
 
     async fn collector(&mut self, sources: &Sources) {
-        const STEP: &str = "trace collector";
         let mut warnings = Vec::new();
         let settings = TraceSettings::from_environment(&sources.environment, &mut warnings);
         for warning in &warnings {
-            self.note(Step::failed(STEP, warning));
+            self.note(Step::failed(TRACE_COLLECTOR, warning));
         }
         let Some(settings) = settings else {
             if warnings.is_empty() {
                 let why = "traces are off (OTEL_EXPORTER_OTLP_ENDPOINT is not set)";
-                self.note(Step::skipped(STEP, why));
+                self.note(Step::skipped(TRACE_COLLECTOR, why));
             }
             return;
         };
         self.note(match trace::probe(&settings).await {
-            Ok(()) => Step::ok(STEP, format!("{} takes connections", settings.shown_endpoint())),
+            Ok(()) => Step::ok(TRACE_COLLECTOR, format!("{} takes connections", settings.shown_endpoint())),
             Err(error) => Step::failed(
-                STEP,
+                TRACE_COLLECTOR,
                 format!(
                     "{} cannot be reached: {error}. Is the collector up, and are the OTEL_EXPORTER_OTLP_… variables \
                      right? Relaying does not depend on it",
@@ -134,3 +184,6 @@ impl<S: FnMut(&Step)> Doctor<S> {
         });
     }
 }
+
+#[cfg(test)]
+mod testing;

@@ -4,6 +4,70 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub(super) const CLOCK: &str = "clock";
+pub(super) const CONFIGURATION: &str = "configuration";
+pub(super) const SECRET_FILES: &str = "secret files";
+pub(super) const ROUTER_NAME: &str = "Router's name";
+pub(super) const ROUTER_PORT: &str = "Router's port";
+pub(super) const DIALECT: &str = "Router's dialect";
+pub(super) const ROUTER_KEY: &str = "Router's key";
+pub(super) const RELAY_SESSIONS: &str = "relay sessions";
+pub(super) const WHITE_LIST: &str = "white list";
+pub(super) const PEER_ADDRESS: &str = "PeerAddress";
+pub(super) const LISTEN_PORT: &str = "ListenPort";
+pub(super) const PAIRING: &str = "pairing with itself";
+pub(super) const RUNNING_RELAY: &str = "running relay";
+pub(super) const ADMIN_LISTEN: &str = "AdminListen";
+pub(super) const METRICS_LISTEN: &str = "MetricsListen";
+pub(super) const METRICS_TLS: &str = "TLS of the metrics listener";
+pub(super) const OPEN_FILES: &str = "open files";
+pub(super) const MEMORY: &str = "memory";
+pub(super) const TRACE_COLLECTOR: &str = "trace collector";
+pub(super) const PIPES: &str = "pipes";
+
+/// The steps that need a configuration without a mistake, in their order.
+pub(super) const NEED_CONFIGURATION: &[&str] = &[
+    ROUTER_NAME,
+    ROUTER_PORT,
+    DIALECT,
+    ROUTER_KEY,
+    RELAY_SESSIONS,
+    WHITE_LIST,
+    PEER_ADDRESS,
+    LISTEN_PORT,
+    PAIRING,
+    RUNNING_RELAY,
+    ADMIN_LISTEN,
+    METRICS_LISTEN,
+    METRICS_TLS,
+    OPEN_FILES,
+    MEMORY,
+];
+
+/// The names of all steps, in their order. A step may come more than once, but none is ever left out.
+pub const STEPS: &[&str] = &[
+    CLOCK,
+    CONFIGURATION,
+    SECRET_FILES,
+    ROUTER_NAME,
+    ROUTER_PORT,
+    DIALECT,
+    ROUTER_KEY,
+    RELAY_SESSIONS,
+    WHITE_LIST,
+    PEER_ADDRESS,
+    LISTEN_PORT,
+    PAIRING,
+    RUNNING_RELAY,
+    ADMIN_LISTEN,
+    METRICS_LISTEN,
+    METRICS_TLS,
+    OPEN_FILES,
+    MEMORY,
+    TRACE_COLLECTOR,
+    PIPES,
+];
+
 /// How a step went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,6 +1,7 @@
 //! From the Router's name to what it thinks of this relay. No key is offered.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
@@ -11,14 +12,14 @@ use crate::link::handshake::HandshakeError;
 use crate::router::error::LinkError;
 use crate::router::examine::{self, Examined};
 
-use super::report::Step;
+use super::report::{
+    DIALECT, RELAY_SESSIONS, ROUTER_KEY, ROUTER_NAME, ROUTER_PORT, Step, WHITE_LIST,
+};
 
-const NAME: &str = "Router's name";
-const CONNECTION: &str = "Router's port";
-const DIALECT: &str = "Router's dialect";
-const KEY: &str = "Router's key";
-const SESSIONS: &str = "relay sessions";
-const WHITE_LIST: &str = "white list";
+/// Where Routers of the 2.x dialect listen unless they were told otherwise.
+const SECOND_GENERATION: u16 = 8060;
+/// Where those of the 3.x dialect do.
+const THIRD_GENERATION: u16 = 8063;
 
 /// Time for the resolver.
 const RESOLVE: Duration = Duration::from_secs(10);
@@ -32,45 +33,92 @@ pub(super) async fn check(config: &Config) -> Vec<Step> {
     let mut steps = Vec::new();
     let (host, port) = (&config.router.address, config.router.port);
     let resolved = timeout(RESOLVE, lookup_host((host.as_str(), port))).await;
-    let addresses: Vec<SocketAddr> = match resolved {
-        Ok(Ok(addresses)) => addresses.collect(),
-        failed => {
-            let error = match failed {
-                Ok(Err(error)) => error,
-                _ => std::io::ErrorKind::TimedOut.into(),
-            };
+    let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let addresses: Vec<SocketAddr> = match resolved.map(Iterator::collect) {
+        Ok(addresses) => addresses,
+        Err(error) => {
             let error = LinkError::Resolve { host: host.to_string(), error };
-            steps.push(Step::failed(NAME, error.to_string()));
-            rest(&mut steps, &[CONNECTION, DIALECT, KEY, SESSIONS, WHITE_LIST]);
+            steps.push(Step::failed(ROUTER_NAME, error.to_string()));
+            rest(&mut steps, &[ROUTER_PORT, DIALECT, ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
             return steps;
         }
     };
     let list: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-    steps.push(Step::ok(NAME, format!("{host} is {}", list.join(", "))));
+    steps.push(Step::ok(ROUTER_NAME, format!("{host} is {}", list.join(", "))));
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for address in addresses {
         match timeout(CONNECT, TcpStream::connect(address)).await {
             Ok(Ok(_)) => good.push(address),
             Ok(Err(error)) => bad.push((address, error)),
-            Err(_) => bad.push((address, std::io::ErrorKind::TimedOut.into())),
+            Err(_) => bad.push((address, io::ErrorKind::TimedOut.into())),
         }
     }
-    let all_good = bad.is_empty();
-    let failed = LinkError::Connect(bad).to_string();
     let Some(first) = good.first() else {
-        steps.push(Step::failed(CONNECTION, failed));
-        rest(&mut steps, &[DIALECT, KEY, SESSIONS, WHITE_LIST]);
+        let elsewhere = on_the_other_port(config, &bad).await;
+        let failed = LinkError::Connect(bad);
+        steps.push(Step::failed(ROUTER_PORT, format!("{failed}{elsewhere}")));
+        rest(&mut steps, &[DIALECT, ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
         return steps;
     };
-    steps.push(if all_good {
-        Step::ok(CONNECTION, format!("{first} takes connections"))
-    } else {
-        Step::hint(CONNECTION, format!("{first} takes connections, but {failed}"))
-    });
+    steps.push(connections(&good, bad));
     // To where it is known that somebody answers.
     let examined = examine::examine(config, *first, AUTHENTICATE).await;
     steps.extend(judge(config, examined, *first).await);
     steps
+}
+
+/// What it means that some addresses take connections, and some may not.
+fn connections(good: &[SocketAddr], bad: Vec<(SocketAddr, io::Error)>) -> Step {
+    let list: Vec<_> = good.iter().map(ToString::to_string).collect();
+    let takes = if good.len() > 1 { "take" } else { "takes" };
+    let seen = format!("{} {takes} connections", list.join(", "));
+    // The relay passes over an address of a family that this machine does not have: nothing to mend.
+    let (no_ipv6, bad): (Vec<_>, Vec<_>) = bad.into_iter().partition(|(address, error)| {
+        address.is_ipv6() && good.iter().any(SocketAddr::is_ipv4) && is_without_ipv6(error)
+    });
+    if !bad.is_empty() {
+        return Step::hint(ROUTER_PORT, format!("{seen}, but {}", LinkError::Connect(bad)));
+    }
+    if no_ipv6.is_empty() {
+        return Step::ok(ROUTER_PORT, seen);
+    }
+    let list: Vec<_> = no_ipv6.iter().map(|(address, _)| address.to_string()).collect();
+    let more = format!("{} cannot be reached, since this machine has no IPv6", list.join(", "));
+    Step::ok(ROUTER_PORT, format!("{seen}; {more}: IPv4 does"))
+}
+
+/// Whether a connection over IPv6 fails so on a machine without IPv6: without a route, an address or the family.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable)
+        || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err()
+}
+
+/// Whether a Router of the other dialect listens on its usual port, where the usual port of one is refused.
+async fn on_the_other_port(config: &Config, refused: &[(SocketAddr, io::Error)]) -> String {
+    for (address, error) in refused {
+        if error.kind() != io::ErrorKind::ConnectionRefused {
+            continue;
+        }
+        let there = |port| SocketAddr::new(address.ip(), port);
+        match config.router.port {
+            SECOND_GENERATION if examine::is_third_generation(there(THIRD_GENERATION)).await => {
+                return format!(
+                    "; but {} is an Aspia 3.x Router, and this version of the relay speaks to 2.x Routers only",
+                    there(THIRD_GENERATION)
+                );
+            }
+            THIRD_GENERATION
+                if examine::is_second_generation(config, there(SECOND_GENERATION)).await =>
+            {
+                return format!(
+                    "; but {} is an Aspia 2.x Router: set RouterPort to {SECOND_GENERATION}",
+                    there(SECOND_GENERATION)
+                );
+            }
+            _ => {}
+        }
+    }
+    String::new()
 }
 
 /// Steps that were not taken.
@@ -85,15 +133,25 @@ async fn judge(
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     match examined {
-        Ok(Examined { version, cipher, kept }) => {
+        Ok(Examined { version, cipher, local, kept }) => {
             steps.push(Step::ok(DIALECT, format!("an Aspia Router, version {version}, {cipher}")));
-            steps.push(Step::ok(KEY, "it holds the private key for RouterPublicKey"));
-            steps.push(Step::ok(SESSIONS, "it takes relay sessions"));
+            steps.push(Step::ok(ROUTER_KEY, "it holds the private key for RouterPublicKey"));
+            steps.push(Step::ok(RELAY_SESSIONS, "it takes relay sessions"));
             steps.push(match kept {
                 Ok(lived) => Step::ok(
                     WHITE_LIST,
                     format!("it kept the link for {} s; no key was offered", lived.as_secs()),
                 ),
+                Err(error @ LinkError::Denied(_)) => {
+                    let local = local.map_or("an address that is not known".into(), |local| local.to_string());
+                    Step::failed(
+                        WHITE_LIST,
+                        format!(
+                            "{error}. The Router sees this relay as {local}, or, where addresses are translated on the \
+                             way (NAT), by the public address of that router"
+                        ),
+                    )
+                }
                 Err(error) => Step::failed(WHITE_LIST, error.to_string()),
             });
         }
@@ -102,13 +160,14 @@ async fn judge(
             match error {
                 LinkError::Handshake(HandshakeError::KeyMismatch) => {
                     steps.push(Step::ok(DIALECT, "an Aspia 2.x Router"));
-                    steps.push(Step::failed(KEY, text));
-                    rest(&mut steps, &[SESSIONS, WHITE_LIST]);
+                    steps.push(Step::failed(ROUTER_KEY, text));
+                    rest(&mut steps, &[RELAY_SESSIONS, WHITE_LIST]);
                 }
                 LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) => {
                     steps.push(Step::ok(DIALECT, "an Aspia 2.x Router"));
-                    steps.push(Step::ok(KEY, "it holds the private key for RouterPublicKey"));
-                    steps.push(Step::failed(SESSIONS, text));
+                    steps
+                        .push(Step::ok(ROUTER_KEY, "it holds the private key for RouterPublicKey"));
+                    steps.push(Step::failed(RELAY_SESSIONS, text));
                     rest(&mut steps, &[WHITE_LIST]);
                 }
                 LinkError::AuthenticationTimeout(_)
@@ -126,14 +185,42 @@ async fn judge(
                     } else {
                         Step::failed(DIALECT, text)
                     });
-                    rest(&mut steps, &[KEY, SESSIONS, WHITE_LIST]);
+                    rest(&mut steps, &[ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
                 }
                 _ => {
                     steps.push(Step::failed(DIALECT, text));
-                    rest(&mut steps, &[KEY, SESSIONS, WHITE_LIST]);
+                    rest(&mut steps, &[ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
                 }
             }
         }
     }
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::report::Outcome;
+
+    #[test]
+    fn a_machine_without_ipv6_needs_no_hint_where_ipv4_works() {
+        let v4: SocketAddr = "192.0.2.1:8060".parse().unwrap();
+        let v6: SocketAddr = "[2001:db8::1]:8060".parse().unwrap();
+        let unreachable =
+            |address| vec![(address, io::Error::from(io::ErrorKind::NetworkUnreachable))];
+        let fine = connections(&[v4], unreachable(v6));
+        assert_eq!(fine.outcome, Outcome::Ok);
+        assert!(fine.seen.contains("no IPv6") && fine.seen.contains("[2001:db8::1]"), "{fine}");
+        // The other way round, or for another reason, it is worth a look.
+        let no_ipv4 = connections(&[v6], unreachable(v4));
+        assert_eq!(no_ipv4.outcome, Outcome::Hint);
+        assert!(
+            no_ipv4.seen.contains("network unreachable; this machine has no route"),
+            "{no_ipv4}"
+        );
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        if !is_without_ipv6(&refused) {
+            assert_eq!(connections(&[v4], vec![(v6, refused)]).outcome, Outcome::Hint);
+        }
+    }
 }

@@ -1,0 +1,350 @@
+//! The relay that runs here, as far as its admin interface tells: above all, whether its key pool is empty and why.
+
+use hyper::StatusCode;
+use serde_json::Value;
+
+use crate::admin::client;
+use crate::config::Config;
+use crate::config::report::Report as ConfigReport;
+use crate::listen::port_holder;
+
+use super::port::Port;
+use super::report::{Outcome, RUNNING_RELAY, Step};
+
+/// What answers on `AdminListen`.
+pub(super) enum Running {
+    /// There is nobody to ask: `AdminListen` is off.
+    Off,
+    /// No relay answers, for this reason.
+    Silent(String),
+    /// A relay.
+    Relay(Box<Relay>),
+}
+
+/// A relay that answered.
+pub(super) struct Relay {
+    /// What `/readyz` misses.
+    pub(super) missing: Vec<String>,
+    /// What `/status` says, or why it does not.
+    pub(super) status: Result<Value, String>,
+    /// Keys and values of `/config`.
+    pub(super) settings: Vec<(String, String)>,
+    /// The processes that hold the port of the admin listener.
+    pub(super) pids: Vec<i32>,
+}
+
+impl Running {
+    /// Asks.
+    pub(super) async fn ask(config: &Config) -> Self {
+        let Some(listen) = config.startup.admin_listen else {
+            return Self::Off;
+        };
+        let address = listen.local();
+        let missing = match client::ask(address, "/readyz", None).await {
+            Ok((status, body)) => match missing(&body) {
+                Some(missing) => missing,
+                None => {
+                    return Self::Silent(format!(
+                        "{address} answers {status} to /readyz, and not as an aspia_relay does"
+                    ));
+                }
+            },
+            Err(why) => return Self::Silent(why),
+        };
+        let token = config.admin_token.as_ref();
+        let get = async |path| match client::ask(address, path, token).await? {
+            (StatusCode::OK, body) => {
+                serde_json::from_slice::<Value>(&body).map_err(|error| format!("{path}: {error}"))
+            }
+            (StatusCode::UNAUTHORIZED, _) => {
+                let set = if token.is_some() { "is another one" } else { "is not set" };
+                Err(format!("{path} needs the AdminToken of that relay, which {set} here"))
+            }
+            (status, _) => Err(format!("it answers {status} to {path}")),
+        };
+        let settings = get("/config").await.map(|config| settings(&config)).unwrap_or_default();
+        Self::Relay(Box::new(Relay {
+            missing,
+            status: get("/status").await,
+            settings,
+            pids: port_holder::find(listen.port).iter().map(|holder| holder.pid).collect(),
+        }))
+    }
+
+    /// The relay, where one answered.
+    pub(super) fn relay(&self) -> Option<&Relay> {
+        match self {
+            Self::Relay(relay) => Some(relay),
+            Self::Off | Self::Silent(_) => None,
+        }
+    }
+
+    /// Its process, where that can be seen.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.relay().and_then(|relay| relay.pids.first().copied())
+    }
+
+    /// Why the admin interface does not tell who holds the port of peers.
+    pub(super) fn why_unknown(&self) -> String {
+        match self {
+            Self::Off => "AdminListen is off, so it cannot be asked".to_owned(),
+            Self::Silent(why) => format!("its admin interface does not answer: {why}"),
+            Self::Relay(_) => "the relay that answers on AdminListen has another port".to_owned(),
+        }
+    }
+
+    /// The step, beside what became of the port of peers.
+    pub(super) fn step(&self, config: &Config, report: &ConfigReport, port: &Port) -> Step {
+        match self {
+            Self::Relay(relay) => relay.judge(config, report),
+            Self::Off | Self::Silent(_) if *port == Port::Free => {
+                Step::skipped(RUNNING_RELAY, "none runs here")
+            }
+            Self::Off => Step::skipped(
+                RUNNING_RELAY,
+                "not known, since AdminListen is off: with it, the doctor can say whether the key pool is empty, and why",
+            ),
+            Self::Silent(why) => Step::skipped(RUNNING_RELAY, format!("not known: {why}")),
+        }
+    }
+}
+
+/// What `/readyz` misses; `None` where that is not the answer of a relay.
+fn missing(body: &[u8]) -> Option<Vec<String>> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    answer["ready"].as_bool()?;
+    let missing = answer["missing"].as_array()?;
+    Some(missing.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect())
+}
+
+/// Keys and values of `/config`.
+fn settings(config: &Value) -> Vec<(String, String)> {
+    let lines = config["settings"].as_array().into_iter().flatten();
+    lines
+        .filter_map(|line| Some((line["key"].as_str()?.into(), line["value"].as_str()?.into())))
+        .collect()
+}
+
+impl Relay {
+    /// The port on which it says that it listens for peers.
+    pub(super) fn listens_on(&self) -> Option<u16> {
+        let listen = self.status.as_ref().ok()?["peers"]["listen"].as_str()?;
+        listen.rsplit_once(':')?.1.parse().ok()
+    }
+
+    fn judge(&self, config: &Config, report: &ConfigReport) -> Step {
+        let (outcome, mut seen) = self.keys();
+        let mut step = Step::new(RUNNING_RELAY, outcome, "");
+        if let Some(last) = self.status.as_ref().ok().map(|status| &status["router"]["last_error"])
+            && outcome == Outcome::Ok
+            && let Some(message) = last["message"].as_str()
+        {
+            step.details.push(format!(
+                "its last trouble with the Router, at {}: {message}",
+                last["at"].as_str().unwrap_or("a time that it does not say")
+            ));
+        }
+        let waiting = self.waiting(config, report);
+        if !waiting.is_empty() {
+            seen += ". It does not run with this configuration: a SIGHUP lets it read the settings again, a restart \
+                     also those that a SIGHUP cannot change. Or the doctor was not started with the environment of \
+                     the relay";
+            step.details.extend(waiting);
+            if step.outcome == Outcome::Ok {
+                step.outcome = Outcome::Hint;
+            }
+        }
+        step.seen = seen;
+        step
+    }
+
+    /// The keys that it offers; where there are none, why.
+    fn keys(&self) -> (Outcome, String) {
+        let misses = |name: &str| self.missing.iter().any(|missing| missing == name);
+        let status = self.status.as_ref();
+        let number = |table: &str, name: &str| status.ok().and_then(|s| s[table][name].as_u64());
+        let text = |name: &str| status.ok().and_then(|status| status["router"][name].as_str());
+        let router = text("address").unwrap_or("its Router");
+        let active = number("sessions", "active");
+        // The Router has forgotten the keys of a link that is no longer there.
+        if misses("draining") {
+            let left =
+                active.map_or(String::new(), |active| format!("; {active} sessions are left"));
+            let seen = format!("its key pool is empty, since it is stopping (draining){left}");
+            return (Outcome::Hint, seen);
+        }
+        if misses("router-link") {
+            let since = text("since").map_or(String::new(), |since| format!(" since {since}"));
+            let failures = number("router", "failures").unwrap_or(0);
+            let error = match status {
+                Ok(status) => status["router"]["last_error"]["message"].as_str().map_or_else(
+                    || "there is no error yet".to_owned(),
+                    |message| format!("{failures} tries failed, the last one: {message}"),
+                ),
+                Err(why) => format!("its log says why ({why})"),
+            };
+            let seen = format!(
+                "its key pool is empty, since it has no link to {router}{since}: {error}. Peers get no relay until that \
+                 is mended"
+            );
+            return (Outcome::Failed, seen);
+        }
+        if misses("peer-listener") {
+            let seen =
+                "it cannot accept peers at the moment: its log says why (too many open files?)";
+            return (Outcome::Failed, seen.to_owned());
+        }
+        let (Some(offered), Some(handed_out), Some(active), Some(limit)) = (
+            number("keys", "offered"),
+            number("keys", "handed_out"),
+            active,
+            number("sessions", "limit"),
+        ) else {
+            let why = status.err().map_or("/status lacks the numbers", |why| why);
+            let seen = format!(
+                "it is connected to its Router and accepts peers; its key pool and sessions are not known ({why})"
+            );
+            return (Outcome::Hint, seen);
+        };
+        let places =
+            format!("{active} sessions and {handed_out} keys handed out of {limit} places");
+        if offered > 0 {
+            let since = text("since").unwrap_or("a time that it does not say");
+            let seen = format!(
+                "connected to {router} since {since}; {offered} keys are on offer ({places})"
+            );
+            return (Outcome::Ok, seen);
+        }
+        let seen = if active + handed_out >= limit {
+            format!(
+                "its key pool is empty, since all places are in use ({places}): the Router sends nobody else. If that \
+                 is so often, raise MaxPeerCount or add a relay"
+            )
+        } else {
+            format!(
+                "its key pool is empty, although places are free ({places}): it makes keys at this moment, or has only \
+                 just connected to {router}. Look again"
+            )
+        };
+        (Outcome::Hint, seen)
+    }
+
+    /// What differs between its configuration and this one.
+    fn waiting(&self, config: &Config, report: &ConfigReport) -> Vec<String> {
+        let mut waiting: Vec<_> = report
+            .settings
+            .iter()
+            .filter_map(|here| {
+                let (key, there) = self.settings.iter().find(|(key, _)| key == here.key)?;
+                (*there != here.value).then(|| {
+                    format!("{key} is {there:?} there and {:?} here ({})", here.value, here.source)
+                })
+            })
+            .collect();
+        let port = config.startup.listen_port;
+        if let Some(listens_on) = self.listens_on().filter(|listens_on| *listens_on != port) {
+            waiting.push(format!("it listens on port {listens_on}, ListenPort is {port} here"));
+        }
+        waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::testing::config;
+    use serde_json::json;
+
+    fn relay(missing: &[&str], offered: u64, handed_out: u64, active: u64) -> Relay {
+        Relay {
+            missing: missing.iter().map(|name| (*name).to_owned()).collect(),
+            status: Ok(json!({
+                "router": {
+                    "address": "r.example:8060",
+                    "since": "2026-01-02T03:04:05Z",
+                    "failures": 3,
+                    "last_error": { "at": "2026-01-02T03:04:06Z", "message": "refused" },
+                },
+                "peers": { "listen": "[::]:8070" },
+                "keys": { "offered": offered, "handed_out": handed_out },
+                "sessions": { "active": active, "limit": 10 },
+            })),
+            settings: Vec::new(),
+            pids: Vec::new(),
+        }
+    }
+
+    fn judged(relay: &Relay) -> Step {
+        relay.judge(&config(&[]), &ConfigReport::default())
+    }
+
+    #[test]
+    fn an_empty_key_pool_has_its_reason() {
+        for (relay, outcome, parts) in [
+            (
+                relay(&[], 7, 1, 2),
+                Outcome::Ok,
+                &["7 keys are on offer", "2 sessions and 1 key"][..],
+            ),
+            (
+                relay(&["router-link"], 0, 0, 2),
+                Outcome::Failed,
+                &["no link", "r.example", "refused"],
+            ),
+            (relay(&["draining", "router-link"], 0, 0, 2), Outcome::Hint, &["draining", "2 sess"]),
+            (relay(&[], 0, 3, 7), Outcome::Hint, &["all places are in use", "MaxPeerCount"]),
+            (relay(&[], 0, 0, 7), Outcome::Hint, &["places are free", "Look again"]),
+            (relay(&["peer-listener"], 9, 0, 1), Outcome::Failed, &["cannot accept peers"]),
+        ] {
+            let step = judged(&relay);
+            assert_eq!(step.outcome, outcome, "{step}");
+            let empty = step.seen.contains("its key pool is empty");
+            let offered = relay.status.unwrap()["keys"]["offered"].as_u64();
+            assert_eq!(empty, offered == Some(0), "{step}");
+            for part in parts {
+                assert!(step.seen.contains(part), "{part}: {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_token_the_link_is_known_all_the_same() {
+        let secret = |missing| Relay { status: Err("a token".into()), ..relay(missing, 1, 0, 0) };
+        let down = judged(&secret(&["router-link"]));
+        assert_eq!(down.outcome, Outcome::Failed);
+        assert!(down.seen.contains("key pool is empty") && down.seen.contains("its log"), "{down}");
+        let up = judged(&secret(&[]));
+        assert_eq!(up.outcome, Outcome::Hint);
+        assert!(up.seen.contains("not known (a token)"), "{up}");
+    }
+
+    #[test]
+    fn a_configuration_that_waits_is_named() {
+        let mut report = ConfigReport::default();
+        let line = crate::config::report::Line {
+            key: "MaxPeerCount",
+            value: "50".to_owned(),
+            source: "file x".to_owned(),
+        };
+        report.settings.push(line);
+        let there = |value: &str| Relay {
+            settings: vec![("MaxPeerCount".to_owned(), value.to_owned())],
+            ..relay(&[], 7, 1, 2)
+        };
+        assert_eq!(there("50").judge(&config(&[]), &report).outcome, Outcome::Ok);
+        let waits = there("100").judge(&config(&[("LISTEN_PORT", "9070")]), &report);
+        assert_eq!(waits.outcome, Outcome::Hint);
+        let text = waits.to_string();
+        for part in ["SIGHUP", "\"100\" there and \"50\" here (file x)", "listens on port 8070"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn only_a_relay_answers_so() {
+        assert_eq!(missing(br#"{"ready":true,"missing":[]}"#), Some(Vec::new()));
+        for other in [&b"OK"[..], b"{}", br#"{"ready":true}"#, br#"{"missing":[]}"#] {
+            assert_eq!(missing(other), None);
+        }
+    }
+}

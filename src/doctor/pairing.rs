@@ -167,10 +167,10 @@ fn judge(
     } else {
         Outcome::Hint
     };
-    let mut findings: Vec<_> =
+    let findings: Vec<_> =
         bad.iter().filter_map(|tried| finding(tried, same_port, works)).collect();
     if tried.len() == 1 {
-        return Step::new(PAIRING, outcome, findings.remove(0));
+        return Step::new(PAIRING, outcome, findings.concat());
     }
     let seen = match good.len() {
         0 => format!("two peers did not meet through any address of {host}"),

@@ -107,7 +107,7 @@ async fn pair(config: &Config, listener: TcpListener, addresses: &Addresses) -> 
     };
     let inside = (relay.inside, inside);
     relay.stop().await;
-    judge(config, &tried, Some(inside))
+    judge(config, &tried, Some(&inside))
 }
 
 /// Tries all addresses at once: the port is held no longer than needed.
@@ -133,7 +133,7 @@ fn list(tried: &[Tried]) -> String {
 fn judge(
     config: &Config,
     tried: &[Tried],
-    inside: Option<(SocketAddr, Result<(), Failed>)>,
+    inside: Option<&(SocketAddr, Result<(), Failed>)>,
 ) -> Step {
     let (host, port) = (&config.router.peer_address, config.router.peer_port);
     let (good, bad): (Vec<_>, Vec<_>) = tried.iter().partition(|tried| tried.result.is_ok());
@@ -151,7 +151,7 @@ fn judge(
             Some(format!("{address}: {}", result.as_ref().err()?))
         })
         .collect();
-    if let Some((address, Err(error))) = &inside {
+    if let Some((address, Err(error))) = inside {
         let seen = format!(
             "no pairing through {} ({}), and none through {address} on this machine either ({error}). Is its network \
              up, or does a firewall on this machine drop it?",

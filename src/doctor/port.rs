@@ -147,7 +147,7 @@ mod tests {
     fn a_relay_is_known_by_its_process_its_name_or_its_word() {
         let relay = holder(7, "aspia_relay", &["aspia_relay"]);
         for (holders, running, pid) in [
-            (vec![relay.clone()], running(&[], None), Some(7)),
+            (vec![relay], running(&[], None), Some(7)),
             (vec![holder(7, "container", &[])], running(&[7], None), Some(7)),
             (vec![holder(9, "docker-proxy", &[])], running(&[], Some("[::]:8070")), Some(9)),
             (vec![], running(&[], Some("[::]:8070")), None),

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
 use aspia_relay::config::settings::variable;
@@ -17,6 +17,7 @@ use aspia_relay::tls::{ServerFiles, Source};
 use aspia_relay::wire::router::Version;
 use relay_lab::relay::Relay;
 use relay_lab::router::{Behaviour, LabRouter, Options, RouterVersion};
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
@@ -682,15 +683,20 @@ async fn too_few_open_files_are_noticed_and_the_relay_says_the_same() {
     relay.stdout(Stdio::null());
     let mut child = relay.spawn().unwrap();
     router.wait_for(|view| !view.pool.is_empty()).await;
-    child.kill().unwrap();
+    terminate(&child);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await;
     let said = String::from_utf8(output.unwrap().stderr).unwrap();
     let words = line.strip_prefix("✗ open files: ").unwrap();
     assert!(said.contains(words), "{said}");
 }
 
+/// Lets a relay end by itself, which writes all of its log.
+fn terminate(child: &Child) {
+    rustix::process::kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+}
+
 /// A relay of this machine as a process of its own.
-struct Process(std::process::Child);
+struct Process(Child);
 
 impl Process {
     fn start(environment: &[(String, String)]) -> Self {
@@ -906,8 +912,8 @@ async fn the_relay_warns_of_open_secrets_at_its_start() {
     relay.env_clear().envs(environment).stdout(std::fs::File::create(&log).unwrap());
     let mut child = relay.spawn().unwrap();
     router.wait_for(|view| !view.pool.is_empty()).await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    terminate(&child);
+    tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     let said = std::fs::read_to_string(&log).unwrap();
     assert!(said.contains("holds AdminToken and can be read by every user (mode 0604)"), "{said}");
 }

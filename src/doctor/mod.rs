@@ -92,7 +92,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
         self.note(port.step(config));
         // From here to the end of the pairing a relay that starts would find the port taken.
         self.note(pairing::check(config, &port, listener, &addresses).await);
-        self.note(running.step(config, report, &port));
+        self.note(running.step(config, report, port == Port::Free));
         for kind in [Kind::Admin, Kind::Metrics] {
             self.note(machine::http(config, kind, &port, &running));
         }

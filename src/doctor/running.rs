@@ -8,7 +8,6 @@ use crate::config::Config;
 use crate::config::report::Report as ConfigReport;
 use crate::listen::port_holder;
 
-use super::port::Port;
 use super::report::{Outcome, RUNNING_RELAY, Step};
 
 /// What answers on `AdminListen`.
@@ -93,11 +92,11 @@ impl Running {
         }
     }
 
-    /// The step, beside what became of the port of peers.
-    pub(super) fn step(&self, config: &Config, report: &ConfigReport, port: &Port) -> Step {
+    /// The step; `port_is_free` where nobody has the port of peers.
+    pub(super) fn step(&self, config: &Config, report: &ConfigReport, port_is_free: bool) -> Step {
         match self {
             Self::Relay(relay) => relay.judge(config, report),
-            Self::Off | Self::Silent(_) if *port == Port::Free => {
+            Self::Off | Self::Silent(_) if port_is_free => {
                 Step::skipped(RUNNING_RELAY, "none runs here")
             }
             Self::Off => Step::skipped(

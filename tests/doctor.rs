@@ -681,7 +681,7 @@ async fn too_few_open_files_are_noticed_and_the_relay_says_the_same() {
     let mut relay = limited("");
     relay.env_clear().envs(environment).stderr(Stdio::piped());
     relay.stdout(Stdio::null());
-    let mut child = relay.spawn().unwrap();
+    let child = relay.spawn().unwrap();
     router.wait_for(|view| !view.pool.is_empty()).await;
     terminate(&child);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await;

@@ -99,12 +99,7 @@ async fn pair(config: &Config, listener: TcpListener, addresses: &Addresses) -> 
         Err(error) => return Step::failed(PAIRING, format!("it cannot be tried: {error}")),
     };
     let meet = |address| meet(relay.state.clone(), address);
-    let tried = through_each(addresses, meet).await;
-    let inside = if tried.iter().all(|tried| tried.result.is_ok()) {
-        Ok(())
-    } else {
-        meet(relay.inside).await
-    };
+    let (tried, inside) = tokio::join!(through_each(addresses, meet), meet(relay.inside));
     let inside = (relay.inside, inside);
     relay.stop().await;
     judge(config, &tried, Some(&inside))
@@ -271,10 +266,7 @@ async fn meet(state: SharedState<Way>, address: SocketAddr) -> Result<(), Failed
         key.ok_or_else(|| io::Error::other("no key is left"))
     };
     let key = made().map_err(Failed::Exchange)?;
-    let (client, host) = (
-        dial(address).await.map_err(Failed::Connect)?,
-        dial(address).await.map_err(Failed::Connect)?,
-    );
+    let (client, host) = tokio::try_join!(dial(address), dial(address)).map_err(Failed::Connect)?;
     let exchange = async {
         let (mut client, mut host) =
             (introduce(client, &state, key).await?, introduce(host, &state, key).await?);

@@ -12,6 +12,9 @@ use super::running::Running;
 
 /// The name of this program, and of the original.
 const PROGRAM: &str = "aspia_relay";
+/// Programs that hold a port for a container: what is behind them may be the relay.
+const FORWARDERS: &[&str] =
+    &["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta"];
 
 /// What became of the port that peers dial.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +72,7 @@ impl Port {
         if let Some(relay) = running.relay() {
             // One process with both ports, or what answers says itself that it listens here.
             let same = holders.iter().find(|holder| relay.pids.contains(&holder.pid));
-            let says_so = relay.listens_on() == Some(port);
+            let says_so = relay.listens_on().is_some_and(|listen| listen.port() == port);
             let cannot_tell = relay.listens_on().is_none() && holders.is_empty();
             if same.or(by_name).is_some() || says_so || cannot_tell {
                 let seen = format!(
@@ -92,6 +95,12 @@ impl Port {
                 "{port} is held by a program that this user cannot see; it may be the relay ({}). Run the doctor as \
                  root or as the relay's user to see which",
                 running.why_unknown()
+            );
+            return Self::Perhaps { seen, pid: None };
+        }
+        if let Some(holder) = holders.iter().find(|h| FORWARDERS.contains(&h.name.as_str())) {
+            let seen = format!(
+                "{port} is held by {holder} for a container, which may be the relay's: run the doctor in that container"
             );
             return Self::Perhaps { seen, pid: None };
         }
@@ -175,6 +184,11 @@ mod tests {
                 vec![holder(7, "aspia_relay", &["aspia_relay", "--doctor"])],
                 running(&[], None),
                 &["another doctor (process 7"],
+            ),
+            (
+                vec![holder(9, "docker-proxy", &[])],
+                Running::Off,
+                &["process 9", "run the doctor in that container"],
             ),
         ] {
             let port = held(&holders, &running);

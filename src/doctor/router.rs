@@ -148,7 +148,7 @@ async fn judge(
                         WHITE_LIST,
                         format!(
                             "{error}. The Router sees this relay as {local}, or, where addresses are translated on the \
-                             way (NAT), by the public address of that router"
+                             way (NAT), as the public address of what translates them"
                         ),
                     )
                 }

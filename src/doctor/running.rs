@@ -1,11 +1,13 @@
 //! The relay that runs here, as far as its admin interface tells: above all, whether its key pool is empty and why.
 
+use std::net::SocketAddr;
+
 use hyper::StatusCode;
 use serde_json::Value;
 
 use crate::admin::client;
-use crate::config::Config;
 use crate::config::report::Report as ConfigReport;
+use crate::config::{Config, Startup};
 use crate::listen::port_holder;
 
 use super::report::{Outcome, RUNNING_RELAY, Step};
@@ -125,10 +127,9 @@ fn settings(config: &Value) -> Vec<(String, String)> {
 }
 
 impl Relay {
-    /// The port on which it says that it listens for peers.
-    pub(super) fn listens_on(&self) -> Option<u16> {
-        let listen = self.status.as_ref().ok()?["peers"]["listen"].as_str()?;
-        listen.rsplit_once(':')?.1.parse().ok()
+    /// Where it says that it listens for peers.
+    pub(super) fn listens_on(&self) -> Option<SocketAddr> {
+        self.status.as_ref().ok()?["peers"]["listen"].as_str()?.parse().ok()
     }
 
     fn judge(&self, config: &Config, report: &ConfigReport) -> Step {
@@ -240,9 +241,17 @@ impl Relay {
                 })
             })
             .collect();
-        let port = config.startup.listen_port;
-        if let Some(listens_on) = self.listens_on().filter(|listens_on| *listens_on != port) {
-            waiting.push(format!("it listens on port {listens_on}, ListenPort is {port} here"));
+        let Startup { listen_interface, listen_port, .. } = config.startup;
+        if let Some(there) = self.listens_on() {
+            if there.port() != listen_port {
+                let there = there.port();
+                waiting
+                    .push(format!("it listens on port {there}, ListenPort is {listen_port} here"));
+            }
+            if let Some(here) = listen_interface.filter(|interface| *interface != there.ip()) {
+                let there = there.ip();
+                waiting.push(format!("it listens on {there}, ListenInterface is {here} here"));
+            }
         }
         waiting
     }
@@ -331,10 +340,13 @@ mod tests {
             ..relay(&[], 7, 1, 2)
         };
         assert_eq!(there("50").judge(&config(&[]), &report).outcome, Outcome::Ok);
-        let waits = there("100").judge(&config(&[("LISTEN_PORT", "9070")]), &report);
+        let moved = config(&[("LISTEN_PORT", "9070"), ("LISTEN_INTERFACE", "127.0.0.1")]);
+        let waits = there("100").judge(&moved, &report);
         assert_eq!(waits.outcome, Outcome::Hint);
         let text = waits.to_string();
-        for part in ["SIGHUP", "\"100\" there and \"50\" here (file x)", "listens on port 8070"] {
+        for part in
+            ["SIGHUP", "\"100\" there and \"50\" here (file x)", "listens on port 8070", "on ::, "]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

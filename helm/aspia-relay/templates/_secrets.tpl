@@ -1,0 +1,85 @@
+{{/* Where secrets come from: Secrets of the user's, or the one that the chart makes of values. */}}
+
+{{/* Name and key of the Secret with a token, as JSON; null where there is none.
+     Called with root, token (the values) and key (in the chart's own Secret). */}}
+{{- define "aspia-relay.tokenSecret" -}}
+{{- if .token.existingSecret.name -}}
+{{- toJson .token.existingSecret -}}
+{{- else if .token.value -}}
+{{- toJson (dict "name" (include "aspia-relay.fullname" .root) "key" .key) -}}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
+{{- define "aspia-relay.adminTokenSecret" -}}
+{{- include "aspia-relay.tokenSecret" (dict "root" . "token" .Values.adminToken "key" "admin-token") -}}
+{{- end -}}
+
+{{- define "aspia-relay.metricsTokenSecret" -}}
+{{- include "aspia-relay.tokenSecret" (dict "root" . "token" .Values.metricsToken "key" "metrics-token") -}}
+{{- end -}}
+
+{{/* What the chart's own Secret holds. */}}
+{{- define "aspia-relay.ownSecret" -}}
+{{- with .Values.adminToken.value }}
+admin-token: {{ . | quote }}
+{{- end }}
+{{- with .Values.metricsToken.value }}
+metrics-token: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* The sources of the volume with secrets. */}}
+{{- define "aspia-relay.secretSources" -}}
+{{- with include "aspia-relay.adminTokenSecret" . | fromJson }}
+- secret:
+    name: {{ .name }}
+    items:
+      - key: {{ .key }}
+        path: admin-token
+{{- end }}
+{{- with include "aspia-relay.metricsTokenSecret" . | fromJson }}
+- secret:
+    name: {{ .name }}
+    items:
+      - key: {{ .key }}
+        path: metrics-token
+{{- end }}
+{{- with .Values.router.publicKey.existingSecret }}
+{{- if .name }}
+- secret:
+    name: {{ .name }}
+    items:
+      - key: {{ .key }}
+        path: router.pub
+{{- end }}
+{{- end }}
+{{- with .Values.router.publicKey.existingConfigMap }}
+{{- if .name }}
+- configMap:
+    name: {{ .name }}
+    items:
+      - key: {{ .key }}
+        path: router.pub
+{{- end }}
+{{- end }}
+{{- with .Values.metrics.tls.existingSecret }}
+- secret:
+    name: {{ . }}
+    items:
+      - key: tls.crt
+        path: tls/tls.crt
+      - key: tls.key
+        path: tls/tls.key
+{{- end }}
+{{- with .Values.metrics.tls.clientCa }}
+{{- if .existingSecret }}
+- secret:
+    name: {{ .existingSecret }}
+    items:
+      - key: {{ .key }}
+        path: tls/client-ca.crt
+{{- end }}
+{{- end }}
+{{- end -}}

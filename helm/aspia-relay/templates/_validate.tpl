@@ -1,0 +1,192 @@
+{{/* What is wrong with the values: a line each. */}}
+{{- define "aspia-relay.problems" -}}
+{{- $v := .Values -}}
+{{- $p := list -}}
+
+{{- /* The form of texts: name, value, pattern, what is expected. An empty text is none; secrets are not shown. */ -}}
+{{- $host := `^([A-Za-z0-9_.-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*)$` -}}
+{{- $hostName := "a host name or an IP address, without a port and without brackets" -}}
+{{- $duration := "a duration with a unit, such as 30s, 5m or 1h30m" -}}
+{{- $forms := list
+  (list "router.address" $v.router.address $host $hostName)
+  (list "router.publicKey.value" $v.router.publicKey.value `^\s*[0-9A-Fa-f]{64}\s*$` "64 hex digits, the content of router.pub on the Router's machine")
+  (list "peerAddress.value" $v.peerAddress.value $host $hostName)
+  (list "peerAddress.template" $v.peerAddress.template `^[A-Za-z0-9_.-]*\{\{node\}\}[A-Za-z0-9_.-]*$` "a host name that contains {{node}} once, such as {{node}}.relay.example.com")
+  (list "peerAddress.key" $v.peerAddress.key `^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$` "the key of an annotation or a label, such as example.com/relay-address")
+  (list "config.MaxSessionDuration" $v.config.MaxSessionDuration `^([0-9]+(ms|s|m|h|d))+$` $duration)
+  (list "image.digest" $v.image.digest `^sha256:[0-9a-f]{64}$` "sha256: and 64 hex digits")
+  (list "tracing.endpoint" $v.tracing.endpoint `^https?://([^/:@]+|\[[0-9A-Fa-f:]+\]):[0-9]+(/.*)?$` "a URL with a port, such as http://collector.observability:4318")
+  (list "podMonitor.interval" $v.podMonitor.interval `^[0-9]+[sm]$` $duration)
+  (list "serviceMonitor.interval" $v.serviceMonitor.interval `^[0-9]+[sm]$` $duration) -}}
+{{- range $form := $forms -}}
+{{- $name := index $form 0 -}}
+{{- $value := index $form 1 -}}
+{{- if and $value (not (regexMatch (index $form 2) $value)) -}}
+{{- $p = append $p (printf "%s is %q: expected %s" $name $value (index $form 3)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "adminToken" "metricsToken" -}}
+{{- $value := (get $v $name).value -}}
+{{- if and $value (not (regexMatch `^[!-~]{16,}$` $value)) -}}
+{{- $p = append $p (printf "%s.value is not shown: expected at least 16 letters, digits and signs of ASCII without blanks; openssl rand -hex 32 makes a good one" $name) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Router */ -}}
+{{- if not $v.router.address -}}
+{{- $p = append $p "router.address is empty: expected the host name or address of the Router" -}}
+{{- end -}}
+{{- $key := $v.router.publicKey -}}
+{{- $given := list -}}
+{{- range $name, $value := dict "router.publicKey.value" $key.value "router.publicKey.existingConfigMap.name" $key.existingConfigMap.name "router.publicKey.existingSecret.name" $key.existingSecret.name -}}
+{{- if $value }}{{ $given = append $given $name }}{{ end -}}
+{{- end -}}
+{{- if not $given -}}
+{{- $p = append $p "router.publicKey is not given: set router.publicKey.value to the content of router.pub on the Router's machine, or name a ConfigMap or Secret that holds it (router.publicKey.existingConfigMap.name, router.publicKey.existingSecret.name)" -}}
+{{- else if gt (len $given) 1 -}}
+{{- $p = append $p (printf "%s are given: expected one of them, since the Router has one key" (join " and " (sortAlpha $given))) -}}
+{{- end -}}
+
+{{- /* PeerAddress */ -}}
+{{- $from := $v.peerAddress.from -}}
+{{- $needs := dict "template" "template" "value" "value" "nodeAnnotation" "key" "nodeLabel" "key" -}}
+{{- $needed := get $needs $from -}}
+{{- range $name := list "template" "value" "key" -}}
+{{- $value := get $v.peerAddress $name -}}
+{{- if and (eq $name $needed) (not $value) -}}
+{{- $p = append $p (printf "peerAddress.%s is empty: peerAddress.from %q needs it" $name $from) -}}
+{{- else if and $value (ne $name $needed) -}}
+{{- $p = append $p (printf "peerAddress.%s %q has no effect with peerAddress.from %q: remove the one or change the other" $name $value $from) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $from "value") (eq $v.kind "DaemonSet") -}}
+{{- $p = append $p "peerAddress.from \"value\" gives all relays of a DaemonSet one address, but a peer must reach the very relay that issued its key: take kind Deployment for one relay, or another peerAddress.from" -}}
+{{- end -}}
+{{- if and (include "aspia-relay.asksForNode" .) (not $v.rbac.create) (or $v.serviceAccount.create (not $v.serviceAccount.name)) -}}
+{{- $p = append $p (printf "peerAddress.from %q needs the right to read Nodes: set rbac.create to true (the README of the chart says what can be read then), or serviceAccount.create to false and serviceAccount.name to a service account that may" $from) -}}
+{{- end -}}
+{{- if and $v.rbac.create (not (include "aspia-relay.asksForNode" .)) -}}
+{{- $p = append $p (printf "rbac.create gives a right that nobody uses with peerAddress.from %q: remove it" $from) -}}
+{{- end -}}
+{{- if and $v.rbac.create (not $v.serviceAccount.create) (not $v.serviceAccount.name) -}}
+{{- $p = append $p "rbac.create would give the right to read Nodes to the service account \"default\", and so to other pods: set serviceAccount.name, or serviceAccount.create to true" -}}
+{{- end -}}
+
+{{- /* Network */ -}}
+{{- if not $v.hostNetwork -}}
+{{- if eq $v.kind "DaemonSet" -}}
+{{- $p = append $p "hostNetwork false with kind DaemonSet: a Service would lead peers to any of the relays, but a peer must reach the very relay that issued its key; take kind Deployment, or hostNetwork true" -}}
+{{- end -}}
+{{- if and (eq $v.service.type "LoadBalancer") (ne $from "value") -}}
+{{- $p = append $p (printf "peerAddress.from %q with a Service of type LoadBalancer: peers dial the load balancer, not the node; take peerAddress.from \"value\" and set peerAddress.value to the name of the load balancer" $from) -}}
+{{- end -}}
+{{- else if $v.networkPolicy.enabled -}}
+{{- $p = append $p "networkPolicy.enabled with hostNetwork true: a NetworkPolicy does not apply to the host network; remove it, and restrict the ports in the firewall of the nodes" -}}
+{{- end -}}
+{{- $ports := dict -}}
+{{- $listen := ternary "peer.listenPort" "peer.port" (not (empty $v.peer.listenPort)) -}}
+{{- range $entry := list (list $listen (include "aspia-relay.listenPort" .)) (list "admin.port" $v.admin.port) (list "metrics.port" (ternary $v.metrics.port 0 $v.metrics.enabled)) -}}
+{{- $name := index $entry 0 -}}
+{{- $port := index $entry 1 | int | toString -}}
+{{- if ne $port "0" -}}
+{{- with get $ports $port -}}
+{{- $p = append $p (printf "%s and %s are both %s: expected different ports" . $name $port) -}}
+{{- end -}}
+{{- $_ := set $ports $port $name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Keys of relay.json that other values decide. The schema lets them pass, so that it can be said here which. */ -}}
+{{- $decided := dict
+  "RouterAddress" "router.address"
+  "RouterPort" "router.port"
+  "RouterPublicKey" "router.publicKey"
+  "PeerAddress" "peerAddress"
+  "PeerPort" "peer.port"
+  "ListenPort" "peer.listenPort"
+  "DrainTimeout" "drainTimeoutSeconds"
+  "AdminListen" "admin.port"
+  "AdminToken" "adminToken"
+  "MetricsListen" "metrics.enabled and metrics.port"
+  "MetricsToken" "metricsToken"
+  "MetricsTlsCertificate" "metrics.tls.existingSecret"
+  "MetricsTlsPrivateKey" "metrics.tls.existingSecret"
+  "MetricsTlsClientCa" "metrics.tls.clientCa" -}}
+{{- $later := list "MaxPendingPeersPerAddress" "PeerConnectRate" "AllowPeers" "DenyPeers" "SessionBandwidth" "TotalBandwidth" -}}
+{{- range $name := keys $v.config | sortAlpha -}}
+{{- with get $decided $name -}}
+{{- $p = append $p (printf "config.%s cannot be set there: it comes from the value %s" $name .) -}}
+{{- end -}}
+{{- if has $name $later -}}
+{{- $p = append $p (printf "config.%s: this version of the relay cannot do it yet; remove it" $name) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Secrets */ -}}
+{{- if not (include "aspia-relay.adminTokenSecret" . | fromJson) -}}
+{{- $p = append $p "adminToken is not given: name a Secret that holds it (adminToken.existingSecret.name); without a token, everybody who reaches the admin port (on the host network, everybody on the node) could stop the relay and end sessions" -}}
+{{- end -}}
+{{- range $name := list "adminToken" "metricsToken" -}}
+{{- $token := get $v $name -}}
+{{- if and $token.value $token.existingSecret.name -}}
+{{- $p = append $p (printf "%s.value and %s.existingSecret.name are both given: expected one of them" $name $name) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Metrics */ -}}
+{{- $tls := $v.metrics.tls -}}
+{{- $metricsToken := include "aspia-relay.metricsTokenSecret" . | fromJson -}}
+{{- if not $v.metrics.enabled -}}
+{{- if $metricsToken -}}
+{{- $p = append $p "metricsToken is given, but metrics.enabled is false: set it to true, or remove the token" -}}
+{{- end -}}
+{{- if $tls.existingSecret -}}
+{{- $p = append $p "metrics.tls.existingSecret is given, but metrics.enabled is false: set it to true, or remove the Secret" -}}
+{{- end -}}
+{{- end -}}
+{{- if not $tls.existingSecret -}}
+{{- range $name, $value := dict "clientCa.existingSecret" $tls.clientCa.existingSecret "serverName" $tls.serverName "ca.existingSecret" $tls.ca.existingSecret "scraperSecret" $tls.scraperSecret -}}
+{{- if $value -}}
+{{- $p = append $p (printf "metrics.tls.%s is given, but metrics.tls.existingSecret, the certificate of the relay, is not" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.podMonitor.enabled $v.serviceMonitor.enabled -}}
+{{- $p = append $p "podMonitor.enabled and serviceMonitor.enabled are both true: every relay would be counted twice; choose one" -}}
+{{- end -}}
+{{- range $name := list "podMonitor" "serviceMonitor" -}}
+{{- if (get $v $name).enabled -}}
+{{- if not $v.metrics.enabled -}}
+{{- $p = append $p (printf "%s.enabled needs metrics.enabled: without it there is no port to scrape" $name) -}}
+{{- else if not (or $metricsToken $tls.existingSecret) -}}
+{{- $p = append $p (printf "%s.enabled needs metricsToken or metrics.tls.existingSecret: without them, everybody who reaches the port reads the metrics" $name) -}}
+{{- end -}}
+{{- if and $tls.existingSecret (not $tls.serverName) -}}
+{{- $p = append $p (printf "metrics.tls.serverName is empty: with %s.enabled, expected a name that stands in the certificate; Prometheus dials relays by address" $name) -}}
+{{- end -}}
+{{- if and $tls.clientCa.existingSecret (not $tls.scraperSecret) -}}
+{{- $p = append $p (printf "metrics.tls.scraperSecret is empty: with metrics.tls.clientCa and %s.enabled, Prometheus needs a certificate to show" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Environment */ -}}
+{{- range $variable := $v.extraEnv -}}
+{{- if hasPrefix "ASPIA_RELAY_" $variable.name -}}
+{{- $p = append $p (printf "extraEnv: %s is a setting of the relay: expected it in config, or in the value that decides it" $variable.name) -}}
+{{- end -}}
+{{- if and (hasSuffix "_HEADERS" $variable.name) $variable.value -}}
+{{- $p = append $p (printf "extraEnv: the value of %s usually holds a secret: expected valueFrom.secretKeyRef" $variable.name) -}}
+{{- end -}}
+{{- if has $variable.name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE") -}}
+{{- $p = append $p (printf "extraEnv: %s is set by the chart: choose another name" $variable.name) -}}
+{{- end -}}
+{{- if and $v.tracing.endpoint (has $variable.name (list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_PROTOCOL" "OTEL_RESOURCE_ATTRIBUTES")) -}}
+{{- $p = append $p (printf "extraEnv: %s is set by the chart with tracing.endpoint: remove the one or the other" $variable.name) -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $p }}
+  - {{ . }}
+{{- end -}}
+{{- end -}}

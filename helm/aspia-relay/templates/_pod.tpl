@@ -166,7 +166,7 @@ volumes:
   - name: secrets
     projected:
       # For the owner and fsGroup; the relay warns of secrets that everybody can read.
-      defaultMode: 0440
+      defaultMode: 288 # 0440
       sources:
         {{- include "aspia-relay.secretSources" $root | trim | nindent 8 }}
   {{- if include "aspia-relay.asksForNode" $root }}
@@ -176,7 +176,7 @@ volumes:
       sizeLimit: 1Mi
   - name: service-account-token
     projected:
-      defaultMode: 0440
+      defaultMode: 288 # 0440
       sources:
         - serviceAccountToken:
             path: token

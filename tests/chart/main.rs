@@ -1,0 +1,483 @@
+//! The Helm chart: it lints, renders in every mode to manifests that Kubernetes takes and to settings that the relay
+//! takes, and refuses values that cannot work. The plain manifests in `deploy/kubernetes` are the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![cfg(unix)]
+
+mod container;
+mod kustomize;
+mod readme;
+mod refused;
+mod tools;
+
+use std::collections::BTreeSet;
+
+use aspia_relay::config::{self, exposed, settings};
+use aspia_relay::trace::settings::TraceSettings;
+use serde_json::{Value, json};
+
+use container::Existing;
+use tools::{Case, case, cases, chart, documents, run, template, template_of};
+
+/// The oldest version that Chart.yaml names, one in the middle, and the newest with schemas here.
+const KUBERNETES: [&str; 3] = ["1.25.0", "1.31.0", "1.37.0"];
+/// Kinds of the Prometheus Operator, for which there are no schemas here.
+const OPERATOR: [&str; 3] = ["PodMonitor", "ServiceMonitor", "PrometheusRule"];
+
+fn array(value: &Value) -> &Vec<Value> {
+    value.as_array().unwrap_or_else(|| panic!("expected an array: {value}"))
+}
+
+#[test]
+fn helm_lints_every_case() {
+    for values in tools::values_of_cases() {
+        let arguments =
+            ["lint", "--strict", chart().to_str().unwrap(), "--values", values.to_str().unwrap()]
+                .map(ToOwned::to_owned);
+        let arguments = arguments.each_ref().map(String::as_str);
+        let Some(said) = run("helm", &arguments) else { return };
+        let said = said.unwrap_or_else(|error| panic!("{}: {error}", values.display()));
+        assert!(!said.contains("[WARNING]"), "{}: {said}", values.display());
+    }
+}
+
+#[test]
+fn kubernetes_takes_every_manifest() {
+    let Some(cases) = cases() else { return };
+    let Some(plain) = kustomize::manifests() else { return };
+    let plain = Case { name: "kustomize".to_owned(), objects: plain };
+    let directory = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for case in cases.iter().chain([&plain]) {
+        for (number, object) in case.objects.iter().enumerate() {
+            let kind = object["kind"].as_str().unwrap();
+            if OPERATOR.contains(&kind) {
+                continue;
+            }
+            let path = directory.path().join(format!("{}-{number}-{kind}.json", case.name));
+            std::fs::write(&path, object.to_string()).unwrap();
+            files.push(path.to_str().unwrap().to_owned());
+        }
+    }
+    let expected = files.len();
+    assert!(expected > 40);
+    for version in KUBERNETES {
+        let mut arguments = vec!["--strict", "--kubernetes-version", version];
+        arguments.extend(files.iter().map(String::as_str));
+        let Some(said) = run("kubernetes-validate", &arguments) else { return };
+        let said = said.unwrap_or_else(|error| panic!("{version}: {error}"));
+        // One without a schema would only be warned of.
+        assert_eq!(said.matches(" passed for ").count(), expected, "{version}: {said}");
+    }
+}
+
+/// The kubelet's part is played: the files and variables of the container are what the relay itself says are good.
+#[test]
+fn the_relay_takes_every_configuration() {
+    let Some(cases) = cases() else { return };
+    let existing = Existing::new();
+    for case in &cases {
+        for (pod, container) in [(case.relay(), "relay"), (case.doctor(), "doctor")] {
+            let root = tempfile::tempdir().unwrap();
+            let sources = container::sources(case, pod, container, &existing, root.path());
+            let loaded = config::load(&sources)
+                .unwrap_or_else(|invalid| panic!("{}: {:#?}", case.name, invalid.0.problems));
+            assert_eq!(loaded.report.warnings, [""; 0], "{}", case.name);
+            assert_eq!(exposed::find(&sources, &loaded.report), [], "{}", case.name);
+            let config = loaded.config;
+            let grace = case.relay()["terminationGracePeriodSeconds"].as_u64().unwrap();
+            assert_eq!(config.drain_timeout.as_secs() + 10, grace, "{}", case.name);
+            assert!(config.admin_token.is_some(), "{}", case.name);
+            let monitors = ["PodMonitor", "ServiceMonitor"];
+            if monitors.iter().any(|kind| case.all(kind).next().is_some()) {
+                assert!(config.metrics_token.is_some() || config.metrics_tls.is_some());
+                assert!(config.startup.metrics_listen.is_some(), "{}", case.name);
+            }
+            check_ports(case, &config);
+            let mut warnings = Vec::new();
+            let traces = TraceSettings::from_environment(&sources.environment, &mut warnings);
+            // The certificate of the collector is the user's, which is not there.
+            warnings.retain(|warning| !warning.contains("/etc/collector/ca.crt"));
+            assert_eq!(warnings, [""; 0], "{}", case.name);
+            let env = array(&case.relay()["containers"][0]["env"]);
+            let has_endpoint = env.iter().any(|v| v["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT");
+            assert!(traces.is_some() == has_endpoint || case.name == "tracing", "{}", case.name);
+        }
+    }
+}
+
+/// The ports that are declared, and on the host network taken, are those that the relay listens on.
+fn check_ports(case: &Case, config: &config::Config) {
+    let startup = &config.startup;
+    let mut listens = vec![("peer", startup.listen_port)];
+    listens.extend(startup.admin_listen.map(|listen| ("admin", listen.port)));
+    listens.extend(startup.metrics_listen.map(|listen| ("metrics", listen.port)));
+    let declared = array(&case.relay()["containers"][0]["ports"]);
+    assert_eq!(declared.len(), listens.len(), "{}", case.name);
+    let host_network = case.relay()["hostNetwork"] == true;
+    for (name, number) in listens {
+        let port = declared.iter().find(|port| port["name"] == name).unwrap();
+        assert_eq!(port["containerPort"], number, "{}", case.name);
+        let host_port = if host_network { json!(number) } else { Value::Null };
+        assert_eq!(port["hostPort"], host_port, "{}", case.name);
+    }
+    assert_eq!(startup.admin_listen.unwrap().is_loopback(), host_network, "{}", case.name);
+}
+
+#[test]
+fn the_environment_names_only_settings() {
+    let Some(cases) = cases() else { return };
+    let mut known = BTreeSet::new();
+    for setting in settings::SETTINGS {
+        let name = settings::variable(setting.key);
+        known.insert(format!("{name}_FILE"));
+        if !setting.secret {
+            known.insert(name);
+        }
+    }
+    for case in &cases {
+        for variable in array(&case.relay()["containers"][0]["env"]) {
+            let name = variable["name"].as_str().unwrap();
+            assert!(!name.starts_with("ASPIA_RELAY_") || known.contains(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn pods_are_restricted() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        for pod in [case.relay(), case.doctor()] {
+            let name = &case.name;
+            let security = &pod["securityContext"];
+            assert_eq!(security["runAsNonRoot"], true, "{name}");
+            assert_eq!(security["runAsUser"], 65532, "{name}");
+            assert_eq!(security["fsGroup"], 65532, "{name}");
+            assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+            assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
+            assert_eq!(pod["enableServiceLinks"], false, "{name}");
+            for namespace in ["hostPID", "hostIPC"] {
+                assert!(pod[namespace].is_null(), "{name}");
+            }
+            let init = pod["initContainers"].as_array().into_iter().flatten();
+            for container in init.chain(array(&pod["containers"])) {
+                assert_eq!(
+                    container["securityContext"],
+                    json!({
+                        "allowPrivilegeEscalation": false,
+                        "readOnlyRootFilesystem": true,
+                        "capabilities": { "drop": ["ALL"] },
+                    }),
+                    "{name}"
+                );
+                // There is no shell in the image.
+                assert!(container["command"].is_null(), "{name}");
+            }
+            for volume in array(&pod["volumes"]) {
+                assert!(volume["hostPath"].is_null(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn probes_reach_the_admin_interface() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let pod = case.relay();
+        let host_network = pod["hostNetwork"] == true;
+        let dns = if host_network { json!("ClusterFirstWithHostNet") } else { Value::Null };
+        assert_eq!(pod["dnsPolicy"], dns, "{}", case.name);
+        assert_eq!(case.doctor()["hostNetwork"], pod["hostNetwork"], "{}", case.name);
+        for (probe, path) in
+            [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
+        {
+            let get = &pod["containers"][0][probe]["httpGet"];
+            assert_eq!((&get["path"], &get["port"]), (&json!(path), &json!("admin")));
+            // Elsewhere the kubelet is outside of the pod, and a host is what Pod Security forbids.
+            let host = if host_network { json!("127.0.0.1") } else { Value::Null };
+            assert_eq!(get["host"], host, "{}", case.name);
+            assert!(get["scheme"].is_null(), "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn two_relays_never_want_one_port() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let workload = case.workload();
+        if workload["kind"] == "DaemonSet" {
+            let rolling = json!({ "maxUnavailable": 1, "maxSurge": 0 });
+            assert_eq!(workload["spec"]["updateStrategy"]["rollingUpdate"], rolling);
+            assert_eq!(case.relay()["hostNetwork"], true, "{}", case.name);
+        } else {
+            assert_eq!(workload["spec"]["replicas"], 1, "{}", case.name);
+            assert_eq!(workload["spec"]["strategy"], json!({ "type": "Recreate" }));
+        }
+        // The test must fit on a node whose ports the relay holds.
+        assert!(case.doctor()["containers"][0]["ports"].is_null(), "{}", case.name);
+    }
+}
+
+#[test]
+fn secrets_stand_in_secrets_only() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        for object in &case.objects {
+            if object["kind"] == "Secret" {
+                continue;
+            }
+            let text = object.to_string();
+            for token in ["5b0dd0c6f3a9e2c4", "0123456789abcdef"] {
+                assert!(!text.contains(token), "{}: {}", case.name, object["kind"]);
+            }
+        }
+        for map in case.all("ConfigMap") {
+            let Some(relay_json) = map["data"]["relay.json"].as_str() else { continue };
+            let relay_json: Value = serde_json::from_str(relay_json).unwrap();
+            for setting in settings::SETTINGS.iter().filter(|setting| setting.secret) {
+                let value = &relay_json[setting.key];
+                let is_path = value.as_str().is_some_and(|value| value.starts_with("/run/"));
+                assert!(value.is_null() || is_path, "{}: {}", case.name, setting.key);
+            }
+        }
+    }
+    let own = case("secrets-in-values").unwrap();
+    let secret = &own.only("Secret")["stringData"];
+    assert_eq!(
+        secret,
+        &json!({ "admin-token": "5b0dd0c6f3a9e2c4", "metrics-token": "0123456789abcdef" })
+    );
+}
+
+/// A right to read Nodes only where it is asked for, and its token only where it is used.
+#[test]
+fn only_the_init_container_has_a_credential() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let asks = ["node-annotation", "node-label", "external-ip", "node-port", "everything"]
+            .iter()
+            .any(|name| case.name.ends_with(name));
+        for account in case.all("ServiceAccount") {
+            assert_eq!(account["automountServiceAccountToken"], false, "{}", case.name);
+        }
+        for pod in [case.relay(), case.doctor()] {
+            assert_eq!(pod["initContainers"].is_array(), asks, "{}", case.name);
+            assert_eq!(pod.to_string().contains("serviceAccountToken"), asks, "{}", case.name);
+            let mounts = array(&pod["containers"][0]["volumeMounts"]);
+            for mount in mounts {
+                assert_ne!(mount["name"], "service-account-token", "{}", case.name);
+                assert_eq!(mount["readOnly"], true, "{}", case.name);
+            }
+        }
+        let role = case.all("ClusterRole").next();
+        assert_eq!(role.is_some(), asks && !case.name.ends_with("node-label"), "{}", case.name);
+        if let Some(role) = role {
+            assert_eq!(
+                role["rules"],
+                json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }])
+            );
+            let subject = &case.only("ClusterRoleBinding")["subjects"][0];
+            assert_eq!(subject["name"], case.relay()["serviceAccountName"]);
+            assert_eq!(subject["namespace"], "relays");
+        }
+    }
+}
+
+#[test]
+fn the_address_comes_from_where_it_was_said() {
+    let address = |name: &str| {
+        let case = case(name)?;
+        let root = tempfile::tempdir().unwrap();
+        let sources =
+            container::sources(&case, case.relay(), "relay", &Existing::new(), root.path());
+        let config = config::load(&sources).unwrap().config;
+        let init = &case.relay()["initContainers"][0]["args"];
+        Some((config.router.peer_address.as_str().to_owned(), init.clone()))
+    };
+    let args =
+        |from: &str| json!(["--node-address", from, "--output", "/run/aspia-relay/peer-address"]);
+    for (name, expected, init) in [
+        ("daemonset-host-ip", "203.0.113.7", Value::Null),
+        ("daemonset-template", "node-1.example.com.relay.example.com", Value::Null),
+        ("deployment-value", "relay.example.com", Value::Null),
+        ("daemonset-node-annotation", "198.51.100.7", args("annotation=example.com/relay-address")),
+        ("daemonset-node-label", "198.51.100.7", args("label=example.com/relay-address")),
+        ("daemonset-external-ip", "198.51.100.7", args("external-ip")),
+    ] {
+        let Some(found) = address(name) else { return };
+        assert_eq!(found, (expected.to_owned(), init), "{name}");
+    }
+}
+
+#[test]
+fn a_change_rolls_out_and_nothing_else_does() {
+    let values = chart().join("ci/secrets-in-values-values.yaml");
+    let values = values.to_str().unwrap();
+    let pods = |set: &str| {
+        let rendered = template(&["--values", values, "--set", set])?.unwrap();
+        let case = Case { name: set.to_owned(), objects: documents(&rendered) };
+        Some(case.workload()["spec"]["template"].to_string())
+    };
+    let Some(before) = pods("config.MaxPeerCount=100") else { return };
+    for changes in
+        ["config.MaxPeerCount=101", "router.port=8061", "adminToken.value=fedcba9876543210"]
+    {
+        assert_ne!(pods(&format!("config.MaxPeerCount=100,{changes}")).unwrap(), before);
+    }
+    for changes_nothing in ["prometheusRule.enabled=true", "dashboard.enabled=true"] {
+        let set = format!("config.MaxPeerCount=100,{changes_nothing}");
+        assert_eq!(pods(&set).unwrap(), before);
+    }
+}
+
+#[test]
+fn peers_come_through_the_service_and_keep_their_address() {
+    let Some(case) = case("pod-network-load-balancer") else { return };
+    let service = &case.only("Service")["spec"];
+    assert_eq!(service["externalTrafficPolicy"], "Local");
+    assert_eq!(service["publishNotReadyAddresses"], true);
+    let labels = &case.workload()["spec"]["template"]["metadata"]["labels"];
+    for (key, value) in service["selector"].as_object().unwrap() {
+        assert_eq!(&labels[key], value);
+        // The test's pod is no relay.
+    }
+    let of_test = case.only("Pod")["metadata"]["labels"].as_object().unwrap();
+    assert!(service["selector"].as_object().unwrap().iter().any(|(k, v)| of_test[k] != *v));
+    assert_eq!(case.relay()["nodeSelector"], Value::Null);
+    let policy = &case.only("NetworkPolicy")["spec"];
+    assert_eq!(policy["ingress"][0], json!({ "ports": [{ "port": "peer" }] }));
+    let out: Vec<_> = array(&policy["egress"])
+        .iter()
+        .flat_map(|rule| array(&rule["ports"]))
+        .map(|port| port["port"].clone())
+        .collect();
+    assert_eq!(out, [53, 53, 8060, 4318]);
+
+    let case = tools::case("pod-network-node-port").unwrap();
+    let port = &case.only("Service")["spec"]["ports"][0];
+    assert_eq!((&port["nodePort"], &port["targetPort"]), (&json!(30070), &json!("peer")));
+}
+
+#[test]
+fn prometheus_finds_the_relays() {
+    let Some(case) = case("monitoring-pod-monitor-tls") else { return };
+    let spec = &case.only("PodMonitor")["spec"];
+    let labels = &case.workload()["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(&spec["selector"]["matchLabels"], labels);
+    let endpoint = &spec["podMetricsEndpoints"][0];
+    check_endpoint(endpoint);
+    assert_eq!(endpoint["scheme"], "https");
+    assert_eq!(
+        endpoint["tlsConfig"],
+        json!({
+            "serverName": "relay.example.com",
+            "ca": { "secret": { "name": "relay-metrics-tls", "key": "ca.crt" } },
+            "cert": { "secret": { "name": "prometheus-client", "key": "tls.crt" } },
+            "keySecret": { "name": "prometheus-client", "key": "tls.key" },
+        })
+    );
+
+    let case = tools::case("monitoring-service-monitor").unwrap();
+    let spec = &case.only("ServiceMonitor")["spec"];
+    let service = case.only("Service");
+    for (key, value) in spec["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(&service["metadata"]["labels"][key], value);
+    }
+    // Above all when a relay has lost its Router.
+    assert_eq!(service["spec"]["publishNotReadyAddresses"], true);
+    assert_eq!(service["spec"]["clusterIP"], "None");
+    assert_eq!(service["spec"]["ports"][0]["name"], "metrics");
+    let endpoint = &spec["endpoints"][0];
+    check_endpoint(endpoint);
+    assert_eq!(endpoint["scheme"], "http");
+    assert_eq!(
+        endpoint["authorization"],
+        json!({ "credentials": { "name": "relay-metrics", "key": "scrape" } })
+    );
+}
+
+fn check_endpoint(endpoint: &Value) {
+    assert_eq!((&endpoint["port"], &endpoint["path"]), (&json!("metrics"), &json!("/metrics")));
+    // The rules choose jobs by names that begin so.
+    let job = array(&endpoint["relabelings"]).iter().find(|rule| rule["targetLabel"] == "job");
+    assert_eq!(job.unwrap()["replacement"], "aspia-relay");
+}
+
+/// `files/` are links: what is rendered and packaged is what stands in `deploy/`.
+#[test]
+fn rules_and_dashboard_are_those_of_deploy() {
+    let deploy = |path: &str| {
+        let path = chart().join("../../deploy").join(path);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let Some(case) = case("monitoring-pod-monitor-tls") else { return };
+    let rules: Value = serde_saphyr::from_str(&deploy("prometheus/rules.yaml")).unwrap();
+    assert_eq!(case.only("PrometheusRule")["spec"], rules);
+    let dashboard = case.all("ConfigMap").find(|map| map["data"]["aspia-relay.json"].is_string());
+    let dashboard = dashboard.unwrap();
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(dashboard["data"]["aspia-relay.json"], deploy("grafana/aspia-relay.json"));
+}
+
+#[test]
+fn the_package_renders_what_the_folder_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let destination = directory.path().to_str().unwrap();
+    let folder = chart();
+    let arguments = ["package", folder.to_str().unwrap(), "--destination", destination];
+    let Some(packaged) = run("helm", &arguments) else { return };
+    packaged.unwrap();
+    let package = directory.path().join(concat!("aspia-relay-", env!("CARGO_PKG_VERSION"), ".tgz"));
+    let values = folder.join("ci/everything-values.yaml");
+    let values = ["--values", values.to_str().unwrap()];
+    let of_package = template_of(package.to_str().unwrap(), &values).unwrap().unwrap();
+    assert_eq!(documents(&of_package), documents(&template(&values).unwrap().unwrap()));
+}
+
+#[test]
+fn the_chart_has_the_version_of_the_program() {
+    let chart = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    let chart: Value = serde_saphyr::from_str(&chart).unwrap();
+    assert_eq!(chart["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+}
+
+/// The notes are rendered by an installation only; this one talks to no cluster.
+#[test]
+fn the_notes_say_what_to_do() {
+    let notes = |name: &str| {
+        let values = chart().join(format!("ci/{name}-values.yaml"));
+        let arguments = [
+            "install",
+            "aspia-relay",
+            chart().to_str().unwrap(),
+            "--namespace=relays",
+            "--dry-run=client",
+            "--values",
+            values.to_str().unwrap(),
+        ]
+        .map(ToOwned::to_owned);
+        let said = run("helm", &arguments.each_ref().map(String::as_str))?.unwrap();
+        Some(said.split_once("\nNOTES:\n").unwrap().1.to_owned())
+    };
+    let Some(host) = notes("daemonset-template") else { return };
+    for word in [
+        "kubectl label namespace relays pod-security.kubernetes.io/enforce=privileged",
+        "kubectl label node NODE aspia-relay/public-node=true",
+        "TCP port 8070 in from everywhere, and lead port 443, which peers dial, to it",
+        "aspia_relay --healthcheck",
+        "helm test -n relays aspia-relay",
+    ] {
+        assert!(host.contains(word), "no {word:?} in {host}");
+    }
+    assert!(!host.contains("WARNING"), "{host}");
+    let warned = notes("secrets-in-values").unwrap();
+    for word in ["adminToken.value", "metricsToken.value", "existingSecret", "private"] {
+        assert!(warned.contains(word), "no {word:?} in {warned}");
+    }
+    assert!(!warned.contains("0123456789abcdef"), "{warned}");
+    let pod_network = notes("pod-network-load-balancer").unwrap();
+    assert!(pod_network.contains("kubectl get service -n relays aspia-relay"), "{pod_network}");
+    assert!(!pod_network.contains("pod-security"), "{pod_network}");
+}

@@ -1,0 +1,107 @@
+//! The table of values in the chart's README, made from the comments in `values.yaml`.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::tools::chart;
+
+const BEGIN: &str = "<!-- values -->\n";
+const END: &str = "<!-- /values -->\n";
+
+/// A documented value.
+struct Documented {
+    path: String,
+    text: String,
+    section: String,
+}
+
+/// The values with a comment that begins with `# -- `, and the sections (`# === `) that they stand in.
+fn documented(values: &str) -> Vec<Documented> {
+    let mut found = Vec::new();
+    let mut section = String::new();
+    let mut comment: Option<String> = None;
+    // Keys that the line is below of, with their indentation.
+    let mut above: Vec<(usize, String)> = Vec::new();
+    for line in values.lines() {
+        let text = line.trim_start();
+        let indentation = line.len() - text.len();
+        if let Some(title) = text.strip_prefix("# === ") {
+            title.clone_into(&mut section);
+        } else if let Some(begin) = text.strip_prefix("# -- ") {
+            comment = Some(begin.to_owned());
+        } else if let (Some(more), Some(comment)) = (text.strip_prefix("# "), &mut comment) {
+            *comment += " ";
+            *comment += more;
+        } else if let Some((key, _)) = text.split_once(':').filter(|_| !text.starts_with('#')) {
+            above.retain(|(outer, _)| *outer < indentation);
+            above.push((indentation, key.to_owned()));
+            if let Some(text) = comment.take() {
+                let path: Vec<_> = above.iter().map(|(_, key)| key.as_str()).collect();
+                found.push(Documented { path: path.join("."), text, section: section.clone() });
+            }
+        }
+    }
+    found
+}
+
+/// Paths of all values that are no objects, or empty ones.
+fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (key, value) in members {
+                let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                leaves(value, &below, found);
+            }
+        }
+        _ => found.push(path.to_owned()),
+    }
+}
+
+fn table(values: &str) -> String {
+    let parsed: Value = serde_saphyr::from_str(values).unwrap();
+    let documented = documented(values);
+    let mut all = Vec::new();
+    leaves(&parsed, "", &mut all);
+    for leaf in all {
+        let is_documented = |known: &&Documented| {
+            leaf == known.path || leaf.starts_with(&format!("{}.", known.path))
+        };
+        assert!(documented.iter().any(|known| is_documented(&known)), "{leaf} has no comment");
+    }
+    let mut table = String::new();
+    let mut section = "";
+    for value in &documented {
+        if value.section != section {
+            section = &value.section;
+            let _ = write!(
+                table,
+                "\n### {section}\n\n| value | default | means |\n| --- | --- | --- |\n"
+            );
+        }
+        let pointer = format!("/{}", value.path.replace('.', "/"));
+        let default = parsed.pointer(&pointer).unwrap_or_else(|| panic!("no {pointer}"));
+        let text = value.text.replace('|', "\\|");
+        let _ = writeln!(table, "| `{}` | `{default}` | {text} |", value.path);
+    }
+    table + "\n"
+}
+
+#[test]
+fn the_readme_has_the_values() {
+    let path = chart().join("README.md");
+    let readme = std::fs::read_to_string(&path).unwrap();
+    let (head, rest) = readme.split_once(BEGIN).unwrap();
+    let (_, tail) = rest.split_once(END).unwrap();
+    let values = std::fs::read_to_string(chart().join("values.yaml")).unwrap();
+    let made = format!("{head}{BEGIN}{}{END}{tail}", table(&values));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, made).unwrap();
+    } else {
+        assert!(
+            readme == made,
+            "README.md of the chart is not in step with values.yaml; \
+             run: UPDATE=1 cargo test --test chart readme"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! Values that the chart refuses, and what it says.
+
+use aspia_relay::config::settings::{LATER, SETTINGS};
+use serde_json::Value;
+
+use crate::tools::{chart, template};
+
+/// Values that are good, as far as these lines do not change them.
+const GOOD: &[&str] = &[
+    "router.address=router.example.com",
+    "router.publicKey.existingSecret.name=router",
+    "peerAddress.from=hostIP",
+    "adminToken.existingSecret.name=admin",
+];
+
+/// Renders with the good values and others; `None` where Helm is missing.
+fn refusal(values: &[&str]) -> Option<Result<String, String>> {
+    let arguments = GOOD.iter().chain(values).flat_map(|value| ["--set-json", value]);
+    // A text that is no JSON is meant as a string.
+    let arguments: Vec<String> = arguments
+        .map(|argument| match argument.split_once('=') {
+            Some((key, value)) if serde_json::from_str::<Value>(value).is_err() => {
+                format!("{key}={}", Value::from(value))
+            }
+            _ => argument.to_owned(),
+        })
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    template(&arguments)
+}
+
+/// What is set, and words of the complaint.
+const REFUSED: &[(&[&str], &[&str])] = &[
+    // Missing
+    (&["peerAddress.from="], &["/peerAddress/from", "hostIP", "nodeExternalIP"]),
+    (&["router.address="], &["router.address is empty", "the Router"]),
+    (&["router.publicKey.existingSecret.name="], &["router.publicKey is not given", "router.pub"]),
+    (&["adminToken.existingSecret.name="], &["adminToken is not given", "existingSecret"]),
+    (&["peerAddress.from=template"], &["peerAddress.template is empty"]),
+    (&["peerAddress.from=nodeLabel", "rbac.create=true"], &["peerAddress.key is empty"]),
+    // Unknown, or of the wrong type
+    (&["replicas=2"], &["additional properties 'replicas' not allowed"]),
+    (&["router.host=a"], &["/router", "'host' not allowed"]),
+    (&["config.MaxPeers=5"], &["/config", "'MaxPeers' not allowed"]),
+    (&["config.MaxPeerCount=\"100\""], &["/config/MaxPeerCount", "want integer"]),
+    (&["config.MaxPeerCount=0"], &["/config/MaxPeerCount", "minimum"]),
+    (&["config.RouterProtocol=3"], &["/config/RouterProtocol"]),
+    (&["peer.port=70000"], &["/peer/port", "maximum"]),
+    (&["peerAddress.from=nodeIP"], &["/peerAddress/from", "must be one of"]),
+    (&["kind=StatefulSet"], &["/kind", "'DaemonSet'"]),
+    (&["drainTimeoutSeconds=25s"], &["/drainTimeoutSeconds", "want integer"]),
+    (&["service.type=ClusterIP"], &["/service/type", "'NodePort'"]),
+    (&["nodeSelector={\"a\": true}"], &["/nodeSelector/a", "want string"]),
+    // Of the wrong form
+    (&["router.address=10.0.0.1:8060"], &["router.address is \"10.0.0.1:8060\"", "without a port"]),
+    (&["router.address=[::1]"], &["router.address is", "without brackets"]),
+    (
+        &["router.publicKey.existingSecret.name=", "router.publicKey.value=abc"],
+        &["router.publicKey.value is \"abc\"", "64 hex digits"],
+    ),
+    (
+        &["peerAddress.from=template", "peerAddress.template=relay.example.com"],
+        &["peerAddress.template is", "{{node}}"],
+    ),
+    (&["config.MaxSessionDuration=5"], &["/config/MaxSessionDuration", "want string"]),
+    (&["config.MaxSessionDuration=\"5\""], &["config.MaxSessionDuration", "with a unit"]),
+    (&["image.digest=sha256:abc"], &["image.digest is", "64 hex digits"]),
+    (&["tracing.endpoint=collector:4317"], &["tracing.endpoint is", "a URL with a port"]),
+    (
+        &["adminToken.existingSecret.name=", "adminToken.value=short"],
+        &["adminToken.value is not shown", "16", "openssl"],
+    ),
+    // What does not go together
+    (
+        &["router.publicKey.existingConfigMap.name=a"],
+        &["router.publicKey.existingConfigMap.name and router.publicKey.existingSecret.name"],
+    ),
+    (&["peerAddress.template={{node}}"], &["peerAddress.template", "no effect"]),
+    (
+        &["peerAddress.from=value", "peerAddress.value=relay.example.com"],
+        &["DaemonSet one address", "kind Deployment"],
+    ),
+    (&["peerAddress.from=nodeExternalIP"], &["rbac.create", "serviceAccount.name"]),
+    (
+        &["peerAddress.from=nodeExternalIP", "serviceAccount.create=false", "rbac.create=true"],
+        &["service account \"default\""],
+    ),
+    (&["rbac.create=true"], &["a right that nobody uses"]),
+    (&["hostNetwork=false"], &["hostNetwork false with kind DaemonSet"]),
+    (&["hostNetwork=false", "kind=Deployment"], &["LoadBalancer", "peerAddress.value"]),
+    (&["networkPolicy.enabled=true"], &["does not apply to the host network", "firewall"]),
+    (&["admin.port=8070"], &["peer.port and admin.port are both 8070"]),
+    (
+        &["metrics.enabled=true", "metrics.port=9000", "peer.listenPort=9000"],
+        &["peer.listenPort and metrics.port are both 9000"],
+    ),
+    (
+        &["adminToken.value=0123456789abcdef"],
+        &["adminToken.value and adminToken.existingSecret.name are both given"],
+    ),
+    (&["metricsToken.existingSecret.name=a"], &["metricsToken is given", "metrics.enabled"]),
+    (&["metrics.tls.existingSecret=a"], &["metrics.tls.existingSecret is given"]),
+    (
+        &["metrics.enabled=true", "metrics.tls.clientCa.existingSecret=a"],
+        &["metrics.tls.clientCa.existingSecret is given", "the certificate of the relay"],
+    ),
+    (&["podMonitor.enabled=true"], &["podMonitor.enabled needs metrics.enabled"]),
+    (
+        &["metrics.enabled=true", "serviceMonitor.enabled=true"],
+        &["serviceMonitor.enabled needs metricsToken or metrics.tls.existingSecret"],
+    ),
+    (
+        &["metrics.enabled=true", "podMonitor.enabled=true", "serviceMonitor.enabled=true"],
+        &["counted twice"],
+    ),
+    (
+        &["metrics.enabled=true", "podMonitor.enabled=true", "metrics.tls.existingSecret=a"],
+        &["metrics.tls.serverName is empty"],
+    ),
+    (
+        &[
+            "metrics.enabled=true",
+            "podMonitor.enabled=true",
+            "metrics.tls.existingSecret=a",
+            "metrics.tls.clientCa.existingSecret=b",
+        ],
+        &["metrics.tls.scraperSecret is empty"],
+    ),
+    (
+        &["extraEnv=[{\"name\": \"ASPIA_RELAY_MAX_PEER_COUNT\", \"value\": \"5\"}]"],
+        &["ASPIA_RELAY_MAX_PEER_COUNT is a setting of the relay", "config"],
+    ),
+    (
+        &["extraEnv=[{\"name\": \"OTEL_EXPORTER_OTLP_HEADERS\", \"value\": \"a=b\"}]"],
+        &["OTEL_EXPORTER_OTLP_HEADERS", "secretKeyRef"],
+    ),
+    (
+        &[
+            "tracing.endpoint=http://a:4318",
+            "extraEnv=[{\"name\": \"OTEL_RESOURCE_ATTRIBUTES\", \"value\": \"a=b\"}]",
+        ],
+        &["OTEL_RESOURCE_ATTRIBUTES is set by the chart"],
+    ),
+];
+
+#[test]
+fn wrong_values_are_refused_in_words() {
+    let Some(good) = refusal(&[]) else { return };
+    good.unwrap();
+    for (values, words) in REFUSED {
+        let said = refusal(values).unwrap().expect_err(&format!("{values:?} was taken"));
+        for word in *words {
+            assert!(said.contains(word), "{values:?}: no {word:?} in {said}");
+        }
+        assert!(!said.contains("nil pointer"), "{values:?}: {said}");
+    }
+}
+
+/// Everything that is wrong is said at once, and a token is not shown.
+#[test]
+fn all_problems_are_said_at_once() {
+    let values = ["router.address=", "admin.port=8070", "adminToken.value=hush"];
+    let Some(said) = refusal(&values) else { return };
+    let said = said.unwrap_err();
+    for word in ["router.address", "admin.port", "adminToken.value"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(!said.contains("hush"), "{said}");
+}
+
+/// Every setting of the relay can be set in `config`, or is refused with the value that decides it.
+#[test]
+fn every_setting_is_known() {
+    let schema = std::fs::read_to_string(chart().join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let known = schema["properties"]["config"]["properties"].as_object().unwrap();
+    let settings = SETTINGS.iter().map(|setting| setting.key).chain(LATER.iter().copied());
+    let settings: std::collections::BTreeSet<_> = settings.collect();
+    assert_eq!(
+        known.keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(),
+        settings
+    );
+    for key in settings {
+        let form = &known[key];
+        if form.get("type").is_some() || form.get("enum").is_some() {
+            continue;
+        }
+        let Some(said) = refusal(&[&format!("config.{key}=a")]) else { return };
+        let said = said.expect_err(key);
+        let expected =
+            if LATER.contains(&key) { "cannot do it yet" } else { "it comes from the value" };
+        assert!(said.contains(&format!("config.{key}")) && said.contains(expected), "{said}");
+    }
+}

@@ -38,6 +38,9 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["adminToken.existingSecret.name="], &["adminToken is not given", "existingSecret"]),
     (&["peerAddress.from=template"], &["peerAddress.template is empty"]),
     (&["peerAddress.from=nodeLabel", "rbac.create=true"], &["peerAddress.key is empty"]),
+    // `null` removes a default
+    (&["adminToken=null"], &["missing property 'adminToken'"]),
+    (&["metrics.tls=null"], &["/metrics", "missing property 'tls'"]),
     // Unknown, or of the wrong type
     (&["replicas=2"], &["additional properties 'replicas' not allowed"]),
     (&["router.host=a"], &["/router", "'host' not allowed"]),
@@ -147,6 +150,10 @@ const REFUSED: &[(&[&str], &[&str])] = &[
 fn wrong_values_are_refused_in_words() {
     let Some(good) = refusal(&[]) else { return };
     good.unwrap();
+    // As a file has it where all lines below a key are comments.
+    for nothing in ["config=null", "podLabels=null", "nodeSelector=null", "resources=null"] {
+        refusal(&[nothing]).unwrap().unwrap_or_else(|said| panic!("{nothing}: {said}"));
+    }
     for (values, words) in REFUSED {
         let said = refusal(values).unwrap().expect_err(&format!("{values:?} was taken"));
         for word in *words {

@@ -206,7 +206,7 @@ securityContext:
   capabilities:
     drop: [ALL]
 resources:
-  {{- toYaml .Values.resources | nindent 2 }}
+  {{- default dict .Values.resources | toYaml | nindent 2 }}
 {{- end -}}
 
 {{/* Called with values and path. */}}

@@ -12,7 +12,7 @@
 
 {{/* Everything but secrets. */}}
 {{- define "aspia-relay.relayJson" -}}
-{{- $settings := deepCopy .Values.config -}}
+{{- $settings := default dict .Values.config | deepCopy -}}
 {{- $_ := set $settings "RouterAddress" .Values.router.address -}}
 {{- $_ := set $settings "RouterPort" (int .Values.router.port) -}}
 {{- with .Values.router.publicKey.value -}}
@@ -61,7 +61,7 @@
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
-{{- if not (hasKey .Values.config "DisplayName") }}
+{{- if not (hasKey (default dict .Values.config) "DisplayName") }}
 # In the pod network the host name is the pod's, which changes with each rollout.
 - name: ASPIA_RELAY_DISPLAY_NAME
   value: $(NODE_NAME)

@@ -2,6 +2,7 @@
 {{- define "aspia-relay.problems" -}}
 {{- $v := .Values -}}
 {{- $p := list -}}
+{{- $config := default dict $v.config -}}
 
 {{- /* The form of texts: name, value, pattern, what is expected. An empty text is none; secrets are not shown. */ -}}
 {{- $host := `^([A-Za-z0-9_.-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*)$` -}}
@@ -13,11 +14,11 @@
   (list "peerAddress.value" $v.peerAddress.value $host $hostName)
   (list "peerAddress.template" $v.peerAddress.template `^[A-Za-z0-9_.-]*\{\{node\}\}[A-Za-z0-9_.-]*$` "a host name that contains {{node}} once, such as {{node}}.relay.example.com")
   (list "peerAddress.key" $v.peerAddress.key `^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$` "the key of an annotation or a label, such as example.com/relay-address")
-  (list "config.MaxSessionDuration" $v.config.MaxSessionDuration `^([0-9]+(ms|s|m|h|d))+$` $duration)
+  (list "config.MaxSessionDuration" (get $config "MaxSessionDuration") `^([0-9]+(ms|s|m|h|d))+$` $duration)
   (list "image.digest" $v.image.digest `^sha256:[0-9a-f]{64}$` "sha256: and 64 hex digits")
   (list "tracing.endpoint" $v.tracing.endpoint `^https?://([^/:@]+|\[[0-9A-Fa-f:]+\]):[0-9]+(/.*)?$` "a URL with a port, such as http://collector.observability:4318")
-  (list "podMonitor.interval" $v.podMonitor.interval `^[0-9]+[sm]$` $duration)
-  (list "serviceMonitor.interval" $v.serviceMonitor.interval `^[0-9]+[sm]$` $duration) -}}
+  (list "podMonitor.interval" $v.podMonitor.interval `^[0-9]+[sm]$` "seconds or minutes, such as 15s or 1m")
+  (list "serviceMonitor.interval" $v.serviceMonitor.interval `^[0-9]+[sm]$` "seconds or minutes, such as 15s or 1m") -}}
 {{- range $form := $forms -}}
 {{- $name := index $form 0 -}}
 {{- $value := index $form 1 -}}
@@ -113,7 +114,7 @@
   "MetricsTlsPrivateKey" "metrics.tls.existingSecret"
   "MetricsTlsClientCa" "metrics.tls.clientCa" -}}
 {{- $later := list "MaxPendingPeersPerAddress" "PeerConnectRate" "AllowPeers" "DenyPeers" "SessionBandwidth" "TotalBandwidth" -}}
-{{- range $name := keys $v.config | sortAlpha -}}
+{{- range $name := keys $config | sortAlpha -}}
 {{- with get $decided $name -}}
 {{- $p = append $p (printf "config.%s cannot be set there: it comes from the value %s" $name .) -}}
 {{- end -}}

@@ -668,6 +668,8 @@ async fn the_program_says_it_line_by_line_or_in_json_and_counts_failures() {
 async fn too_few_open_files_are_noticed_and_the_relay_says_the_same() {
     let router = router(Behaviour::Serve).await;
     let environment = for_router(&router);
+    #[cfg(target_os = "linux")]
+    let for_doctor = environment.clone();
     let limited = |argument: &str| {
         let mut command = Command::new("sh");
         let program = env!("CARGO_BIN_EXE_aspia_relay");
@@ -683,6 +685,15 @@ async fn too_few_open_files_are_noticed_and_the_relay_says_the_same() {
     relay.stdout(Stdio::null());
     let child = relay.spawn().unwrap();
     router.wait_for(|view| !view.pool.is_empty()).await;
+    // While it runs, its own limit counts, not that of the doctor.
+    #[cfg(target_os = "linux")]
+    {
+        router.set(|options| options.behaviour = Behaviour::ServeAside);
+        let report = examine(&for_doctor).await;
+        failure(&report, "open files", &["only 300 files may be open"]);
+        let files = step(&report, "open files");
+        assert!(files.details[0].contains(&format!("process {}", child.id())), "{files}");
+    }
     terminate(&child);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await;
     let said = String::from_utf8(output.unwrap().stderr).unwrap();

@@ -83,21 +83,18 @@ pub(super) fn tls(config: &Config, now: SystemTime) -> Step {
 /// The limit on open files: of the relay that runs where its process is known, otherwise of the doctor itself.
 pub(super) fn open_files(config: &Config, relay: Option<i32>) -> Step {
     let needed = open_files::needed(config);
-    let of_relay = relay.and_then(|pid| Some((pid, limit_of(pid)?)));
-    let (limit, whose) = match of_relay {
-        // It has raised its soft limit already, and does not do so again by itself.
-        Some((pid, limit)) => {
-            (limit.soft, format!("the limit is that of the relay that runs (process {pid})"))
+    // The relay raises the soft limit by itself, at its start and when it reads the configuration again.
+    let of_relay = relay.and_then(|pid| Some((pid, hard_limit_of(pid)?)));
+    let (limit, whose) = match (of_relay, open_files::limit()) {
+        (Some((pid, hard)), _) => {
+            (hard, format!("the limit is that of the relay that runs (process {pid})"))
         }
-        None => match open_files::limit() {
-            Some(Limit { hard, .. }) => (
-                hard,
-                "the limit is the doctor's own; a relay that a service manager or another user starts may have \
-                 another"
-                    .to_owned(),
-            ),
-            None => return Step::skipped(OPEN_FILES, "this system has no such limit"),
-        },
+        (None, Some(Limit { hard, .. })) => (
+            hard,
+            "the limit is the doctor's own; a relay that a service manager or another user starts may have another"
+                .to_owned(),
+        ),
+        (None, None) => return Step::skipped(OPEN_FILES, "this system has no such limit"),
     };
     let step = match limit {
         Some(limit) if limit < needed => {
@@ -116,22 +113,20 @@ pub(super) fn open_files(config: &Config, relay: Option<i32>) -> Step {
     Step { details: vec![whose], ..step }
 }
 
-/// The limit of another process; `None` where it cannot be seen.
+/// The hard limit of another process, `None` in it for no limit; `None` where it cannot be seen.
 #[cfg(target_os = "linux")]
-fn limit_of(pid: i32) -> Option<Limit> {
+fn hard_limit_of(pid: i32) -> Option<Option<u64>> {
     use procfs::process::{LimitValue, Process};
 
-    let limit = Process::new(pid).ok()?.limits().ok()?.max_open_files;
-    let number = |value| match value {
+    Some(match Process::new(pid).ok()?.limits().ok()?.max_open_files.hard_limit {
         LimitValue::Unlimited => None,
-        LimitValue::Value(number) => Some(number),
-    };
-    Some(Limit { soft: number(limit.soft_limit), hard: number(limit.hard_limit) })
+        LimitValue::Value(limit) => Some(limit),
+    })
 }
 
-/// The limit of another process, which cannot be seen here.
+/// The hard limit of another process, which cannot be seen here.
 #[cfg(not(target_os = "linux"))]
-fn limit_of(_pid: i32) -> Option<Limit> {
+fn hard_limit_of(_pid: i32) -> Option<Option<u64>> {
     None
 }
 

@@ -11,7 +11,8 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY tests/lab/Cargo.toml tests/lab/
 RUN mkdir -p src tests/lab/src \
-    && echo 'fn main() {}' | tee src/main.rs > tests/lab/src/main.rs \
+    && echo 'fn main() {}' > src/main.rs \
+    && cp src/main.rs tests/lab/src/ \
     && touch src/lib.rs tests/lab/src/lib.rs \
     && cargo build --release --locked --workspace \
     && cargo clean --release --workspace

@@ -183,6 +183,9 @@ fn nothing_at_all_says_what_to_do() {
     let problems = case.variable("ASPIA_RELAY_PEER_ADDRESS", "192.0.2.1").problems();
     assert_eq!(problems.len(), 2, "{problems:#?}");
     assert!(problems[0].contains("does not exist; --create-config writes one"), "{}", problems[0]);
+    // Somebody tried.
+    let case = Case::new().variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", "/nonexistent");
+    assert!(case.problems().join("\n").contains("/nonexistent"), "{:#?}", case.problems());
 }
 
 #[test]

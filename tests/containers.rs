@@ -597,7 +597,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
         assert_eq!(host["NetworkMode"], "host");
         assert_eq!((&host["ReadonlyRootfs"], &host["CapDrop"][0]), (&true.into(), &"ALL".into()));
         assert!(host["SecurityOpt"][0].as_str().unwrap().starts_with("no-new-privileges"));
-        assert_eq!(host["Ulimits"][0]["Hard"], 262_144);
+        assert_eq!(host["Ulimits"][0]["Hard"], 16_384);
         let (good, text) =
             compose.run(&["exec", "-T", "relay", "/usr/local/bin/aspia_relay", "--healthcheck"]);
         assert!(good, "{text}");

@@ -124,9 +124,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, Box<Invalid>> {
     let mut report = Report::default();
     let raw = RawSettings::collect(sources, &mut report);
     let config = check(&raw, &mut report);
-    if raw.file == FileState::Absent && REQUIRED.iter().all(|key| raw.get(key).is_none()) {
+    let is_missing =
+        |problem: &Problem| problem.source == NOT_SET && REQUIRED.contains(&problem.key.as_str());
+    let missing = report.problems.iter().filter(|problem| is_missing(problem)).count();
+    if raw.file == FileState::Absent && missing == REQUIRED.len() {
         // Nobody has configured anything yet: one problem, not three.
-        report.problems.retain(|problem| !REQUIRED.contains(&problem.key.as_str()));
+        report.problems.retain(|problem| !is_missing(problem));
         report.problems.insert(0, nothing(&raw.path));
     }
     match config {
@@ -170,7 +173,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         report.problems.push(Problem {
             key: "AdminToken".into(),
             value: None,
-            source: "not set".into(),
+            source: NOT_SET.into(),
             expected: format!(
                 "a token, since AdminListen {listen} can be reached from other machines; \
                  or AdminListen on 127.0.0.1, or off"
@@ -300,7 +303,7 @@ impl Getter<'_> {
     ) -> Option<T> {
         let value = self.raw.get(key);
         if value.is_none_or(|value| value.text.trim().is_empty()) {
-            self.report.set(key, "", "not set");
+            self.report.set(key, "", NOT_SET);
             // What a file says that cannot be used is not known: it may well be set there. And one problem with a
             // key is enough.
             let known = value.is_some() || self.raw.file != FileState::Unusable;
@@ -412,7 +415,7 @@ impl Getter<'_> {
         self.report.problems.push(Problem {
             key: key.into(),
             value: value.and_then(|value| shown_pem(part, &value.text)).map(ToOwned::to_owned),
-            source: value.map_or_else(|| "not set".to_owned(), |value| value.source.clone()),
+            source: value.map_or_else(|| NOT_SET.to_owned(), |value| value.source.clone()),
             expected,
         });
     }
@@ -440,6 +443,9 @@ fn shown_pem(part: Part, text: &str) -> Option<&str> {
     }
 }
 
+/// The source of a value that nobody gave.
+const NOT_SET: &str = "not set";
+
 /// Settings that somebody must give.
 const REQUIRED: [&str; 3] = ["RouterAddress", "RouterPublicKey", "PeerAddress"];
 
@@ -466,7 +472,7 @@ fn missing(key: &'static str, raw: &RawSettings) -> Problem {
         (None, FileState::Absent) => {
             let note =
                 format!(" ({} does not exist; --create-config writes one)", raw.path.display());
-            ("not set".to_owned(), note)
+            (NOT_SET.to_owned(), note)
         }
         (None, _) => (format!("file {}", raw.path.display()), String::new()),
     };

@@ -19,10 +19,23 @@ pub struct TcpInfo {
     pub delivery_rate: Option<u64>,
     /// Bytes that the kernel holds and has not sent yet; `None` where the kernel does not say.
     pub unsent: Option<u32>,
+    /// Segments that were sent and are not acknowledged, the end included.
+    pub unacknowledged: u32,
+    /// Whether the connection is over on both sides.
+    pub closed: bool,
+}
+
+impl TcpInfo {
+    /// Whether the peer's system has everything that was written.
+    pub fn is_delivered(&self) -> bool {
+        self.closed || (self.unacknowledged == 0 && self.unsent.unwrap_or(0) == 0)
+    }
 }
 
 #[cfg(target_os = "linux")]
 mod offset {
+    pub(super) const STATE: usize = 0;
+    pub(super) const UNACKED: usize = 24;
     pub(super) const RTT: usize = 68;
     pub(super) const TOTAL_RETRANS: usize = 100;
     pub(super) const NOTSENT_BYTES: usize = 144;
@@ -30,6 +43,10 @@ mod offset {
     /// Past the last field that is read.
     pub(super) const END: usize = 168;
 }
+
+/// The state of a connection that is over (`TCP_CLOSE` of net/tcp_states.h).
+#[cfg(target_os = "linux")]
+const CLOSED: u8 = 7;
 
 /// Asks the kernel; `None` where it cannot tell.
 #[cfg(target_os = "linux")]
@@ -73,6 +90,8 @@ fn parse(info: &[u8]) -> Option<TcpInfo> {
         retransmits: number(offset::TOTAL_RETRANS)?,
         delivery_rate: field(info, offset::DELIVERY_RATE).map(u64::from_ne_bytes),
         unsent: number(offset::NOTSENT_BYTES),
+        unacknowledged: number(offset::UNACKED)?,
+        closed: *info.get(offset::STATE)? == CLOSED,
     })
 }
 
@@ -100,7 +119,15 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
-        assert!(read(&here).unwrap().unsent > Some(0));
+        let full = read(&here).unwrap();
+        assert!(full.unsent > Some(0) && !full.is_delivered(), "{full:?}");
+        assert!(quiet.is_delivered() && !quiet.closed, "{quiet:?}");
+        // It goes without having read: what it did not want is nobody's any more.
+        drop(there);
+        while !read(&here).unwrap().closed {
+            tokio::task::yield_now().await;
+        }
+        assert!(read(&here).unwrap().is_delivered());
     }
 
     #[test]

@@ -322,3 +322,26 @@ async fn a_full_peer_that_ignores_the_end_of_its_partner_does_not_stay_either() 
     assert!((55 * SECOND..=65 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert!(log.line("session ended").await.contains("end=reset"));
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_stop_waits_until_the_peers_have_what_the_kernel_still_holds() {
+    let (lab, mut client, mut host) = pair(&[("DrainTimeout", "300s")]).await;
+    // Far more than the client's system takes for a client that does not read, and less than the relay's takes.
+    let length = MIB;
+    traffic::send(&mut host, 1, length).await.unwrap();
+    host.shutdown().await.unwrap();
+    client.shutdown().await.unwrap();
+    // The relay has given everything to its kernel, and both peers have ended: nothing is left for it to do.
+    let state = lab.relay.handle().state().clone();
+    while state.sessions()[0].traffic.bytes() < length + 2 {
+        sleep(SECOND / 100).await;
+    }
+    assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+    lab.relay.handle().drain();
+    let mut stopped = std::pin::pin!(lab.relay.stopped());
+    assert!(tokio::time::timeout(SECOND / 2, &mut stopped).await.is_err());
+    let received = traffic::receive(&mut client, None).await.unwrap();
+    assert_eq!(received, (length, traffic::hash(1, length)));
+    assert_eq!(stopped.await.unwrap(), aspia_relay::app::Stopped::Drained);
+}

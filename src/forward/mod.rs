@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::state::sessions::{End, Traffic};
+use crate::tcp_info;
 
 /// Bytes moved by one read, at most.
 const CHUNK: usize = 64 * 1024;
@@ -26,6 +27,10 @@ const CHUNK: usize = 64 * 1024;
 /// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
 /// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
 pub const LINGER: Duration = Duration::from_secs(60);
+
+/// How soon, and later how often, it is looked whether everything is delivered: less than the time to most peers and
+/// back, and not a load for those who take long.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
 thread_local! {
     /// The buffer of a worker: a direction owns only what the other side could not take yet.
@@ -40,29 +45,48 @@ pub async fn forward<'a>(
 ) -> Closing<'a> {
     let mut there = pin!(carry(first, second, traffic));
     let mut back = pin!(carry(second, first, traffic));
-    tokio::select! {
+    let (end, survivor) = tokio::select! {
         ended = &mut there => rest(first, ended, second, back).await,
         ended = &mut back => rest(second, ended, first, there).await,
-    }
+    };
+    Closing { end, both: [first, second], survivor }
 }
 
-/// Everything is delivered; perhaps one of the two is still there.
+/// Everything is handed to the kernel; perhaps one of the two is still there.
 #[derive(Debug)]
 #[must_use = "a survivor that is closed at once may lose what it has not read yet"]
 pub struct Closing<'a> {
     /// Why forwarding ended: closed, or reset.
     pub end: End,
+    both: [&'a TcpStream; 2],
     survivor: Option<&'a TcpStream>,
 }
 
 impl Closing<'_> {
-    /// Gives the survivor, who has been sent the end, time to read what was delivered and to close: at most
-    /// [`LINGER`], whatever it sends.
+    /// Gives the survivor, who has been sent the end, time to read what was delivered and to close, whatever it sends;
+    /// and the kernel time to bring both what it still holds. A program may end with its last session, and where it is
+    /// the first one of a container, the network and what is in it end as well. At most [`LINGER`] for all of it.
     pub async fn linger(&self) {
-        if let Some(survivor) = self.survivor {
-            // It did not close in time: then it is closed for it.
-            let _ = timeout(LINGER, throw_away(survivor)).await;
-        }
+        let all = async {
+            if let Some(survivor) = self.survivor {
+                throw_away(survivor).await;
+            }
+            for stream in self.both {
+                delivered(stream).await;
+            }
+        };
+        // Who did not take everything in time: then it is closed for it.
+        let _ = timeout(LINGER, all).await;
+    }
+}
+
+/// Returns when the peer's system has everything, or does not want it any more.
+async fn delivered(stream: &TcpStream) {
+    let mut pause = LOOK.0;
+    // Nothing tells when the last byte is acknowledged: it has to be asked for.
+    while tcp_info::read(stream).is_some_and(|info| !info.is_delivered()) {
+        sleep(pause).await;
+        pause = LOOK.1.min(2 * pause);
     }
 }
 
@@ -84,16 +108,17 @@ impl Ended {
     }
 }
 
-/// What is left when the direction from `sender` has ended: the other one, from `other_sender`.
+/// What is left when the direction from `sender` has ended: the other one, from `other_sender`. Gives how the session
+/// ended, and who of the two is still there.
 async fn rest<'a>(
     sender: &'a TcpStream,
     ended: Ended,
     other_sender: &'a TcpStream,
     mut other: impl Future<Output = Ended> + Unpin,
-) -> Closing<'a> {
+) -> (End, Option<&'a TcpStream>) {
     let (other_ended, survivor) = match ended {
         // Nothing that the other one still sends can be delivered.
-        Ended::SenderGone => return Closing { end: End::Reset, survivor: Some(other_sender) },
+        Ended::SenderGone => return (End::Reset, Some(other_sender)),
         Ended::ReceiverGone { .. } => {
             // It may have sent something before it went: that arrives meanwhile, and then the end.
             let mut thrown_away = pin!(throw_away(sender));
@@ -109,7 +134,7 @@ async fn rest<'a>(
         }
     };
     let reset = ended.by_reset() || other_ended.by_reset();
-    Closing { end: if reset { End::Reset } else { End::Closed }, survivor }
+    (if reset { End::Reset } else { End::Closed }, survivor)
 }
 
 enum Step {

@@ -219,7 +219,7 @@ async fn transfer((client, host): (TcpStream, TcpStream), middle: impl Future<Ou
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hardened_container_joins_peers_survives_its_router_and_writes_nothing() {
+async fn a_hardened_container_joins_peers_and_survives_its_router() {
     if !images("containers on a network").await {
         return;
     }
@@ -277,10 +277,13 @@ async fn a_hardened_container_joins_peers_survives_its_router_and_writes_nothing
     assert_eq!(line("CapEff:"), ["0000000000000000"]);
     assert_eq!(line("CapPrm:"), ["0000000000000000"]);
     assert_eq!(line("NoNewPrivs:"), ["1"]);
-    assert_eq!(said(&["diff", &pair.relay_name]), "");
-    // Every line of stdout is a JSON object.
-    let stdout = String::from_utf8(docker(&["logs", &pair.relay_name]).stdout).unwrap();
-    assert!(stdout.lines().count() > 3);
+    logs_json(&pair.relay_name);
+}
+
+/// Sees that every line that a relay wrote to stdout is a JSON object, and that it says what it does.
+fn logs_json(container: &str) {
+    let stdout = String::from_utf8(docker(&["logs", container]).stdout).unwrap();
+    assert!(stdout.contains("connected to the Router"), "{stdout}");
     for line in stdout.lines() {
         let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
         assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
@@ -311,7 +314,7 @@ async fn docker_stop_drains_and_no_byte_of_a_transfer_that_ends_in_time_is_lost(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_works_on_the_host_network() {
+async fn it_works_on_the_host_network_and_writes_nothing() {
     if !images("containers on the host network").await {
         return;
     }
@@ -320,7 +323,11 @@ async fn it_works_on_the_host_network() {
     let command = ["router", "--listen", &listen, "--control", &control, "--key-of", WORD];
     let _router = lab(&command).with_network("host").start().await.unwrap();
     let port = |address: &str| address.rsplit(':').next().unwrap().to_owned();
+    let relay_name = name("relay");
+    // Here it could write: that it does not is seen afterwards.
     let _relay = relay()
+        .with_readonly_rootfs(false)
+        .with_container_name(&relay_name)
         .with_network("host")
         .with_env_var("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
         .with_env_var("ASPIA_RELAY_ROUTER_PORT", port(&listen))
@@ -335,6 +342,8 @@ async fn it_works_on_the_host_network() {
     transfer(introduction.connect_both().await.unwrap(), async {}).await;
     let ready = http::get(admin.parse().unwrap(), "/readyz").await.unwrap();
     assert_eq!(ready.status, 200, "{}", ready.body);
+    said(&["stop", "-t", "30", &relay_name]);
+    assert_eq!(said(&["diff", &relay_name]), "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -501,7 +510,8 @@ async fn the_image_is_small_and_holds_nothing_to_work_with() {
 struct Compose {
     program: &'static [&'static str],
     project: String,
-    variables: Vec<(&'static str, String)>,
+    /// What `.env` is for a project in its own folder.
+    env_file: tempfile::NamedTempFile,
 }
 
 impl Compose {
@@ -515,22 +525,30 @@ impl Compose {
             relay_lab::skip(test, &format!("there is no {}", program.join(" ")));
             return None;
         }
-        Some(Self { program, project: name("compose"), variables })
+        let env_file = tempfile::NamedTempFile::new().unwrap();
+        let lines: String =
+            variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        std::fs::write(env_file.path(), lines).unwrap();
+        Some(Self { program, project: name("compose"), env_file })
     }
 
     fn run(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = Command::new(self.program[0]);
-        command.args(&self.program[1..]).args(["--project-name", &self.project]).args(arguments);
+        let env_file = self.env_file.path().to_str().unwrap();
+        command.args(&self.program[1..]);
+        command.args(["--project-name", &self.project, "--env-file", env_file]).args(arguments);
         command.env("ASPIA_RELAY_IMAGE", format!("{IMAGE}:relay"));
         command.env("ASPIA_RELAY_LAB_IMAGE", format!("{IMAGE}:lab"));
-        let Output { status, stdout, stderr } =
-            command.envs(self.variables.iter().cloned()).output().unwrap();
+        for stand_in in ["GRAFANA_IMAGE", "COLLECTOR_IMAGE", "TRACES_IMAGE"] {
+            command.env(stand_in, format!("{IMAGE}:idle"));
+        }
+        let Output { status, stdout, stderr } = command.output().unwrap();
         let text = String::from_utf8([stdout, stderr].concat()).unwrap();
         (status.success(), text)
     }
 
-    fn up(&self, arguments: &[&str]) {
-        let (good, said) = self.run(&[&["up", "--detach", "--no-build"], arguments].concat());
+    fn up(&self) {
+        let (good, said) = self.run(&["up", "--detach", "--no-build"]);
         assert!(good, "{:?}: {said}", self.program);
     }
 
@@ -574,7 +592,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
             ]
         };
         let Some(empty) = Compose::new(program, TEST, folders()) else { return };
-        empty.up(&[]);
+        empty.up();
         let container = empty.container("relay");
         until("it says what is missing", async || {
             let log = log(&container);
@@ -595,7 +613,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
             ("ASPIA_RELAY_ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
         ]);
         let compose = Compose::new(program, TEST, variables).unwrap();
-        compose.up(&[]);
+        compose.up();
         let container = compose.container("relay");
         tokio::time::timeout(PATIENCE, router.keys(9)).await.unwrap();
         transfer(router.introduce().await.unwrap().connect_both().await.unwrap(), async {}).await;
@@ -605,6 +623,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
         assert_eq!((&host["ReadonlyRootfs"], &host["CapDrop"][0]), (&true.into(), &"ALL".into()));
         assert!(host["SecurityOpt"][0].as_str().unwrap().starts_with("no-new-privileges"));
         assert_eq!(host["Ulimits"][0]["Hard"], 16_384);
+        logs_json(&container);
         let (good, text) =
             compose.run(&["exec", "-T", "relay", "/usr/local/bin/aspia_relay", "--healthcheck"]);
         assert!(good, "{text}");
@@ -624,18 +643,19 @@ async fn the_demonstration_shows_traffic_and_metrics() {
         let (page, metrics) = (free_port(), free_port());
         let variables = vec![
             ("DEMO_PAGE_PORT", page.to_string()),
+            ("DEMO_GRAFANA_PORT", free_port().to_string()),
+            ("DEMO_TRACES_PORT", free_port().to_string()),
             ("DEMO_PROMETHEUS_PORT", metrics.to_string()),
         ];
         let Some(compose) = Compose::new(program, TEST, variables) else { return };
-        // Of the others there are no images where no registry can be reached.
-        let mut services = vec!["--no-deps", "demo", "demo-router", "demo-relay"];
-        let with_prometheus = docker(&["image", "inspect", prometheus]).status.success();
-        if with_prometheus {
-            services.push("demo-prometheus");
-        } else {
+        if !docker(&["image", "inspect", prometheus]).status.success() {
             relay_lab::skip(TEST, &format!("there is no image {prometheus}"));
+            return;
         }
-        compose.up(&services);
+        // The command of the README, but that it returns.
+        let (good, said) =
+            compose.run(&["--profile", "demo", "up", "--detach", "--no-build", "demo"]);
+        assert!(good, "{program:?}: {said}");
         let page: SocketAddr = (Ipv4Addr::LOCALHOST, page).into();
         let token = ["Authorization: Bearer demo"];
         until("ten sessions on the page of the relay", async || {
@@ -646,7 +666,7 @@ async fn the_demonstration_shows_traffic_and_metrics() {
             })
         })
         .await;
-        if with_prometheus {
+        {
             let metrics: SocketAddr = (Ipv4Addr::LOCALHOST, metrics).into();
             until("they are in Prometheus", async || {
                 let query = "GET /api/v1/query?query=aspia_relay_sessions_active";
@@ -677,6 +697,29 @@ fn compose_passes_every_setting_on() {
         known.insert(variable);
     }
     assert_eq!(passed, known.iter().map(String::as_str).collect());
+}
+
+/// The variables of the README's tables on logs and traces, but those that make no sense here.
+#[test]
+fn compose_passes_the_variables_of_logs_and_traces_on() {
+    let (compose, readme) = (include_str!("../compose.yaml"), include_str!("../README.md"));
+    let section =
+        |heading: &str| readme.split(heading).nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = [section("\n### Logs\n"), section("\n## Traces\n")].join("\n");
+    let mut seen = 0;
+    for row in rows.lines().filter(|line| line.starts_with("| `")) {
+        let names = row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2);
+        for name in names.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
+            // The image logs to stdout, and a container has no files.
+            let senseless = name.starts_with("ASPIA_LOG_TO_") || name.starts_with("ASPIA_MAX_LOG_");
+            let passed = compose.lines().any(|line| {
+                line.trim().strip_prefix("- ").is_some_and(|l| l.split('=').next() == Some(name))
+            });
+            assert_eq!(passed, !senseless, "{name}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 15, "{seen}");
 }
 
 #[test]

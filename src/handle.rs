@@ -64,6 +64,8 @@ struct Inner {
     log: LogLevel,
     address: SocketAddr,
     started: Instant,
+    /// The same moment by the other clock.
+    began: SystemTime,
     drain: CancellationToken,
     stop: CancellationToken,
 }
@@ -121,6 +123,7 @@ impl Handle {
             log,
             address,
             started: Instant::now(),
+            began: SystemTime::now(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
         }));
@@ -196,6 +199,11 @@ impl Handle {
     /// How long it runs.
     pub fn uptime(&self) -> Duration {
         self.0.started.elapsed()
+    }
+
+    /// A moment of this relay's life by the clock on the wall; the same for each who asks.
+    pub fn time_of(&self, moment: Instant) -> SystemTime {
+        self.0.began + moment.saturating_duration_since(self.0.started)
     }
 
     /// When it was started.

@@ -518,7 +518,7 @@ impl Compose {
     fn new(
         program: &'static [&'static str],
         test: &str,
-        variables: Vec<(&'static str, String)>,
+        variables: &[(&str, String)],
     ) -> Option<Self> {
         let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
         if !version.is_ok_and(|version| version.status.success()) {
@@ -591,7 +591,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
                 ("SECRETS_DIRECTORY", secrets.path().display().to_string()),
             ]
         };
-        let Some(empty) = Compose::new(program, TEST, folders()) else { return };
+        let Some(empty) = Compose::new(program, TEST, &folders()) else { return };
         empty.up();
         let container = empty.container("relay");
         until("it says what is missing", async || {
@@ -612,7 +612,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
             ("ASPIA_RELAY_PEER_PORT", peers.to_string()),
             ("ASPIA_RELAY_ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
         ]);
-        let compose = Compose::new(program, TEST, variables).unwrap();
+        let compose = Compose::new(program, TEST, &variables).unwrap();
         compose.up();
         let container = compose.container("relay");
         tokio::time::timeout(PATIENCE, router.keys(9)).await.unwrap();
@@ -647,7 +647,7 @@ async fn the_demonstration_shows_traffic_and_metrics() {
             ("DEMO_TRACES_PORT", free_port().to_string()),
             ("DEMO_PROMETHEUS_PORT", metrics.to_string()),
         ];
-        let Some(compose) = Compose::new(program, TEST, variables) else { return };
+        let Some(compose) = Compose::new(program, TEST, &variables) else { return };
         if !docker(&["image", "inspect", prometheus]).status.success() {
             relay_lab::skip(TEST, &format!("there is no image {prometheus}"));
             return;

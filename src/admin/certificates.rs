@@ -103,7 +103,6 @@ impl Certificates {
                     if let Some(new) = new {
                         self.take(new);
                     }
-                    self.look_at_validity();
                 }
                 Err(error) => {
                     let times = match &trouble {
@@ -122,6 +121,7 @@ impl Certificates {
                     trouble = Some(Trouble { error, times });
                 }
             }
+            self.look_at_validity();
         }
     }
 

@@ -77,7 +77,8 @@ impl Admin {
             handle,
             history: Arc::new(History::default()),
             scrapes: Scrapes::default(),
-            views: Scrapes::default(),
+            statuses: Scrapes::default(),
+            lists: Scrapes::default(),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         let certificates = Arc::new(certificates);

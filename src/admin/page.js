@@ -3,7 +3,7 @@
 // into the table, all are asked for, and the table has those that come first in its order and match its filter.
 
 const PERIOD = 2000;
-/** Where there are more sessions than rows. */
+/** How often sessions are asked for where there are more of them than rows. */
 const LONG_PERIOD = 10000;
 const TIMEOUT = 5000;
 const ROWS = 1000;
@@ -158,7 +158,7 @@ async function allSessions() {
 }
 
 /** Asks again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
-function poll(ask, succeeded, failed) {
+function poll(ask, period, succeeded, failed) {
   let timer;
   let busy = false;
   let again = false;
@@ -175,8 +175,7 @@ function poll(ask, succeeded, failed) {
       if (error.status !== 401) failed(error.message);
     }
     busy = false;
-    const period = rows.size > ROWS ? LONG_PERIOD : PERIOD;
-    timer = setTimeout(run, again ? 0 : Math.max(0, period - (performance.now() - began)));
+    timer = setTimeout(run, again ? 0 : Math.max(0, period() - (performance.now() - began)));
   };
 }
 
@@ -664,8 +663,8 @@ $("forget").addEventListener("click", () => {
 
 put($("host"), location.host);
 makeHead();
-const askStatus = poll(() => api("status"), showStatus, statusFailed);
-const askSessions = poll(allSessions, showSessions, sessionsFailed);
+const askStatus = poll(() => api("status"), () => PERIOD, showStatus, statusFailed);
+const askSessions = poll(allSessions, () => (rows.size > ROWS ? LONG_PERIOD : PERIOD), showSessions, sessionsFailed);
 function look() {
   askStatus();
   askSessions();

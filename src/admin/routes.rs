@@ -40,7 +40,9 @@ pub(super) struct Routes {
     pub(super) handle: Handle,
     pub(super) history: Arc<History>,
     pub(super) scrapes: Scrapes,
-    pub(super) views: Scrapes,
+    /// One gate for each: whoever lists all sessions must not keep the short answer waiting.
+    pub(super) statuses: Scrapes,
+    pub(super) lists: Scrapes,
     /// The name of this machine.
     pub(super) host_name: Arc<str>,
 }
@@ -134,7 +136,7 @@ impl Routes {
             Route::Metrics => self.metrics().await,
             Route::Status => {
                 let (handle, history) = (self.handle.clone(), self.history.clone());
-                self.view(move || view::status(&handle, &history)).await
+                view(&self.statuses, move || view::status(&handle, &history)).await
             }
             Route::Sessions => self.sessions(head.uri.query().unwrap_or_default()).await,
             Route::Session(id) => self.end_session(id),
@@ -176,14 +178,6 @@ impl Routes {
         }
     }
 
-    /// Makes an answer that looks at all sessions.
-    async fn view(&self, make: impl FnOnce() -> Value + Send + 'static) -> Answer {
-        let made = self.views.gather(move || json_answer(StatusCode::OK, &make())).await;
-        made.unwrap_or_else(|| {
-            problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be made")
-        })
-    }
-
     async fn sessions(&self, query: &str) -> Answer {
         let (mut limit, mut after) = (SESSIONS.0, 0);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -202,7 +196,7 @@ impl Routes {
             }
         }
         let handle = self.handle.clone();
-        self.view(move || view::sessions(&handle, after, limit)).await
+        view(&self.lists, move || view::sessions(&handle, after, limit)).await
     }
 
     fn end_session(&self, id: SessionId) -> Answer {
@@ -253,6 +247,12 @@ impl Routes {
         });
         json_answer(StatusCode::ACCEPTED, &body)
     }
+}
+
+/// Makes an answer that looks at all sessions.
+async fn view(gate: &Scrapes, make: impl FnOnce() -> Value + Send + 'static) -> Answer {
+    let made = gate.gather(move || json_answer(StatusCode::OK, &make())).await;
+    made.unwrap_or_else(|| problem(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be made"))
 }
 
 /// The page. It holds nothing secret: it asks for what it shows, and for the token where one is needed.

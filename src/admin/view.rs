@@ -1,7 +1,7 @@
 //! What the admin interface says of the relay, in JSON. Fields are only ever added.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -29,7 +29,7 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "revision": REVISION,
-        "started": ago(handle.uptime()),
+        "started": rfc3339(handle.time_of(handle.started())),
         "uptime_seconds": handle.uptime().as_secs_f64(),
         "draining": handle.is_draining(),
         "drain_timeout_seconds": config.drain_timeout.as_secs_f64(),
@@ -77,11 +77,11 @@ pub(super) fn sessions(handle: &Handle, after: u64, limit: usize) -> Value {
     json!({
         "total": all.len(),
         "next": next,
-        "sessions": shown.iter().map(|one| session(one, now)).collect::<Vec<_>>(),
+        "sessions": shown.iter().map(|one| session(handle, one, now)).collect::<Vec<_>>(),
     })
 }
 
-fn session(session: &Session, now: Instant) -> Value {
+fn session(handle: &Handle, session: &Session, now: Instant) -> Value {
     let duration = now.saturating_duration_since(session.started);
     let idle = now.saturating_duration_since(session.traffic.last_moved());
     let tcp = |info: TcpInfo| {
@@ -95,7 +95,7 @@ fn session(session: &Session, now: Instant) -> Value {
     let peer = |(address, path): (&SocketAddr, &Path)| json!({ "address": address.to_string(), "tcp": path.get().map(tcp) });
     json!({
         "id": session.id.0,
-        "started": ago(duration),
+        "started": rfc3339(handle.time_of(session.started)),
         "duration_seconds": duration.as_secs_f64(),
         "idle_seconds": idle.as_secs_f64(),
         "bytes": session.traffic.bytes(),
@@ -110,10 +110,6 @@ fn session(session: &Session, now: Instant) -> Value {
 
 fn by_name(counts: impl Iterator<Item = (Connection, u64)>) -> Map<String, Value> {
     counts.map(|(outcome, count)| (outcome.name().to_owned(), count.into())).collect()
-}
-
-fn ago(duration: Duration) -> Option<String> {
-    rfc3339(SystemTime::now().checked_sub(duration)?)
 }
 
 /// A time in UTC, to the second.

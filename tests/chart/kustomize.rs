@@ -102,6 +102,26 @@ fn it_makes_what_the_chart_makes() {
     assert_eq!(made, rendered);
 }
 
+/// As README.md says to name an image of one's own.
+#[test]
+fn an_image_of_ones_own_is_taken() {
+    let copy = copy();
+    for file in ["router.pub", "admin-token"] {
+        std::fs::write(copy.path().join(file), ROUTER_KEY).unwrap();
+    }
+    let path = copy.path().join("kustomization.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (line, name) = ("# newName: REGISTRY/aspia-relay", "newName: registry.example.com/relay");
+    assert_eq!(text.matches(line).count(), 1);
+    std::fs::write(&path, text.replace(line, name)).unwrap();
+    let Some(made) = run("kubectl", &["kustomize", copy.path().to_str().unwrap()]) else { return };
+    let made = documents(&made.unwrap());
+    let daemon_set = made.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    let container = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+    let tag = env!("CARGO_PKG_VERSION");
+    assert_eq!(container["image"], format!("registry.example.com/relay:{tag}"));
+}
+
 #[test]
 fn a_forgotten_file_is_named() {
     let copy = copy();

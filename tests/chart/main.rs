@@ -212,8 +212,15 @@ fn two_relays_never_want_one_port() {
     for case in &cases {
         let workload = case.workload();
         if workload["kind"] == "DaemonSet" {
-            let rolling = json!({ "maxUnavailable": 1, "maxSurge": 0 });
-            assert_eq!(workload["spec"]["updateStrategy"]["rollingUpdate"], rolling);
+            let expected = if case.name == "everything" {
+                json!({ "type": "OnDelete" })
+            } else {
+                json!({
+                    "type": "RollingUpdate",
+                    "rollingUpdate": { "maxUnavailable": 1, "maxSurge": 0 },
+                })
+            };
+            assert_eq!(workload["spec"]["updateStrategy"], expected, "{}", case.name);
             assert_eq!(case.relay()["hostNetwork"], true, "{}", case.name);
         } else {
             assert_eq!(workload["spec"]["replicas"], 1, "{}", case.name);
@@ -453,41 +460,84 @@ fn the_chart_has_the_version_of_the_program() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
 
-/// The notes are rendered by an installation only; this one talks to no cluster.
+/// The notes on a case, with values changed. They are rendered by an installation only; this one talks to no cluster.
+fn notes(name: &str, set: &[&str]) -> Option<String> {
+    let chart = chart();
+    let values = chart.join(format!("ci/{name}-values.yaml"));
+    let mut arguments = vec![
+        "install",
+        "aspia-relay",
+        chart.to_str().unwrap(),
+        "--namespace=relays",
+        "--dry-run=client",
+        "--values",
+        values.to_str().unwrap(),
+    ];
+    arguments.extend(set.iter().flat_map(|value| ["--set", value]));
+    let said = run("helm", &arguments)?.unwrap_or_else(|said| panic!("{name} {set:?}: {said}"));
+    Some(said.split_once("\nNOTES:\n").unwrap().1.to_owned())
+}
+
 #[test]
 fn the_notes_say_what_to_do() {
-    let notes = |name: &str| {
-        let values = chart().join(format!("ci/{name}-values.yaml"));
-        let arguments = [
-            "install",
-            "aspia-relay",
-            chart().to_str().unwrap(),
-            "--namespace=relays",
-            "--dry-run=client",
-            "--values",
-            values.to_str().unwrap(),
-        ]
-        .map(ToOwned::to_owned);
-        let said = run("helm", &arguments.each_ref().map(String::as_str))?.unwrap();
-        Some(said.split_once("\nNOTES:\n").unwrap().1.to_owned())
-    };
-    let Some(host) = notes("daemonset-template") else { return };
+    let Some(host) = notes("daemonset-template", &[]) else { return };
     for word in [
         "kubectl label namespace relays pod-security.kubernetes.io/enforce=privileged",
         "kubectl label node NODE aspia-relay/public-node=true",
         "TCP port 8070 in from everywhere, and lead port 443, which peers dial, to it",
         "aspia_relay --healthcheck",
         "helm test -n relays aspia-relay",
+        "kubectl rollout status -n relays daemonset/aspia-relay",
+        "Do not upgrade while the Router is away",
     ] {
         assert!(host.contains(word), "no {word:?} in {host}");
     }
     assert!(!host.contains("WARNING"), "{host}");
-    let warned = notes("secrets-in-values").unwrap();
+    let warned = notes("secrets-in-values", &[]).unwrap();
     for word in ["adminToken.value", "metricsToken.value", "existingSecret", "private"] {
         assert!(warned.contains(word), "no {word:?} in {warned}");
     }
     assert!(!warned.contains("0123456789abcdef"), "{warned}");
-    let pod_network = notes("pod-network-load-balancer").unwrap();
+    let pod_network = notes("pod-network-load-balancer", &[]).unwrap();
     assert!(pod_network.contains("kubectl get service -n relays aspia-relay"), "{pod_network}");
     assert!(!pod_network.contains("pod-security"), "{pod_network}");
+    assert!(!pod_network.contains("while the Router is away"), "{pod_network}");
+    let on_delete = notes("daemonset-template", &["updateStrategy=OnDelete"]).unwrap();
+    assert!(on_delete.contains("kubectl delete pod -n relays POD"), "{on_delete}");
+    for wrong in ["rollout status", "while the Router is away"] {
+        assert!(!on_delete.contains(wrong), "{wrong:?} in {on_delete}");
+    }
+}
+
+/// Values that work until it gets crowded, or that only somebody's own rules do not fit.
+#[test]
+fn the_notes_warn_of_what_will_not_do() {
+    let memory = "resources.limits.memory is";
+    let interval = "Monitor.interval is 1m";
+    for (set, warned) in [
+        // 32 MiB + 160 KiB × 100 + 24 KiB × 1024 are 71.6 MiB, 75104256 bytes.
+        (&["resources.limits.memory=72Mi"][..], None),
+        (&["resources.limits.memory=71Mi"], Some(memory)),
+        (&["resources.limits.memory=75104255"], Some(memory)),
+        (&["resources.limits.memory=75104256"], None),
+        (&["resources.limits.memory=0.06Gi"], Some(memory)),
+        (&["resources.limits.memory=76M"], None),
+        (&["resources.limits.memory=75M"], Some(memory)),
+        (&["resources.limits.memory=null"], None),
+        (&["config.MaxPeerCount=10000"], Some("256Mi, but the program may take 1619 MiB")),
+        (&["config.MaxPeerCount=10000", "resources.limits.memory=8Gi"], None),
+        (&["config.MaxPendingPeers=100000"], Some(memory)),
+        (
+            &["serviceMonitor.enabled=false", "podMonitor.enabled=true", "podMonitor.interval=1m"],
+            Some(interval),
+        ),
+        (&["serviceMonitor.interval=1m"], Some(interval)),
+        (&["serviceMonitor.interval=30s"], None),
+    ] {
+        let Some(said) = notes("monitoring-service-monitor", set) else { return };
+        match warned {
+            Some(words) => assert!(said.contains(words), "{set:?}: no {words:?} in {said}"),
+            None => assert!(!said.contains(memory) && !said.contains(interval), "{set:?}: {said}"),
+        }
+    }
 }

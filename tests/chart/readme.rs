@@ -1,11 +1,14 @@
-//! The table of values in the chart's README, made from the comments in `values.yaml`.
+//! The table of values in the chart's README, made from the comments in `values.yaml`; the command in the README of the
+//! repository.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::tools::chart;
+use crate::tools::{Case, chart, documents, run};
 
+const ROUTER_KEY: &str = include_str!("../vectors/router.pub");
 const BEGIN: &str = "<!-- values -->\n";
 const END: &str = "<!-- /values -->\n";
 
@@ -104,4 +107,50 @@ fn the_readme_has_the_values() {
              run: UPDATE=1 cargo test --test chart readme"
         );
     }
+}
+
+/// The command in section "Kubernetes" of the README that begins with `helm install`, with its continued lines.
+fn helm_install(readme: &str) -> String {
+    let (_, section) = readme.split_once("\n## Kubernetes\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut lines = section.lines().skip_while(|line| !line.starts_with("helm install "));
+    let mut command = String::new();
+    for line in &mut lines {
+        command = command + line + "\n";
+        if !line.ends_with('\\') {
+            break;
+        }
+    }
+    assert!(!command.is_empty(), "README.md has no helm install in section Kubernetes");
+    assert!(!lines.any(|line| line.starts_with("helm install ")), "README.md has several");
+    command
+}
+
+/// A shell reads the command as it is printed, in a folder that looks like a clone with `router.pub` in it. Only what it
+/// asks of Helm is another thing: to render, not to install.
+#[test]
+fn helm_install_works_as_it_is_printed() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(repository.join("README.md")).unwrap();
+    let command = helm_install(&readme).replacen("helm install", "helm template", 1);
+    // A shell without Helm would fail only.
+    if run("helm", &["version"]).is_none() {
+        return;
+    }
+    let clone = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(repository.join("helm"), clone.path().join("helm")).unwrap();
+    std::fs::write(clone.path().join("router.pub"), ROUTER_KEY).unwrap();
+    let script = format!("cd '{}'\n{command}", clone.path().display());
+    let rendered = run("sh", &["-euc", &script]).unwrap();
+    let rendered = rendered.unwrap_or_else(|said| panic!("{command}{said}"));
+    let case = Case { name: "README.md".to_owned(), objects: documents(&rendered) };
+    let map = case.only("ConfigMap");
+    assert_eq!(map["metadata"]["namespace"], "relays");
+    let relay_json = map["data"]["relay.json"].as_str().unwrap();
+    let relay_json: Value = serde_json::from_str(relay_json).unwrap();
+    assert_eq!(relay_json["RouterAddress"], "router.example.com");
+    assert_eq!(relay_json["RouterPublicKey"], ROUTER_KEY.trim());
+    let env = case.relay()["containers"][0]["env"].as_array().unwrap();
+    let address = env.iter().find(|variable| variable["name"] == "ASPIA_RELAY_PEER_ADDRESS");
+    assert_eq!(address.unwrap()["value"], "$(NODE_NAME).relay.example.com");
 }

@@ -1,9 +1,10 @@
 //! Values that the chart refuses, and what it says.
 
+use aspia_relay::config::parse;
 use aspia_relay::config::settings::{LATER, SETTINGS};
 use serde_json::Value;
 
-use crate::tools::{chart, template};
+use crate::tools::{Case, chart, documents, template};
 
 /// Values that are good, as far as these lines do not change them.
 const GOOD: &[&str] = &[
@@ -53,6 +54,14 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["kind=StatefulSet"], &["/kind", "'DaemonSet'"]),
     (&["drainTimeoutSeconds=25s"], &["/drainTimeoutSeconds", "want integer"]),
     (&["service.type=ClusterIP"], &["/service/type", "'NodePort'"]),
+    (&["updateStrategy=Recreate"], &["/updateStrategy", "'OnDelete'"]),
+    (&["adminToken.existingSecret.key="], &["/adminToken/existingSecret/key", "minLength"]),
+    (&["router.publicKey.existingSecret.key="], &["/router/publicKey/existingSecret/key"]),
+    (&["router.publicKey.existingConfigMap.key="], &["/router/publicKey/existingConfigMap/key"]),
+    (&["metricsToken.existingSecret.key="], &["/metricsToken/existingSecret/key", "minLength"]),
+    (&["metrics.tls.clientCa.key="], &["/metrics/tls/clientCa/key", "minLength"]),
+    (&["metrics.tls.ca.key="], &["/metrics/tls/ca/key", "minLength"]),
+    (&["adminToken.existingSecret.key=a: b"], &["/adminToken/existingSecret/key", "pattern"]),
     (&["nodeSelector={\"a\": true}"], &["/nodeSelector/a", "want string"]),
     // Of the wrong form
     (&["router.address=10.0.0.1:8060"], &["router.address is \"10.0.0.1:8060\"", "without a port"]),
@@ -67,6 +76,20 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     ),
     (&["config.MaxSessionDuration=5"], &["/config/MaxSessionDuration", "want string"]),
     (&["config.MaxSessionDuration=\"5\""], &["config.MaxSessionDuration", "with a unit"]),
+    (&["config.ListenInterface=nonsense"], &["config.ListenInterface is", "an IP address"]),
+    (&["config.ListenInterface=10.0.0.256"], &["config.ListenInterface is", "an IP address"]),
+    (&["config.ListenInterface=10.0.0.1:8070"], &["config.ListenInterface", "without a port"]),
+    (&["config.ListenInterface=[::1]"], &["config.ListenInterface is", "without brackets"]),
+    (
+        &["podMonitor.interval=0s"],
+        &["podMonitor.interval is \"0s\"", "seconds or minutes, such as 15s"],
+    ),
+    (&["serviceMonitor.interval=15"], &["/serviceMonitor/interval", "want string"]),
+    (&["serviceMonitor.interval=\"15\""], &["serviceMonitor.interval is \"15\""]),
+    (
+        &["hostNetwork=false", "kind=Deployment", "service.nodePortRange=all"],
+        &["service.nodePortRange is \"all\"", "30000-32767"],
+    ),
     (&["image.digest=sha256:abc"], &["image.digest is", "64 hex digits"]),
     (&["tracing.endpoint=collector:4317"], &["tracing.endpoint is", "a URL with a port"]),
     (
@@ -91,6 +114,58 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["rbac.create=true"], &["a right that nobody uses"]),
     (&["hostNetwork=false"], &["hostNetwork false with kind DaemonSet"]),
     (&["hostNetwork=false", "kind=Deployment"], &["LoadBalancer", "peerAddress.value"]),
+    (
+        &["hostNetwork=false", "kind=Deployment", "service.type=NodePort"],
+        &["peer.port is 8070", "from 30000-32767 only", "service.nodePortRange"],
+    ),
+    (
+        &["hostNetwork=false", "kind=Deployment", "service.type=NodePort", "peer.port=32768"],
+        &["peer.port is 32768"],
+    ),
+    (
+        &[
+            "hostNetwork=false",
+            "kind=Deployment",
+            "service.type=NodePort",
+            "peer.port=30070",
+            "service.nodePortRange=8000-9000",
+        ],
+        &["peer.port is 30070", "from 8000-9000 only"],
+    ),
+    (
+        &[
+            "hostNetwork=false",
+            "kind=Deployment",
+            "service.type=NodePort",
+            "peer.port=30070",
+            "service.loadBalancerClass=a",
+            "service.loadBalancerSourceRanges=[\"192.0.2.0/24\"]",
+        ],
+        &[
+            "service.loadBalancerClass has no effect with service.type NodePort",
+            "service.loadBalancerSourceRanges has no effect with service.type NodePort",
+        ],
+    ),
+    (
+        &["hostNetwork=false", "kind=Deployment", "service.nodePortRange=1-65535"],
+        &["service.nodePortRange has no effect with service.type LoadBalancer"],
+    ),
+    (&["service.type=NodePort"], &["service.type has no effect with hostNetwork true"]),
+    (
+        &[
+            "service.nodePortRange=1-65535",
+            "service.annotations={\"a\": \"b\"}",
+            "service.loadBalancerClass=a",
+            "service.loadBalancerSourceRanges=[\"192.0.2.0/24\"]",
+        ],
+        &[
+            "service.nodePortRange has no effect with hostNetwork true",
+            "service.annotations has no effect with hostNetwork true",
+            "service.loadBalancerClass has no effect with hostNetwork true",
+            "service.loadBalancerSourceRanges has no effect with hostNetwork true",
+        ],
+    ),
+    (&["kind=Deployment", "updateStrategy=OnDelete"], &["\"OnDelete\" has no effect"]),
     (&["networkPolicy.enabled=true"], &["does not apply to the host network", "firewall"]),
     (&["admin.port=8070"], &["peer.port and admin.port are both 8070"]),
     (
@@ -130,6 +205,62 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         &["metrics.tls.scraperSecret is empty"],
     ),
     (
+        &[
+            "metrics.enabled=true",
+            "metricsToken.existingSecret.name=a",
+            "podMonitor.enabled=true",
+            "podMonitor.interval=31s",
+            "prometheusRule.enabled=true",
+        ],
+        &["podMonitor.interval is \"31s\"", "30s at most"],
+    ),
+    (
+        &[
+            "metrics.enabled=true",
+            "metricsToken.existingSecret.name=a",
+            "serviceMonitor.enabled=true",
+            "serviceMonitor.interval=1m",
+            "prometheusRule.enabled=true",
+        ],
+        &["serviceMonitor.interval is \"1m\"", "30s at most"],
+    ),
+    // What the chart sets by itself
+    (&["podAnnotations={\"checksum/config\": \"a\"}"], &["podAnnotations: checksum/config is set"]),
+    (
+        &["podAnnotations={\"kubectl.kubernetes.io/default-container\": \"a\"}"],
+        &["podAnnotations: kubectl.kubernetes.io/default-container is set by the chart"],
+    ),
+    (
+        &["podLabels={\"app.kubernetes.io/name\": \"a\"}"],
+        &["podLabels: app.kubernetes.io/name is set by the chart"],
+    ),
+    (
+        &[
+            "podMonitor.labels={\"helm.sh/chart\": \"a\"}",
+            "serviceMonitor.labels={\"app.kubernetes.io/component\": \"a\"}",
+            "prometheusRule.labels={\"app.kubernetes.io/instance\": \"a\"}",
+            "dashboard.labels={\"app.kubernetes.io/managed-by\": \"a\"}",
+        ],
+        &[
+            "podMonitor.labels: helm.sh/chart is",
+            "serviceMonitor.labels: app.kubernetes.io/component is",
+            "prometheusRule.labels: app.kubernetes.io/instance is",
+            "dashboard.labels: app.kubernetes.io/managed-by is",
+        ],
+    ),
+    (
+        &["extraVolumes=[{\"name\": \"config\"}, {\"name\": \"secrets\"}]"],
+        &["extraVolumes: config is the name", "extraVolumes: secrets is the name"],
+    ),
+    (
+        &["extraVolumes=[{\"name\": \"node-address\"}, {\"name\": \"service-account-token\"}]"],
+        &["extraVolumes: node-address is the", "extraVolumes: service-account-token is the"],
+    ),
+    (
+        &["extraVolumeMounts=[{\"name\": \"a\", \"mountPath\": \"/etc/aspia/\"}]"],
+        &["extraVolumeMounts: /etc/aspia/ is where the chart mounts"],
+    ),
+    (
         &["extraEnv=[{\"name\": \"ASPIA_RELAY_MAX_PEER_COUNT\", \"value\": \"5\"}]"],
         &["ASPIA_RELAY_MAX_PEER_COUNT is a setting of the relay", "config"],
     ),
@@ -160,6 +291,57 @@ fn wrong_values_are_refused_in_words() {
             assert!(said.contains(word), "{values:?}: no {word:?} in {said}");
         }
         assert!(!said.contains("nil pointer"), "{values:?}: {said}");
+    }
+}
+
+/// What looks much like the refused values, and works.
+#[test]
+fn good_values_are_taken() {
+    let scraped = ["metrics.enabled=true", "metricsToken.existingSecret.name=a"];
+    let node_port = ["hostNetwork=false", "kind=Deployment", "service.type=NodePort"];
+    for (common, values) in [
+        (&scraped[..], &["podMonitor.enabled=true", "podMonitor.interval=1m"][..]),
+        (
+            &scraped,
+            &["podMonitor.enabled=true", "podMonitor.interval=30s", "prometheusRule.enabled=true"],
+        ),
+        (&node_port, &["peer.port=30000"]),
+        (&node_port, &["peer.port=32767", "peer.listenPort=8070"]),
+        (&node_port, &["service.nodePortRange=8000-9000"]),
+    ] {
+        let values = [common, values].concat();
+        let Some(said) = refusal(&values) else { return };
+        said.unwrap_or_else(|said| panic!("{values:?}: {said}"));
+    }
+    // The form is the relay's own.
+    for address in [
+        "",
+        "0.0.0.0",
+        "192.0.2.255",
+        "::",
+        "::1",
+        "2001:db8:0:1:2:3:4:5",
+        "fe80::1",
+        "::ffff:192.0.2.1",
+    ] {
+        assert!(address.is_empty() || parse::interface(address).is_ok(), "{address}");
+        let value = format!("config.ListenInterface=\"{address}\"");
+        refusal(&[&value]).unwrap().unwrap_or_else(|said| panic!("{address}: {said}"));
+    }
+}
+
+/// A key that YAML would take for something else stays the text that it is.
+#[test]
+fn keys_and_names_are_texts() {
+    for text in ["null", "true", "123"] {
+        let key = format!("adminToken.existingSecret.key=\"{text}\"");
+        let name = format!("adminToken.existingSecret.name=\"{text}\"");
+        let Some(rendered) = refusal(&[&key, &name]) else { return };
+        let case = Case { name: text.to_owned(), objects: documents(&rendered.unwrap()) };
+        let volumes = case.relay()["volumes"].as_array().unwrap();
+        let secrets = volumes.iter().find(|volume| volume["name"] == "secrets").unwrap();
+        let secret = &secrets["projected"]["sources"][0]["secret"];
+        assert_eq!((&secret["name"], &secret["items"][0]["key"]), (&text.into(), &text.into()));
     }
 }
 

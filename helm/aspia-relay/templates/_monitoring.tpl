@@ -14,27 +14,27 @@ relabelings:
 {{- with include "aspia-relay.metricsTokenSecret" $root | fromJson }}
 authorization:
   credentials:
-    name: {{ .name }}
-    key: {{ .key }}
+    name: {{ .name | quote }}
+    key: {{ .key | quote }}
 {{- end }}
 {{- with $root.Values.metrics.tls }}
 {{- if .existingSecret }}
 scheme: https
 tlsConfig:
-  serverName: {{ .serverName }}
+  serverName: {{ .serverName | quote }}
   {{- if .ca.existingSecret }}
   ca:
     secret:
-      name: {{ .ca.existingSecret }}
-      key: {{ .ca.key }}
+      name: {{ .ca.existingSecret | quote }}
+      key: {{ .ca.key | quote }}
   {{- end }}
   {{- if .scraperSecret }}
   cert:
     secret:
-      name: {{ .scraperSecret }}
+      name: {{ .scraperSecret | quote }}
       key: tls.crt
   keySecret:
-    name: {{ .scraperSecret }}
+    name: {{ .scraperSecret | quote }}
     key: tls.key
   {{- end }}
 {{- else }}

@@ -34,39 +34,39 @@ metrics-token: {{ . | quote }}
 {{- define "aspia-relay.secretSources" -}}
 {{- with include "aspia-relay.adminTokenSecret" . | fromJson }}
 - secret:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: admin-token
 {{- end }}
 {{- with include "aspia-relay.metricsTokenSecret" . | fromJson }}
 - secret:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: metrics-token
 {{- end }}
 {{- with .Values.router.publicKey.existingSecret }}
 {{- if .name }}
 - secret:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: router.pub
 {{- end }}
 {{- end }}
 {{- with .Values.router.publicKey.existingConfigMap }}
 {{- if .name }}
 - configMap:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: router.pub
 {{- end }}
 {{- end }}
 {{- with .Values.metrics.tls.existingSecret }}
 - secret:
-    name: {{ . }}
+    name: {{ . | quote }}
     items:
       - key: tls.crt
         path: tls/tls.crt
@@ -76,9 +76,9 @@ metrics-token: {{ . | quote }}
 {{- with .Values.metrics.tls.clientCa }}
 {{- if .existingSecret }}
 - secret:
-    name: {{ .existingSecret }}
+    name: {{ .existingSecret | quote }}
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: tls/client-ca.crt
 {{- end }}
 {{- end }}

@@ -98,3 +98,27 @@
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Seconds of an interval such as 15s or 1m. */}}
+{{- define "aspia-relay.seconds" -}}
+{{- mul (regexFind "^[0-9]+" . | int) (ternary 60 1 (hasSuffix "m" .)) -}}
+{{- end -}}
+
+{{/* Bytes of a quantity of memory such as 256Mi, 1.5G or 268435456; nothing where it is none. */}}
+{{- define "aspia-relay.bytes" -}}
+{{- $quantity := toString . -}}
+{{- $number := regexFind `^[0-9.]+([eE][+-]?[0-9]+)?` $quantity -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $unit := trimPrefix $number $quantity -}}
+{{- if and $number (hasKey $units $unit) -}}
+{{- mulf (float64 $number) (get $units $unit) | int64 -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the program takes at most, as the README says, in KiB. */}}
+{{- define "aspia-relay.memoryKiB" -}}
+{{- $config := default dict .Values.config -}}
+{{- $sessions := get $config "MaxPeerCount" | default 100 | int64 -}}
+{{- $pending := get $config "MaxPendingPeers" | default 1024 | int64 -}}
+{{- add 32768 (mul 160 $sessions) (mul 24 $pending) -}}
+{{- end -}}

@@ -7,6 +7,9 @@
 {{- /* The form of texts: name, value, pattern, what is expected. An empty text is none; secrets are not shown. */ -}}
 {{- $host := `^([A-Za-z0-9_.-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*)$` -}}
 {{- $hostName := "a host name or an IP address, without a port and without brackets" -}}
+{{- /* Of IPv6 roughly: the relay itself looks closer. */ -}}
+{{- $ip4 := `(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}` -}}
+{{- $ip := printf `^(%s|[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}|[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){1,6}:%s)$` $ip4 $ip4 -}}
 {{- $duration := "a duration with a unit, such as 30s, 5m or 1h30m" -}}
 {{- $forms := list
   (list "router.address" $v.router.address $host $hostName)
@@ -14,11 +17,13 @@
   (list "peerAddress.value" $v.peerAddress.value $host $hostName)
   (list "peerAddress.template" $v.peerAddress.template `^[A-Za-z0-9_.-]*\{\{node\}\}[A-Za-z0-9_.-]*$` "a host name that contains {{node}} once, such as {{node}}.relay.example.com")
   (list "peerAddress.key" $v.peerAddress.key `^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$` "the key of an annotation or a label, such as example.com/relay-address")
+  (list "config.ListenInterface" (get $config "ListenInterface") $ip "an IP address of the node, without a port and without brackets, or nothing for all")
   (list "config.MaxSessionDuration" (get $config "MaxSessionDuration") `^([0-9]+(ms|s|m|h|d))+$` $duration)
   (list "image.digest" $v.image.digest `^sha256:[0-9a-f]{64}$` "sha256: and 64 hex digits")
   (list "tracing.endpoint" $v.tracing.endpoint `^https?://([^/:@]+|\[[0-9A-Fa-f:]+\]):[0-9]+(/.*)?$` "a URL with a port, such as http://collector.observability:4318")
-  (list "podMonitor.interval" $v.podMonitor.interval `^[0-9]+[sm]$` "seconds or minutes, such as 15s or 1m")
-  (list "serviceMonitor.interval" $v.serviceMonitor.interval `^[0-9]+[sm]$` "seconds or minutes, such as 15s or 1m") -}}
+  (list "service.nodePortRange" $v.service.nodePortRange `^[0-9]{1,5}-[0-9]{1,5}$` "the first and the last port, such as 30000-32767")
+  (list "podMonitor.interval" $v.podMonitor.interval `^[1-9][0-9]{0,4}[sm]$` "seconds or minutes, such as 15s or 1m")
+  (list "serviceMonitor.interval" $v.serviceMonitor.interval `^[1-9][0-9]{0,4}[sm]$` "seconds or minutes, such as 15s or 1m") -}}
 {{- range $form := $forms -}}
 {{- $name := index $form 0 -}}
 {{- $value := index $form 1 -}}
@@ -81,8 +86,32 @@
 {{- if and (eq $v.service.type "LoadBalancer") (ne $from "value") -}}
 {{- $p = append $p (printf "peerAddress.from %q with a Service of type LoadBalancer: peers dial the load balancer, not the node; take peerAddress.from \"value\" and set peerAddress.value to the name of the load balancer" $from) -}}
 {{- end -}}
-{{- else if $v.networkPolicy.enabled -}}
+{{- if eq $v.service.type "NodePort" -}}
+{{- $range := splitList "-" $v.service.nodePortRange -}}
+{{- if and (eq (len $range) 2) (or (lt (int $v.peer.port) (first $range | int)) (gt (int $v.peer.port) (last $range | int))) -}}
+{{- $p = append $p (printf "peer.port is %d: with service.type NodePort it is the port of the node, which the API server allows from %s only; set it to one of these (peer.listenPort may be another), or service.nodePortRange to the --service-node-port-range of your API server" (int $v.peer.port) $v.service.nodePortRange) -}}
+{{- end -}}
+{{- range $name := list "loadBalancerClass" "loadBalancerSourceRanges" -}}
+{{- if get $v.service $name -}}
+{{- $p = append $p (printf "service.%s has no effect with service.type NodePort: remove it" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- else if ne $v.service.nodePortRange "30000-32767" -}}
+{{- $p = append $p (printf "service.nodePortRange has no effect with service.type %s: remove it" $v.service.type) -}}
+{{- end -}}
+{{- else -}}
+{{- range $name, $default := dict "type" "LoadBalancer" "nodePortRange" "30000-32767" "annotations" "" "loadBalancerClass" "" "loadBalancerSourceRanges" "" -}}
+{{- $value := get $v.service $name -}}
+{{- if and $value (ne (toString $value) $default) -}}
+{{- $p = append $p (printf "service.%s has no effect with hostNetwork true, where peers dial the node and there is no Service: remove it" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if $v.networkPolicy.enabled -}}
 {{- $p = append $p "networkPolicy.enabled with hostNetwork true: a NetworkPolicy does not apply to the host network; remove it, and restrict the ports in the firewall of the nodes" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $v.updateStrategy "OnDelete") (eq $v.kind "Deployment") -}}
+{{- $p = append $p "updateStrategy \"OnDelete\" has no effect with kind Deployment: remove it" -}}
 {{- end -}}
 {{- $ports := dict -}}
 {{- $listen := ternary "peer.listenPort" "peer.port" (not (empty $v.peer.listenPort)) -}}
@@ -168,6 +197,41 @@
 {{- if and $tls.clientCa.existingSecret (not $tls.scraperSecret) -}}
 {{- $p = append $p (printf "metrics.tls.scraperSecret is empty: with metrics.tls.clientCa and %s.enabled, Prometheus needs a certificate to show" $name) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $name := list "podMonitor" "serviceMonitor" -}}
+{{- $monitor := get $v $name -}}
+{{- if and $monitor.enabled $v.prometheusRule.enabled (gt (include "aspia-relay.seconds" $monitor.interval | int) 30) -}}
+{{- $p = append $p (printf "%s.interval is %q: the rules of prometheusRule.enabled expect 30s at most" $name $monitor.interval) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the chart sets by itself: a second one would make the manifest invalid, or would not count. */ -}}
+{{- $selected := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
+{{- $labels := concat $selected (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- range $entry := list
+  (list "podAnnotations" $v.podAnnotations (list "checksum/config" "kubectl.kubernetes.io/default-container"))
+  (list "podLabels" $v.podLabels $selected)
+  (list "podMonitor.labels" $v.podMonitor.labels $labels)
+  (list "serviceMonitor.labels" $v.serviceMonitor.labels $labels)
+  (list "prometheusRule.labels" $v.prometheusRule.labels $labels)
+  (list "dashboard.labels" $v.dashboard.labels $labels) -}}
+{{- $name := first $entry -}}
+{{- range $key := keys (default dict (index $entry 1)) | sortAlpha -}}
+{{- if has $key (last $entry) -}}
+{{- $p = append $p (printf "%s: %s is set by the chart: remove it" $name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $volume := $v.extraVolumes -}}
+{{- if has $volume.name (list "config" "secrets" "node-address" "service-account-token") -}}
+{{- $p = append $p (printf "extraVolumes: %s is the name of a volume of the chart: choose another name" $volume.name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $mount := $v.extraVolumeMounts -}}
+{{- if has (trimSuffix "/" (default "" $mount.mountPath)) (list "/etc/aspia" "/run/secrets/aspia-relay" "/run/aspia-relay") -}}
+{{- $p = append $p (printf "extraVolumeMounts: %s is where the chart mounts a volume: choose another path" $mount.mountPath) -}}
 {{- end -}}
 {{- end -}}
 

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aspia_relay::trace::settings::TraceSettings;
@@ -70,6 +70,8 @@ struct Delivery {
 struct Collector {
     address: SocketAddr,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
+    /// The connections that it took.
+    connections: Arc<Mutex<Vec<socket2::Socket>>>,
 }
 
 /// Takes what gRPC has unpacked.
@@ -123,8 +125,11 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sink, deliveries) = mpsc::unbounded_channel();
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let taken = connections.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                taken.lock().unwrap().push(socket2::SockRef::from(&stream).try_clone().unwrap());
                 let (sink, tls) = (sink.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
@@ -138,7 +143,7 @@ impl Collector {
                 });
             }
         });
-        Self { address, deliveries }
+        Self { address, deliveries, connections }
     }
 
     /// All that came so far.
@@ -440,6 +445,36 @@ async fn a_connection_to_the_router_that_fails_says_why() {
         // Which of the Router's addresses it was.
         assert_eq!(attributes(&connect.attributes)[attribute::NETWORK_PEER_ADDRESS], "127.0.0.1");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_collector_that_vanishes_without_a_word_is_found_again_when_it_is_back() {
+    let mut collector = Collector::start(Protocol::Grpc, None).await;
+    let endpoint = format!("http://{}", collector.address);
+    let exporting = start(settings(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+    ]))
+    .await
+    .unwrap();
+    one_session(&exporting, &[]).await;
+    assert!(collector.deliveries.recv().await.is_some());
+    // Nothing reaches it any more on the connections that there are; new ones are good.
+    let drop_all = [socket2::SockFilter::new(0x06, 0, 0, 0)];
+    for connection in collector.connections.lock().unwrap().iter() {
+        connection.attach_filter(&drop_all).unwrap();
+    }
+    collector.taken();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while collector.taken().is_empty() {
+        assert!(Instant::now() < deadline, "nothing was delivered on a new connection");
+        one_session(&exporting, &[]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    finish(exporting).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -57,6 +59,10 @@ impl Connector {
         let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
+        // A collector that vanished without a word would be sent to for a quarter of an hour otherwise. No pings of HTTP/2:
+        // collectors close connections that ping as often as that would take.
+        #[cfg(target_os = "linux")]
+        SockRef::from(&stream).set_tcp_user_timeout(Some(self.limit))?;
         let stream = match self.tls {
             None => Stream::Plain(stream),
             Some(config) => {

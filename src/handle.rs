@@ -53,6 +53,7 @@ struct Inner {
     state: SharedState<Way>,
     config: watch::Sender<Arc<Config>>,
     report: Mutex<Arc<Report>>,
+    waiting: Mutex<Vec<&'static str>>,
     link: watch::Sender<LinkStatus>,
     accepting: Accepting,
     registry: Registry,
@@ -109,6 +110,7 @@ impl Handle {
             state: SharedState::new(config.max_sessions, key_base, metrics),
             config: watch::Sender::new(Arc::new(config)),
             report: Mutex::new(Arc::new(report)),
+            waiting: Mutex::default(),
             link: watch::Sender::new(LinkStatus::new()),
             accepting: Accepting::default(),
             router_metrics: RouterMetrics::new(&registry)?,
@@ -175,6 +177,11 @@ impl Handle {
     /// The values of the configuration that was read last, with where they came from; secrets redacted.
     pub fn report(&self) -> Arc<Report> {
         self.0.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The keys of settings that were read but wait for a restart.
+    pub fn waiting_for_restart(&self) -> Vec<&'static str> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How the Router link is.
@@ -267,6 +274,7 @@ impl Handle {
         self.0.config.send_replace(Arc::new(applied));
         *self.0.report.lock().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(new.report.clone());
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&waiting);
         self.configuration_taken();
         Reloaded { changed, waiting }
     }

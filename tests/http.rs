@@ -639,6 +639,29 @@ async fn a_reload_that_failed_is_seen_until_one_succeeds() {
     assert_eq!(metric(&lab, name).await, Some(1.0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_restart_is_named() {
+    let lab = lab(&[]).await;
+    let waiting = async || {
+        get(lab.relay.admin(), "/status").await.unwrap().json()["waiting_for_restart"].clone()
+    };
+    let reload = |settings: &[(&str, &str)]| {
+        let (router, port) = (&lab.router, lab.relay.address().port());
+        let config = relay_lab::relay::config;
+        let loaded = config(router.address(), router.public_key(), port, settings).unwrap();
+        lab.relay.handle().reload(&loaded);
+    };
+    assert_eq!(waiting().await, serde_json::json!([]));
+    let new = [("MetricsListen", "127.0.0.1:4242"), ("WorkerThreads", "7"), ("MaxPeerCount", "5")];
+    reload(&new);
+    assert_eq!(waiting().await, serde_json::json!(["MetricsListen", "WorkerThreads"]));
+    // Also when the same is read once more, until the old settings are back.
+    reload(&new);
+    assert_eq!(waiting().await, serde_json::json!(["MetricsListen", "WorkerThreads"]));
+    reload(&[]);
+    assert_eq!(waiting().await, serde_json::json!([]));
+}
+
 /// The program: a level that is set over HTTP rules what it writes from then on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_level_that_is_set_reaches_the_log() {

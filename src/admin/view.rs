@@ -64,6 +64,7 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
             "refusals": by_name(recent.connections.into_iter().filter(refused)),
         },
         "log_level": handle.log_level().text(),
+        "waiting_for_restart": handle.waiting_for_restart(),
     })
 }
 

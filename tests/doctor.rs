@@ -903,8 +903,8 @@ async fn each_address_of_a_name_is_looked_at() {
     expect("white list", "ok", &[]);
     expect("PeerAddress", "hint", &["here, which leads each machine to itself", "/etc/hosts"]);
     // The relay listens on one of the two.
-    let parts = ["through 1 of the 2 addresses", "127.0.0.2:", "Does ListenInterface leave"];
-    expect("pairing with itself", "failed", &parts);
+    let parts = ["through 1 of the 2 addresses", "127.0.0.2:", "Other machines see another"];
+    expect("pairing with itself", "hint", &parts);
 }
 
 /// The words of a start and those of the doctor are the same for files that everybody can read.

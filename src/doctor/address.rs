@@ -79,7 +79,10 @@ fn judge(
         good.iter().copied().partition(|address| ip(address).is_loopback());
     let (here, elsewhere): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|address| own.contains(&ip(address)));
-    let all = good.iter().map(|address| (*address, !elsewhere.contains(address))).collect();
+    // Loopback that only a name here leads to, as /etc/hosts often says, is not what peers dial.
+    let is_local =
+        |address| here.contains(address) || (loopback.contains(address) && host.is_loopback());
+    let all = good.iter().map(|address| (*address, is_local(address))).collect();
     if !nobodys.is_empty() {
         let text = format!(
             "{host} is {}, which is no machine's address (but all, many or none): nobody can dial it. Correct \
@@ -163,12 +166,14 @@ mod tests {
 
     #[test]
     fn each_address_is_known_as_local_or_not() {
-        let local: Vec<bool> = judged("p.example", &["127.0.0.2", "192.0.2.1", "198.51.100.1"])
-            .all
-            .iter()
-            .map(|(_, local)| *local)
-            .collect();
-        assert_eq!(local, [true, true, false]);
+        let local = |host, resolved: &[&str]| {
+            judged(host, resolved).all.iter().map(|(_, local)| *local).collect::<Vec<_>>()
+        };
+        // The first as Debian writes it to /etc/hosts: others see another address.
+        let addresses = ["127.0.1.1", "192.0.2.1", "198.51.100.1"];
+        assert_eq!(local("p.example", &addresses), [false, true, false]);
+        assert_eq!(local("localhost", &["127.0.0.1", "::1"]), [true, true]);
+        assert_eq!(local("127.0.0.2", &["127.0.0.2"]), [true]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ use super::report::{Outcome, PAIRING, Step};
 
 /// Time to connect; and for two peers to be paired and to exchange a few bytes.
 const TRY: Duration = Duration::from_secs(5);
+/// Room for real peers that come meanwhile, beside those of the tries.
+const ROOM: usize = 16;
 /// What the two send each other.
 const GREETINGS: [&[u8]; 2] = [b"from the client to the host", b"from the host to the client"];
 
@@ -93,8 +95,9 @@ pub(super) async fn check(
 }
 
 async fn pair(config: &Config, listener: TcpListener, addresses: &Addresses) -> Step {
-    // One key for each address and one for the try inside.
-    let relay = match TestRelay::start(config, listener, addresses.all.len() + 1) {
+    // One for each address and one inside.
+    let tries = addresses.all.len() + 1;
+    let relay = match TestRelay::start(config, listener, tries) {
         Ok(relay) => relay,
         Err(error) => return Step::failed(PAIRING, format!("it cannot be tried: {error}")),
     };
@@ -146,7 +149,9 @@ fn judge(
             Some(format!("{address}: {}", result.as_ref().err()?))
         })
         .collect();
-    if let Some((address, Err(error))) = inside {
+    if good.is_empty()
+        && let Some((address, Err(error))) = inside
+    {
         let seen = format!(
             "no pairing through {} ({}), and none through {address} on this machine either ({error}). Is its network \
              up, or does a firewall on this machine drop it?",
@@ -186,6 +191,12 @@ fn finding(tried: &Tried, same_port: bool, works: &str) -> Option<String> {
             "{address} cannot be connected to ({error}), although it is this machine{works}. Does ListenInterface \
              leave the address out, or a firewall on this machine drop it?"
         ),
+        (Failed::Connect(error), false) if !local && address.ip().to_canonical().is_loopback() => {
+            format!(
+                "{address} cannot be connected to ({error}){works}. Other machines see another address: try from one of \
+             them whether port {port} can be reached"
+            )
+        }
         (Failed::Connect(error), false) => format!(
             "{address} cannot be connected to from this machine ({error}){works}. Many routers do not lead \
              connections from inside back in: try from outside whether port {port} can be reached"
@@ -220,7 +231,7 @@ impl TestRelay {
     fn start(
         config: &Config,
         listener: TcpListener,
-        keys: usize,
+        tries: usize,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         // As it was asked for: "::" is IPv6 alone, while nothing is both, though the socket says the same.
@@ -230,9 +241,12 @@ impl TestRelay {
         let mut base = [0; 4];
         crypto::random(&mut base)?;
         let metrics = StateMetrics::new(&registry)?;
-        let state = SharedState::new(keys, u32::from_be_bytes(base), metrics);
+        let state = SharedState::new(tries, u32::from_be_bytes(base), metrics);
         let stop = CancellationToken::new();
-        let (_settings, settings) = watch::channel(Arc::new(config.clone()));
+        // All tries run at once: the operator's limit is for peers, not for them.
+        let max_pending_peers = config.max_pending_peers.max(2 * tries + ROOM);
+        let settings = Config { max_pending_peers, ..config.clone() };
+        let (_settings, settings) = watch::channel(Arc::new(settings));
         let peers = Peers::new(
             state.clone(),
             settings,
@@ -311,5 +325,46 @@ async fn greet(from: &mut TcpStream, to: &mut TcpStream, greeting: &[u8]) -> io:
 impl Drop for TestRelay {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::testing::config;
+
+    fn tried(address: &str, local: bool, result: Result<(), Failed>) -> Tried {
+        Tried { address: address.parse().unwrap(), local, result }
+    }
+
+    fn refused() -> Failed {
+        Failed::Connect(io::ErrorKind::ConnectionRefused.into())
+    }
+
+    #[test]
+    fn one_pairing_is_a_relay_that_works() {
+        let inside = ("127.0.0.1:8070".parse().unwrap(), Err(refused()));
+        let away = || tried("198.51.100.1:8070", false, Err(refused()));
+        let judged = |tried: &[Tried]| judge(&config(&[]), tried, Some(&inside));
+        let none = judged(&[away()]);
+        assert_eq!(none.outcome, Outcome::Failed);
+        assert!(none.seen.contains("none through 127.0.0.1:8070"), "{none}");
+        let one = judged(&[tried("192.0.2.1:8070", true, Ok(())), away()]);
+        assert_eq!(one.outcome, Outcome::Hint, "{one}");
+        assert!(one.seen.contains("through 1 of the 2 addresses"), "{one}");
+    }
+
+    /// What only `/etc/hosts` says is no reason to blame `ListenInterface`.
+    #[test]
+    fn loopback_behind_a_name_is_a_hint() {
+        let inside = ("192.0.2.1:8070".parse().unwrap(), Ok(()));
+        let step = judge(
+            &config(&[("LISTEN_INTERFACE", "192.0.2.1")]),
+            &[tried("127.0.1.1:8070", false, Err(refused()))],
+            Some(&inside),
+        );
+        assert_eq!(step.outcome, Outcome::Hint, "{step}");
+        assert!(step.seen.contains("Other machines see another address"), "{step}");
+        assert!(!step.seen.contains("ListenInterface"), "{step}");
     }
 }

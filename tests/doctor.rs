@@ -495,6 +495,58 @@ async fn what_a_running_relay_says_without_its_token() {
     assert!(said(&environment).await.seen.contains("keys are on offer"));
 }
 
+/// While the relay does not run, any user can listen on its port and answer as it does.
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn another_user_who_answers_does_not_get_the_token() {
+    let router = router(Behaviour::Serve).await;
+    let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = impostor.local_addr().unwrap();
+    if std::os::unix::fs::fchown(&impostor, Some(4242), None).is_err() {
+        relay_lab::skip("a listener of another user", "only root may give a socket away");
+        return;
+    }
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = impostor.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n")
+                && stream.read_buf(&mut request).await.unwrap() > 0
+            {}
+            heard.send(String::from_utf8(request).unwrap()).unwrap();
+            let ready =
+                b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\n{\"ready\":true,\"missing\":[]}";
+            let _ = stream.write_all(ready).await;
+        }
+    });
+    let mut environment = for_router(&router);
+    set(&mut environment, "AdminListen", &address.to_string());
+    set(&mut environment, "AdminToken", "s3cret");
+    let report = examine(&environment).await;
+    let running = step(&report, "running relay");
+    assert_eq!(running.outcome, Outcome::Hint, "{running}");
+    assert!(running.seen.contains("another user, 4242, holds"), "{running}");
+    assert!(running.seen.contains("is not shown the AdminToken"), "{running}");
+    let mut requests = Vec::new();
+    while let Ok(request) = hears.try_recv() {
+        assert!(!request.contains("s3cret"), "{request}");
+        requests.push(request);
+    }
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    assert!(requests[0].starts_with("GET /readyz "), "{requests:?}");
+}
+
+/// The tries run at once, and each has two connections.
+#[tokio::test(start_paused = true)]
+async fn the_limit_on_waiting_peers_does_not_disturb_the_pairing() {
+    let router = router(Behaviour::Serve).await;
+    let mut environment = for_router(&router);
+    set(&mut environment, "MaxPendingPeers", "2");
+    let report = examine(&environment).await;
+    let pairing = step(&report, "pairing with itself");
+    assert_eq!(pairing.outcome, Outcome::Ok, "{pairing}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_address_that_does_not_lead_back_here() {
     let router = router(Behaviour::Serve).await;
@@ -667,7 +719,9 @@ async fn the_program_says_it_line_by_line_or_in_json_and_counts_failures() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_few_open_files_are_noticed_and_the_relay_says_the_same() {
     let router = router(Behaviour::Serve).await;
-    let environment = for_router(&router);
+    let mut environment = for_router(&router);
+    // So that the relay's process is known for sure.
+    set(&mut environment, "AdminListen", &format!("127.0.0.1:{}", free_port()));
     #[cfg(target_os = "linux")]
     let for_doctor = environment.clone();
     let limited = |argument: &str| {
@@ -747,6 +801,7 @@ async fn a_relay_process_is_known_by_its_answer_or_its_name() {
     drop(relay);
     // One that cannot be asked may be the original program, which has the same name.
     set(&mut environment, "AdminListen", "off");
+    set(&mut environment, "MetricsListen", &format!("127.0.0.1:{}", free_port()));
     router.set(|options| options.behaviour = Behaviour::Serve);
     let links = router.view().links;
     let relay = Process::start(&environment);
@@ -755,11 +810,16 @@ async fn a_relay_process_is_known_by_its_answer_or_its_name() {
     let report = examine(&environment).await;
     assert_eq!(report.failures(), 0, "{report:#?}");
     let port = step(&report, "ListenPort");
-    assert_eq!(port.outcome, Outcome::Hint, "{port}");
     let name = format!("process {} (aspia_relay)", relay.0.id());
-    for part in [&name, "the original program", "AdminListen is off"] {
-        assert!(port.seen.contains(part), "{part}: {port}");
+    for held in [port, step(&report, "MetricsListen")] {
+        assert_eq!(held.outcome, Outcome::Hint, "{held}");
+        for part in [&name, "the original program", "AdminListen is off"] {
+            assert!(held.seen.contains(part), "{part}: {held}");
+        }
     }
+    // The limits of the original would say nothing about this relay.
+    let files = step(&report, "open files");
+    assert!(files.details[0].contains("the doctor's own"), "{files}");
     let running = step(&report, "running relay");
     assert!(running.seen.contains("not known, since AdminListen is off"), "{running}");
 }

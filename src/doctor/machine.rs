@@ -10,7 +10,7 @@ use crate::listen::port_holder;
 use crate::memory;
 use crate::open_files::{self, Limit};
 
-use super::port::Port;
+use super::holders;
 use super::report::{
     ADMIN_LISTEN, CLOCK, MEMORY, METRICS_LISTEN, METRICS_TLS, OPEN_FILES, PIPES, Step,
 };
@@ -23,8 +23,8 @@ pub(super) fn clock(now: SystemTime) -> Step {
     }
 }
 
-/// Whether a listener for HTTP can be had; `port` and `running` say whether a relay has it already.
-pub(super) fn http(config: &Config, kind: Kind, port: &Port, running: &Running) -> Step {
+/// Whether a listener for HTTP can be had, or the relay that runs, with this process where that is known, has it.
+pub(super) fn http(config: &Config, kind: Kind, relay: Option<i32>, running: &Running) -> Step {
     let (step, listen) = match kind {
         Kind::Admin => (ADMIN_LISTEN, config.startup.admin_listen),
         Kind::Metrics => (METRICS_LISTEN, config.startup.metrics_listen),
@@ -33,6 +33,13 @@ pub(super) fn http(config: &Config, kind: Kind, port: &Port, running: &Running) 
         return Step::skipped(step, "off");
     };
     let error = match bind::bind(kind.purpose(), listen.interface, listen.port) {
+        Ok(_) if running.relay().is_some() => {
+            let seen = format!(
+                "{listen} is free, so the relay that runs does not listen there: it runs with another {step}, which \
+                 only a restart changes"
+            );
+            return Step::hint(step, seen);
+        }
         Ok(_) => return Step::ok(step, format!("{listen} is free")),
         Err(error) => error,
     };
@@ -43,19 +50,20 @@ pub(super) fn http(config: &Config, kind: Kind, port: &Port, running: &Running) 
         return Step::ok(step, format!("the relay that runs answers on {listen}"));
     }
     let holders = error.holders();
-    let relay = running.pid().or(port.pid());
     if holders.iter().any(|holder| Some(holder.pid) == relay) {
         let holders = port_holder::list(holders);
         return Step::ok(step, format!("{listen} is held by the relay that runs ({holders})"));
     }
-    if holders.is_empty() {
-        let seen = format!(
-            "{listen} is held by a program that this user cannot see; it may be the relay. Run the doctor as root or \
-             as the relay's user to see which"
-        );
-        return Step::hint(step, seen);
+    let (what, why) = (listen.to_string(), running.why_unknown());
+    let mut unknown = holders::unknown(&what, holders, &why);
+    // A relay that cannot be asked has metrics all the same; one that can would have been seen.
+    if kind == Kind::Metrics && running.relay().is_none() {
+        unknown = unknown.or_else(|| holders::namesake(&what, holders, &why));
     }
-    Step::failed(step, error.to_string())
+    match unknown {
+        Some(seen) => Step::hint(step, seen),
+        None => Step::failed(step, error.to_string()),
+    }
 }
 
 pub(super) fn tls(config: &Config, now: SystemTime) -> Step {
@@ -130,6 +138,11 @@ fn hard_limit_of(_pid: i32) -> Option<Option<u64>> {
     None
 }
 
+/// Bytes of memory that the relay with this process may take; where that is not known or has gone, this one.
+pub(super) fn available(relay: Option<i32>) -> Option<u64> {
+    relay.and_then(|pid| memory::available_to(Some(pid))).or_else(memory::available)
+}
+
 /// Whether the memory that is `available`, in bytes, is enough.
 pub(super) fn memory(config: &Config, available: Option<u64>) -> Step {
     let Some(available) = available else {
@@ -169,6 +182,39 @@ mod tests {
         assert!(
             cfg!(not(target_os = "linux")) || memory::available().is_some_and(|bytes| bytes > 0)
         );
+    }
+
+    #[test]
+    fn without_the_relay_the_memory_is_the_doctors() {
+        assert_eq!(available(Some(i32::MAX)).is_some(), cfg!(target_os = "linux"), "it has gone");
+    }
+
+    fn answering() -> Running {
+        Running::Relay(Box::new(crate::doctor::running::Relay {
+            missing: Vec::new(),
+            status: Err("401".to_owned()),
+            settings: Vec::new(),
+            holders: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn a_free_metrics_listener_beside_a_relay_is_not_good() {
+        // An address of loopback that is nobody else's, so that nobody gets the port when it is free.
+        let listener = std::net::TcpListener::bind("127.80.71.1:0").unwrap();
+        let config = config(&[("METRICS_LISTEN", &listener.local_addr().unwrap().to_string())]);
+        let pid = i32::try_from(std::process::id()).unwrap();
+        if cfg!(target_os = "linux") {
+            let held = http(&config, Kind::Metrics, Some(pid), &answering());
+            assert_eq!(held.outcome, Outcome::Ok, "{held}");
+        }
+        let other = http(&config, Kind::Metrics, None, &answering());
+        assert_eq!(other.outcome == Outcome::Failed, cfg!(target_os = "linux"), "{other}");
+        drop(listener);
+        assert_eq!(http(&config, Kind::Metrics, None, &Running::Off).outcome, Outcome::Ok);
+        let free = http(&config, Kind::Metrics, None, &answering());
+        assert_eq!(free.outcome, Outcome::Hint, "{free}");
+        assert!(free.seen.contains("another MetricsListen, which only a restart"), "{free}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! ever offered to the Router. The port of peers is held for the pairing alone.
 
 mod address;
+mod holders;
 mod machine;
 mod pairing;
 mod port;
@@ -18,7 +19,6 @@ use crate::config::exposed::{self, SecretFile};
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
 use crate::config::{self, Config, Loaded};
-use crate::memory;
 use crate::trace;
 use crate::trace::settings::TraceSettings;
 
@@ -93,13 +93,13 @@ impl<S: FnMut(&Step)> Doctor<S> {
         // From here to the end of the pairing a relay that starts would find the port taken.
         self.note(pairing::check(config, &port, listener, &addresses).await);
         self.note(running.step(config, report, port == Port::Free));
+        let relay = running.pid().or(port.pid());
         for kind in [Kind::Admin, Kind::Metrics] {
-            self.note(machine::http(config, kind, &port, &running));
+            self.note(machine::http(config, kind, relay, &running));
         }
         self.note(machine::tls(config, self.surroundings.now));
-        let relay = running.pid().or(port.pid());
         self.note(machine::open_files(config, relay));
-        self.note(machine::memory(config, memory::available_to(relay)));
+        self.note(machine::memory(config, machine::available(relay)));
     }
 
     /// The configuration, if it is good, and where each value came from in any case.

@@ -7,14 +7,9 @@ use crate::listen::bind;
 use crate::listen::port_holder::{self, Holder};
 use crate::peer;
 
+use super::holders;
 use super::report::{LISTEN_PORT, Step};
 use super::running::Running;
-
-/// The name of this program, and of the original.
-const PROGRAM: &str = "aspia_relay";
-/// Programs that hold a port for a container: what is behind them may be the relay.
-const FORWARDERS: &[&str] =
-    &["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta"];
 
 /// What became of the port that peers dial.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,16 +20,11 @@ pub(super) enum Port {
     Relay {
         /// How that is known.
         seen: String,
-        /// Its process, where that can be seen.
+        /// Its process, where that is known: the limits of others are not those of the relay.
         pid: Option<i32>,
     },
-    /// Somebody holds it, and that may be as it should be.
-    Perhaps {
-        /// What is known, and how to know more.
-        seen: String,
-        /// The process that may be a relay.
-        pid: Option<i32>,
-    },
+    /// Somebody holds it, and that may be as it should be: what is known, and how to know more.
+    Perhaps(String),
     /// Somebody else holds it, or it cannot be had.
     Unusable(String),
 }
@@ -55,54 +45,43 @@ impl Port {
     /// What it means that `holders` have the port, all who can be seen; `error` is what a start would say.
     fn held(config: &Config, holders: &[Holder], running: &Running, error: &str) -> Self {
         let port = config.startup.listen_port;
-        let is_doctor =
-            |holder: &&Holder| holder.arguments.iter().any(|argument| argument == "--doctor");
-        if let Some(doctor) = holders.iter().find(|h| h.name == PROGRAM && is_doctor(h)) {
-            let seen = format!(
+        if let Some(doctor) = holders.iter().find(|holder| holders::is_doctor(holder)) {
+            return Self::Perhaps(format!(
                 "{port} is held by another doctor ({doctor}), which tries it for some seconds; start this one again \
                  when that has ended"
-            );
-            return Self::Perhaps { seen, pid: None };
+            ));
         }
-        let holders_text = match holders {
-            [] => "a process that this user cannot see".to_owned(),
-            holders => port_holder::list(holders),
-        };
-        let by_name = holders.iter().find(|holder| holder.name == PROGRAM);
         if let Some(relay) = running.relay() {
-            // One process with both ports, or what answers says itself that it listens here.
-            let same = holders.iter().find(|holder| relay.pids.contains(&holder.pid));
-            let says_so = relay.listens_on().is_some_and(|listen| listen.port() == port);
-            let cannot_tell = relay.listens_on().is_none() && holders.is_empty();
-            if same.or(by_name).is_some() || says_so || cannot_tell {
+            // One process with both ports. A forwarder may have those of many containers.
+            let both: Vec<_> = holders
+                .iter()
+                .filter(|holder| relay.holders.iter().any(|other| other.pid == holder.pid))
+                .filter(|holder| !holders::is_forwarder(holder))
+                .collect();
+            // Its word counts only where nobody is seen who would be another program.
+            let says_so = relay.listens_on().is_some_and(|listen| listen.port() == port)
+                && holders.iter().all(holders::is_forwarder);
+            if says_so || !both.is_empty() {
+                let by_name = both.iter().find(|holder| holders::is_named_as_relay(holder));
+                let pid = match (by_name, both.as_slice()) {
+                    (Some(relay), _) | (None, [relay]) => Some(relay.pid),
+                    (None, _) => None,
+                };
+                let who = match holders {
+                    [] => "a process that this user cannot see".to_owned(),
+                    holders => port_holder::list(holders),
+                };
                 let seen = format!(
-                    "{port} is held by a relay that runs already ({holders_text}); it is left alone"
+                    "{port} is held by a relay that runs already ({who}); it is left alone"
                 );
-                let pid = same.or(by_name).or(holders.first()).map(|holder| holder.pid);
                 return Self::Relay { seen, pid };
             }
         }
-        if let Some(holder) = by_name {
-            let seen = format!(
-                "{port} is held by {holder}, a relay or the original program, which has the same name: {}. It is left \
-                 alone. If it is the original, stop it before this relay starts",
-                running.why_unknown()
-            );
-            return Self::Perhaps { seen, pid: Some(holder.pid) };
-        }
-        if holders.is_empty() {
-            let seen = format!(
-                "{port} is held by a program that this user cannot see; it may be the relay ({}). Run the doctor as \
-                 root or as the relay's user to see which",
-                running.why_unknown()
-            );
-            return Self::Perhaps { seen, pid: None };
-        }
-        if let Some(holder) = holders.iter().find(|h| FORWARDERS.contains(&h.name.as_str())) {
-            let seen = format!(
-                "{port} is held by {holder} for a container, which may be the relay's: run the doctor in that container"
-            );
-            return Self::Perhaps { seen, pid: None };
+        let (what, why) = (port.to_string(), running.why_unknown());
+        if let Some(seen) = holders::namesake(&what, holders, &why)
+            .or_else(|| holders::unknown(&what, holders, &why))
+        {
+            return Self::Perhaps(seen);
         }
         Self::Unusable(error.to_owned())
     }
@@ -111,7 +90,7 @@ impl Port {
         match self {
             Self::Free => Step::ok(LISTEN_PORT, format!("{} is free", config.startup.listen_port)),
             Self::Relay { seen, .. } => Step::ok(LISTEN_PORT, seen),
-            Self::Perhaps { seen, .. } => Step::hint(LISTEN_PORT, seen),
+            Self::Perhaps(seen) => Step::hint(LISTEN_PORT, seen),
             Self::Unusable(error) => Step::failed(LISTEN_PORT, error),
         }
     }
@@ -119,8 +98,8 @@ impl Port {
     /// The process of the relay, as far as that can be told from the port.
     pub(super) fn pid(&self) -> Option<i32> {
         match self {
-            Self::Relay { pid, .. } | Self::Perhaps { pid, .. } => *pid,
-            Self::Free | Self::Unusable(_) => None,
+            Self::Relay { pid, .. } => *pid,
+            Self::Free | Self::Perhaps(_) | Self::Unusable(_) => None,
         }
     }
 }
@@ -141,29 +120,35 @@ mod tests {
         Port::held(&config(&[]), holders, running, "Stop it")
     }
 
-    fn running(pids: &[i32], listen: Option<&str>) -> Running {
+    fn running(holders: &[Holder], listen: Option<&str>) -> Running {
         Running::Relay(Box::new(Relay {
             missing: Vec::new(),
             status: listen
                 .map(|listen| json!({ "peers": { "listen": listen } }))
                 .ok_or_else(|| "401".to_owned()),
             settings: Vec::new(),
-            pids: pids.to_vec(),
+            holders: holders.to_vec(),
         }))
     }
 
     #[test]
-    fn a_relay_is_known_by_its_process_its_name_or_its_word() {
+    fn a_relay_is_known_by_its_process_or_its_word() {
         let relay = holder(7, "aspia_relay", &["aspia_relay"]);
-        for (holders, running, pid) in [
-            (vec![relay], running(&[], None), Some(7)),
-            (vec![holder(7, "container", &[])], running(&[7], None), Some(7)),
-            (vec![holder(9, "docker-proxy", &[])], running(&[], Some("[::]:8070")), Some(9)),
-            (vec![], running(&[], Some("[::]:8070")), None),
-            // Another user's, and the token is not known.
-            (vec![], running(&[], None), None),
+        let systemd = holder(1, "systemd", &[]);
+        let renamed = holder(7, "container", &[]);
+        let (docker, podman) = (holder(9, "docker-proxy", &[]), holder(9, "conmon", &[]));
+        let here = Some("[::]:8070");
+        for (holders, admin, listen, pid) in [
+            (vec![relay.clone()], vec![relay.clone()], None, Some(7)),
+            (vec![renamed.clone()], vec![renamed], None, Some(7)),
+            // A socket that is handed on stays open in the one who made it.
+            (vec![systemd.clone(), relay.clone()], vec![systemd, relay], None, Some(7)),
+            // The limits of what stands for a container are not the relay's.
+            (vec![docker], vec![], here, None),
+            (vec![podman.clone()], vec![podman], here, None),
+            (vec![], vec![], here, None),
         ] {
-            let port = held(&holders, &running);
+            let port = held(&holders, &running(&admin, listen));
             assert!(matches!(port, Port::Relay { .. }), "{port:?}");
             assert_eq!(port.pid(), pid, "{port:?}");
         }
@@ -172,38 +157,49 @@ mod tests {
     #[test]
     fn what_is_not_known_is_never_to_be_stopped() {
         let silent = Running::Silent("nobody answers".to_owned());
+        let relay = || vec![holder(7, "aspia_relay", &["aspia_relay"])];
+        let other = [holder(8, "aspia_relay", &["aspia_relay"])];
+        let rootless = || vec![holder(9, "rootlesskit", &[])];
         for (holders, running, parts) in [
             (vec![], Running::Off, &["cannot see", "may be the relay", "as root", "is off"][..]),
-            (vec![], running(&[], Some("[::]:8071")), &["cannot see", "another port"]),
-            (
-                vec![holder(7, "aspia_relay", &["aspia_relay"])],
-                silent,
-                &["process 7", "the original program", "nobody answers"],
-            ),
+            (vec![], running(&[], Some("[::]:8071")), &["cannot see", "listens on [::]:8071"]),
+            // Some relay answers, but who knows whether it has this port.
+            (vec![], running(&[], None), &["may be the relay", "does not say where", "401"]),
+            (relay(), silent, &["process 7", "the original program", "nobody answers"]),
+            // Another process than the relay that answers.
+            (relay(), running(&other, Some("[::]:8071")), &["process 7", "original", "8071"]),
             (
                 vec![holder(7, "aspia_relay", &["aspia_relay", "--doctor"])],
                 running(&[], None),
                 &["another doctor (process 7"],
             ),
-            (
-                vec![holder(9, "docker-proxy", &[])],
-                Running::Off,
-                &["process 9", "run the doctor in that container"],
-            ),
+            // One process for all containers.
+            (rootless(), running(&rootless(), None), &["process 9", "run the doctor in that"]),
+            (vec![holder(9, "docker-proxy", &[])], Running::Off, &["process 9", "container"]),
+            (vec![holder(9, "conmon", &[])], Running::Off, &["process 9 (conmon) for a container"]),
+            (vec![holder(9, "pasta.avx2", &[])], Running::Off, &["(pasta.avx2) for a container"]),
         ] {
             let port = held(&holders, &running);
-            let Port::Perhaps { seen, .. } = &port else { panic!("{port:?}") };
+            let Port::Perhaps(seen) = &port else { panic!("{port:?}") };
             for part in parts {
                 assert!(seen.contains(part), "{part}: {seen}");
             }
             assert!(!seen.contains("Stop it"), "{seen}");
+            assert_eq!(port.pid(), None, "whose limits these are is not known");
         }
     }
 
     #[test]
     fn another_program_is_told_even_beside_a_relay() {
         let nginx = [holder(3, "nginx", &["nginx", "--doctor"])];
-        for running in [Running::Off, running(&[7], Some("[::]:8071")), running(&[7], None)] {
+        let relay = [holder(7, "aspia_relay", &[])];
+        for running in [
+            Running::Off,
+            running(&relay, Some("[::]:8071")),
+            running(&relay, None),
+            // Seen, and not the one who says so.
+            running(&relay, Some("[::]:8070")),
+        ] {
             assert_eq!(held(&nginx, &running), Port::Unusable("Stop it".to_owned()));
         }
     }

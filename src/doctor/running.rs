@@ -8,8 +8,9 @@ use serde_json::Value;
 use crate::admin::client;
 use crate::config::report::Report as ConfigReport;
 use crate::config::{Config, Startup};
-use crate::listen::port_holder;
+use crate::listen::port_holder::{self, Holder, Owner};
 
+use super::holders;
 use super::report::{Outcome, RUNNING_RELAY, Step};
 
 /// What answers on `AdminListen`.
@@ -30,8 +31,8 @@ pub(super) struct Relay {
     pub(super) status: Result<Value, String>,
     /// Keys and values of `/config`.
     pub(super) settings: Vec<(String, String)>,
-    /// The processes that hold the port of the admin listener.
-    pub(super) pids: Vec<i32>,
+    /// The processes that hold the port of the admin listener, as far as they can be seen.
+    pub(super) holders: Vec<Holder>,
 }
 
 impl Running {
@@ -53,22 +54,27 @@ impl Running {
             Err(why) => return Self::Silent(why),
         };
         let token = config.admin_token.as_ref();
-        let get = async |path| match client::ask(address, path, token).await? {
-            (StatusCode::OK, body) => {
-                serde_json::from_slice::<Value>(&body).map_err(|error| format!("{path}: {error}"))
+        let get = async |path| {
+            if token.is_some() {
+                // As late as possible, since the port may change hands.
+                may_know_token(address, port_holder::owner(address))?;
             }
-            (StatusCode::UNAUTHORIZED, _) => {
-                let set = if token.is_some() { "is another one" } else { "is not set" };
-                Err(format!("{path} needs the AdminToken of that relay, which {set} here"))
+            match client::ask(address, path, token).await? {
+                (StatusCode::OK, body) => serde_json::from_slice::<Value>(&body)
+                    .map_err(|error| format!("{path}: {error}")),
+                (StatusCode::UNAUTHORIZED, _) => {
+                    let set = if token.is_some() { "is another one" } else { "is not set" };
+                    Err(format!("{path} needs the AdminToken of that relay, which {set} here"))
+                }
+                (status, _) => Err(format!("it answers {status} to {path}")),
             }
-            (status, _) => Err(format!("it answers {status} to {path}")),
         };
         let settings = get("/config").await.map(|config| settings(&config)).unwrap_or_default();
         Self::Relay(Box::new(Relay {
             missing,
             status: get("/status").await,
             settings,
-            pids: port_holder::find(listen.port).iter().map(|holder| holder.pid).collect(),
+            holders: port_holder::find(listen.port),
         }))
     }
 
@@ -80,9 +86,10 @@ impl Running {
         }
     }
 
-    /// Its process, where that can be seen.
+    /// Its process, where that can be seen: not one that only hands on what it answers.
     pub(super) fn pid(&self) -> Option<i32> {
-        self.relay().and_then(|relay| relay.pids.first().copied())
+        let mut holders = self.relay()?.holders.iter();
+        holders.find(|holder| holders::is_named_as_relay(holder)).map(|holder| holder.pid)
     }
 
     /// Why the admin interface does not tell who holds the port of peers.
@@ -90,7 +97,19 @@ impl Running {
         match self {
             Self::Off => "AdminListen is off, so it cannot be asked".to_owned(),
             Self::Silent(why) => format!("its admin interface does not answer: {why}"),
-            Self::Relay(_) => "the relay that answers on AdminListen has another port".to_owned(),
+            Self::Relay(relay) => match (&relay.status, relay.listens_on()) {
+                (_, Some(listen)) => {
+                    format!("the relay that answers on AdminListen listens on {listen}")
+                }
+                (Err(why), None) => {
+                    format!(
+                        "the relay that answers on AdminListen does not say where it listens: {why}"
+                    )
+                }
+                (Ok(_), None) => {
+                    "the relay that answers on AdminListen does not say where it listens".to_owned()
+                }
+            },
         }
     }
 
@@ -107,6 +126,22 @@ impl Running {
             ),
             Self::Silent(why) => Step::skipped(RUNNING_RELAY, format!("not known: {why}")),
         }
+    }
+}
+
+/// Whether the one who listens at `address` may be shown the token. While the relay does not run, any user of this
+/// machine can listen there and answer as a relay does; its name proves nothing either.
+fn may_know_token(address: SocketAddr, owner: Owner) -> Result<(), String> {
+    match owner {
+        Owner::Trusted => Ok(()),
+        Owner::Other(user) => Err(format!(
+            "another user, {user}, holds {address}, and is not shown the AdminToken; if that is the relay's user, run \
+             the doctor as that user"
+        )),
+        Owner::Unseen => Err(format!(
+            "whose {address} is cannot be seen, so nobody there is shown the AdminToken; run the doctor where the relay \
+             runs, in the same container"
+        )),
     }
 }
 
@@ -144,16 +179,21 @@ impl Relay {
                 last["at"].as_str().unwrap_or("a time that it does not say")
             ));
         }
-        let waiting = self.waiting(config, report);
-        if !waiting.is_empty() {
+        let for_restart = self.waiting_for_restart();
+        if !for_restart.is_empty() {
+            seen += ". Settings that it has read wait for a restart: ";
+            seen += &for_restart.join(", ");
+        }
+        let differs = self.differences(config, report);
+        if !differs.is_empty() {
             seen += ". It does not run with this configuration: a SIGHUP lets it read the settings again, a restart \
                      also those that a SIGHUP cannot change. Or the doctor was not started with the environment of \
                      the relay";
-            step.details.extend(waiting);
-            if step.outcome == Outcome::Ok {
-                step.outcome = Outcome::Hint;
-            }
         }
+        if step.outcome == Outcome::Ok && !(for_restart.is_empty() && differs.is_empty()) {
+            step.outcome = Outcome::Hint;
+        }
+        step.details.extend(differs);
         step.seen = seen;
         step
     }
@@ -229,9 +269,16 @@ impl Relay {
         (Outcome::Hint, seen)
     }
 
+    /// The keys of settings that it has read but does not run with. `/config` shows what was read.
+    fn waiting_for_restart(&self) -> Vec<&str> {
+        let keys =
+            self.status.as_ref().ok().and_then(|status| status["waiting_for_restart"].as_array());
+        keys.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
     /// What differs between its configuration and this one.
-    fn waiting(&self, config: &Config, report: &ConfigReport) -> Vec<String> {
-        let mut waiting: Vec<_> = report
+    fn differences(&self, config: &Config, report: &ConfigReport) -> Vec<String> {
+        let mut differs: Vec<_> = report
             .settings
             .iter()
             .filter_map(|here| {
@@ -245,15 +292,20 @@ impl Relay {
         if let Some(there) = self.listens_on() {
             if there.port() != listen_port {
                 let there = there.port();
-                waiting
+                differs
                     .push(format!("it listens on port {there}, ListenPort is {listen_port} here"));
             }
-            if let Some(here) = listen_interface.filter(|interface| *interface != there.ip()) {
-                let there = there.ip();
-                waiting.push(format!("it listens on {there}, ListenInterface is {here} here"));
+            let there = there.ip();
+            match listen_interface {
+                Some(here) if here != there => {
+                    differs.push(format!("it listens on {there}, ListenInterface is {here} here"));
+                }
+                None if !there.is_unspecified() => differs
+                    .push(format!("it listens on {there}, ListenInterface is empty here (all)")),
+                _ => {}
             }
         }
-        waiting
+        differs
     }
 }
 
@@ -278,7 +330,7 @@ mod tests {
                 "sessions": { "active": active, "limit": 10 },
             })),
             settings: Vec::new(),
-            pids: Vec::new(),
+            holders: Vec::new(),
         }
     }
 
@@ -349,6 +401,55 @@ mod tests {
         {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn an_interface_is_compared_both_ways() {
+        let listening = |on: &str| {
+            let mut relay = relay(&[], 7, 1, 2);
+            relay.status.as_mut().unwrap()["peers"]["listen"] = on.into();
+            judged(&relay)
+        };
+        for all in ["[::]:8070", "0.0.0.0:8070"] {
+            assert_eq!(listening(all).outcome, Outcome::Ok, "{}", listening(all));
+        }
+        let one = listening("192.0.2.1:8070");
+        assert_eq!(one.outcome, Outcome::Hint, "{one}");
+        assert!(one.to_string().contains("on 192.0.2.1, ListenInterface is empty here"), "{one}");
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_named() {
+        let mut relay = relay(&[], 7, 1, 2);
+        let status = relay.status.as_mut().unwrap();
+        status["waiting_for_restart"] = json!([]);
+        assert_eq!(judged(&relay).outcome, Outcome::Ok);
+        let status = relay.status.as_mut().unwrap();
+        status["waiting_for_restart"] = json!(["MetricsListen", "WorkerThreads"]);
+        let step = judged(&relay);
+        assert_eq!(step.outcome, Outcome::Hint, "{step}");
+        assert!(step.seen.ends_with("a restart: MetricsListen, WorkerThreads"), "{step}");
+    }
+
+    #[test]
+    fn the_token_is_shown_only_to_root_and_to_this_user() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8071));
+        assert_eq!(may_know_token(address, Owner::Trusted), Ok(()));
+        let other = may_know_token(address, Owner::Other(1001)).unwrap_err();
+        assert!(other.contains("another user, 1001, holds 127.0.0.1:8071"), "{other}");
+        let unseen = may_know_token(address, Owner::Unseen).unwrap_err();
+        assert!(unseen.contains("cannot be seen"), "{unseen}");
+    }
+
+    #[test]
+    fn a_process_that_only_hands_on_is_not_the_relay() {
+        let holder = |pid, name: &str| Holder { pid, name: name.into(), arguments: Vec::new() };
+        let pid = |holders: &[Holder]| {
+            let relay = Relay { holders: holders.to_vec(), ..relay(&[], 7, 1, 2) };
+            Running::Relay(Box::new(relay)).pid()
+        };
+        assert_eq!(pid(&[holder(9, "docker-proxy")]), None);
+        assert_eq!(pid(&[holder(1, "systemd"), holder(7, "aspia_relay")]), Some(7));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who listens on a port, as far as the system shows it.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// A process that listens on a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,17 +25,57 @@ pub fn list(holders: &[Holder]) -> String {
     holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Whose the sockets are that listen at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// They are root's or this user's.
+    Trusted,
+    /// One is this user's, by its number.
+    Other(u32),
+    /// There are none on this machine (or in this container), or the system does not show them.
+    Unseen,
+}
+
+/// Whose the sockets are that take connections to `address`. Other than processes, that every user can see.
+#[cfg(target_os = "linux")]
+pub fn owner(address: SocketAddr) -> Owner {
+    let ip = address.ip().to_canonical();
+    let users: Vec<u32> = listening(address.port())
+        .filter(|entry| {
+            let listens = entry.local_address.ip().to_canonical();
+            listens.is_unspecified() || listens == ip
+        })
+        .map(|entry| entry.uid)
+        .collect();
+    let own = rustix::process::geteuid().as_raw();
+    match users.iter().find(|user| ![0, own].contains(user)) {
+        Some(other) => Owner::Other(*other),
+        None if users.is_empty() => Owner::Unseen,
+        None => Owner::Trusted,
+    }
+}
+
+/// Whose the sockets are that take connections to `address`: here that cannot be seen.
+#[cfg(not(target_os = "linux"))]
+pub fn owner(_address: SocketAddr) -> Owner {
+    Owner::Unseen
+}
+
+/// All sockets that listen on `port`.
+#[cfg(target_os = "linux")]
+fn listening(port: u16) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
+    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
+    entries.filter(move |entry| {
+        entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
+    })
+}
+
 /// The processes that listen on `port`; none where they cannot be seen (another user's, another container's).
 #[cfg(target_os = "linux")]
 pub fn find(port: u16) -> Vec<Holder> {
-    use procfs::net::TcpState;
     use procfs::process::FDTarget;
 
-    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
-    let inodes: Vec<u64> = entries
-        .filter(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port)
-        .map(|entry| entry.inode)
-        .collect();
+    let inodes: Vec<u64> = listening(port).map(|entry| entry.inode).collect();
     let holds = |process: &procfs::process::Process| {
         process.fd().is_ok_and(|fds| {
             fds.flatten()
@@ -61,4 +102,28 @@ pub fn find(port: u16) -> Vec<Holder> {
 #[cfg(not(target_os = "linux"))]
 pub fn find(_port: u16) -> Vec<Holder> {
     Vec::new()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_socket_has_an_owner() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(owner(address), Owner::Trusted);
+        // Nobody listens on another address, though the port is the same.
+        assert_eq!(owner(SocketAddr::from(([127, 0, 0, 2], address.port()))), Owner::Unseen);
+        // Only root may give a socket away.
+        if std::os::unix::fs::fchown(&listener, Some(4242), None).is_ok() {
+            assert_eq!(owner(address), Owner::Other(4242));
+        }
+        let all = TcpListener::bind("0.0.0.0:0").unwrap();
+        assert_eq!(
+            owner(([127, 0, 0, 1], all.local_addr().unwrap().port()).into()),
+            Owner::Trusted
+        );
+    }
 }

@@ -1,13 +1,15 @@
-//! The primitives of the wire protocol: X25519, BLAKE2s-256 and two AEAD ciphers.
+//! The primitives of the wire protocol: X25519, BLAKE2s-256, SHA-256 and two AEAD ciphers.
 //!
-//! One provider, `aws-lc-rs`, does key agreement, AEAD, randomness and constant-time comparison; it is
-//! also what TLS will use. BLAKE2s, which it lacks, comes from the `blake2` crate.
-//! Source of every rule here: section 1 of the protocol notes ("Primitives").
+//! One provider, `aws-lc-rs`, does key agreement, SHA-256, AEAD, randomness and constant-time comparison; it is
+//! also what TLS uses. BLAKE2s, which it lacks, comes from the `blake2` crate.
+//! Source of every rule here: section 1 of the protocol notes ("Primitives"), and section 7 for SHA-256,
+//! associated data and the ratchet.
 
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
+use aws_lc_rs::digest::{Context, SHA256};
 use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
 use blake2::{Blake2s256, Digest};
 use zeroize::Zeroizing;
@@ -20,6 +22,10 @@ pub const KEY_LEN: usize = 32;
 pub const IV_LEN: usize = 12;
 /// Length of an authentication tag, in bytes; it precedes the ciphertext.
 pub const TAG_LEN: usize = 16;
+/// Messages of one direction under one key, where there is a ratchet.
+pub const RATCHET_AFTER: u64 = 256;
+/// What the key is hashed with to make the next one.
+const RATCHET_LABEL: &[u8] = b"aspia/v1/ratchet";
 
 /// Why a cryptographic operation did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -122,16 +128,20 @@ impl PrivateKey {
         Ok(Secret::new(raw.as_ref().to_vec()))
     }
 
-    /// Agrees on the session key with the holder of `other`.
+    /// Agrees on a secret with the holder of `other`; costs one X25519 operation.
     ///
     /// # Errors
     /// [`CryptoError::LowOrderKey`] when `other` is a point of low order.
-    pub fn agree(&self, other: &PublicKey) -> Result<SessionKey, CryptoError> {
+    pub fn agree(&self, other: &PublicKey) -> Result<SharedSecret, CryptoError> {
         agreement::agree(
             &self.key,
             UnparsedPublicKey::new(&X25519, &other.0),
             CryptoError::LowOrderKey,
-            |shared| Ok(SessionKey::derive(shared)),
+            |shared| {
+                let shared = <[u8; 32]>::try_from(shared).map_err(|_| CryptoError::Provider)?;
+                let shared = Zeroizing::new(shared);
+                Ok(SharedSecret(Secret::new(*shared)))
+            },
         )
     }
 }
@@ -142,14 +152,60 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A symmetric key: BLAKE2s-256 of the X25519 shared secret.
+/// What X25519 gives: never a key itself, but what keys are derived from.
+#[derive(Debug)]
+pub struct SharedSecret(Secret<[u8; 32]>);
+
+impl SharedSecret {
+    /// BLAKE2s-256 of it: the key of a link of the 2.x dialect, and of a peer's ChaCha20-Poly1305.
+    pub fn session_key(&self) -> SessionKey {
+        SessionKey::blake2s(&[self.0.expose()])
+    }
+
+    /// SHA-256 of it and what follows it: transcripts of the 3.0 dialect, and a peer's AES-256-GCM.
+    pub fn sha256(&self, rest: &[&[u8]]) -> SessionKey {
+        SessionKey::sha256(self.0.expose(), rest)
+    }
+
+    /// The raw secret, for comparison with recorded bytes.
+    pub fn expose(&self) -> &[u8; 32] {
+        self.0.expose()
+    }
+}
+
+/// A symmetric key, or what is as secret as one.
 #[derive(Debug)]
 pub struct SessionKey(Secret<[u8; 32]>);
 
 impl SessionKey {
-    fn derive(shared: &[u8]) -> Self {
-        let digest = Zeroizing::new(<[u8; 32]>::from(Blake2s256::digest(shared)));
+    fn blake2s(parts: &[&[u8]]) -> Self {
+        let mut hash = Blake2s256::new();
+        for part in parts {
+            hash.update(part);
+        }
+        let digest = Zeroizing::new(<[u8; 32]>::from(hash.finalize()));
         Self(Secret::new(*digest))
+    }
+
+    fn sha256(first: &[u8], rest: &[&[u8]]) -> Self {
+        let mut hash = Context::new(&SHA256);
+        hash.update(first);
+        for part in rest {
+            hash.update(part);
+        }
+        let mut digest = Zeroizing::new([0; 32]);
+        digest.copy_from_slice(hash.finish().as_ref());
+        Self(Secret::new(*digest))
+    }
+
+    /// SHA-256 of this and `label`: one key of several.
+    pub fn labelled(&self, label: &[u8]) -> Self {
+        Self::sha256(self.expose(), &[label])
+    }
+
+    /// The key after this one.
+    fn ratcheted(&self) -> Self {
+        Self::blake2s(&[self.expose(), RATCHET_LABEL])
     }
 
     /// Takes a raw key.
@@ -232,22 +288,49 @@ pub fn has_hardware_aes() -> bool {
 
 /// One direction of a sealed channel: a key and a counting iv.
 struct Direction {
+    cipher: Cipher,
     key: LessSafeKey,
     iv: Iv,
+    /// Messages so far.
+    count: u64,
+    /// The key itself, where another follows it.
+    ratchet: Option<SessionKey>,
 }
 
 impl Direction {
     fn new(cipher: Cipher, key: &SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        Ok(Self { cipher, key: Self::schedule(cipher, key)?, iv, count: 0, ratchet: None })
+    }
+
+    fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        let direction = Self::new(cipher, &key, iv)?;
+        Ok(Self { ratchet: Some(key), ..direction })
+    }
+
+    fn schedule(cipher: Cipher, key: &SessionKey) -> Result<LessSafeKey, CryptoError> {
         let algorithm = match cipher {
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
             Cipher::Aes256Gcm => &AES_256_GCM,
         };
         let key = UnboundKey::new(algorithm, key.expose()).map_err(|_| CryptoError::Provider)?;
-        Ok(Self { key: LessSafeKey::new(key), iv })
+        Ok(LessSafeKey::new(key))
     }
 
     fn nonce(&self) -> Nonce {
         Nonce::assume_unique_for_key(self.iv.0)
+    }
+
+    /// Goes on to the next message, and to the next key where it is time. The iv counts on all the same.
+    fn advance(&mut self) -> Result<(), CryptoError> {
+        self.iv.increment();
+        self.count += 1;
+        if let Some(key) = &mut self.ratchet
+            && self.count.is_multiple_of(RATCHET_AFTER)
+        {
+            *key = key.ratcheted();
+            self.key = Self::schedule(self.cipher, key)?;
+        }
+        Ok(())
     }
 }
 
@@ -255,7 +338,7 @@ impl Direction {
 pub struct Sealer(Direction);
 
 impl Sealer {
-    /// Starts a direction at `iv`.
+    /// Starts a direction at `iv` whose key stays.
     ///
     /// # Errors
     /// [`CryptoError::Provider`] when the provider refuses the key.
@@ -263,11 +346,31 @@ impl Sealer {
         Direction::new(cipher, key, iv).map(Self)
     }
 
+    /// Starts a direction at `iv` whose key changes after every [`RATCHET_AFTER`] messages.
+    ///
+    /// # Errors
+    /// [`CryptoError::Provider`] when the provider refuses the key.
+    pub fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        Direction::ratcheting(cipher, key, iv).map(Self)
+    }
+
     /// Seals the next message: `tag ‖ ciphertext`.
     ///
     /// # Errors
     /// [`CryptoError::Provider`] when the message is longer than the cipher allows.
     pub fn seal(&mut self, plaintext: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        self.seal_with(&[], plaintext)
+    }
+
+    /// Seals the next message and vouches for `associated` with it.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_with(
+        &mut self,
+        associated: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, CryptoError> {
         let mut sealed = Vec::with_capacity(TAG_LEN + plaintext.len());
         sealed.resize(TAG_LEN, 0);
         sealed.extend_from_slice(plaintext);
@@ -275,10 +378,10 @@ impl Sealer {
         let tag = self
             .0
             .key
-            .seal_in_place_separate_tag(self.0.nonce(), Aad::empty(), text)
+            .seal_in_place_separate_tag(self.0.nonce(), Aad::from(associated), text)
             .map_err(|_| CryptoError::Provider)?;
         tag_place.copy_from_slice(tag.as_ref());
-        self.0.iv.increment();
+        self.0.advance()?;
         Ok(sealed)
     }
 
@@ -292,7 +395,7 @@ impl Sealer {
 pub struct Opener(Direction);
 
 impl Opener {
-    /// Starts a direction at `iv`.
+    /// Starts a direction at `iv` whose key stays.
     ///
     /// # Errors
     /// [`CryptoError::Provider`] when the provider refuses the key.
@@ -300,20 +403,41 @@ impl Opener {
         Direction::new(cipher, key, iv).map(Self)
     }
 
+    /// Starts a direction at `iv` whose key changes after every [`RATCHET_AFTER`] messages.
+    ///
+    /// # Errors
+    /// [`CryptoError::Provider`] when the provider refuses the key.
+    pub fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        Direction::ratcheting(cipher, key, iv).map(Self)
+    }
+
     /// Opens the next message, `tag ‖ ciphertext`. The iv counts on only when it opens.
     ///
     /// # Errors
     /// [`CryptoError::TooShort`] without room for a tag, [`CryptoError::DoesNotOpen`] otherwise.
     pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        self.open_with(&[], sealed)
+    }
+
+    /// Opens the next message where `associated` is what was vouched for with it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(&mut self, associated: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
         let (tag, text) =
             sealed.split_at_checked(TAG_LEN).ok_or(CryptoError::TooShort(sealed.len()))?;
         let mut plaintext = vec![0; text.len()];
         self.0
             .key
-            .open_separate_gather(self.0.nonce(), Aad::empty(), text, tag, &mut plaintext)
+            .open_separate_gather(self.0.nonce(), Aad::from(associated), text, tag, &mut plaintext)
             .map_err(|_| CryptoError::DoesNotOpen)?;
-        self.0.iv.increment();
+        self.0.advance()?;
         Ok(plaintext)
+    }
+
+    /// Number of messages that opened.
+    pub fn opened(&self) -> u64 {
+        self.0.count
     }
 
     /// The iv of the next message.

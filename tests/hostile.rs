@@ -5,6 +5,7 @@ use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self};
 use aspia_relay::crypto::{Iv, PrivateKey};
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
+use aspia_relay::link::second::SECOND;
 use aspia_relay::peer::first_message;
 use aspia_relay::state::keys::{KeyId, OneTimeKey};
 use aspia_relay::wire::frame::{Frame, FrameCodec};
@@ -95,6 +96,7 @@ proptest! {
             ephemeral: PrivateKey::from_slice(&bytes(&run["relay_ephemeral_private"])).unwrap(),
             iv: Iv(bytes(&run["relay_to_router_iv"]).try_into().unwrap()),
             offer_aes: true,
+            dialect: &SECOND,
         };
         let (_, wait) = handshake.start(&router.public()).unwrap();
         let good_hello = bytes(&find("ServerHello")["plaintext"]);
@@ -109,8 +111,10 @@ proptest! {
             computer_name: "x".into(),
             arch: "x86_64".into(),
         };
-        if let Ok(wait) = wait.server_hello(&hello) {
-            let convinced = wait.challenge(&challenge, &machine).is_ok();
+        if let Ok((_, mut opener, wait)) = wait.server_hello(&hello) {
+            let convinced = opener
+                .open(&challenge)
+                .is_ok_and(|opened| wait.challenge(&opened, &machine).is_ok());
             prop_assert!(!convinced || challenge == good_challenge);
         }
     }

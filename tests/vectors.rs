@@ -5,6 +5,7 @@ use aspia_relay::crypto::{
     Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey,
 };
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
+use aspia_relay::link::second::SECOND;
 use aspia_relay::wire::frame::{
     Frame, FrameCodec, FrameError, MAX_FRAME, decode_length, encode_length,
 };
@@ -46,8 +47,14 @@ fn key_agreement_and_derivation() {
         let b = PrivateKey::from_slice(&bytes(&case["b_private"])).unwrap();
         assert_eq!(a.public().0, array(&case["a_public"]));
         assert_eq!(b.public().0, array(&case["b_public"]));
-        assert_eq!(*a.agree(&b.public()).unwrap().expose(), array(&case["session_key_a"]));
-        assert_eq!(*b.agree(&a.public()).unwrap().expose(), array(&case["session_key_b"]));
+        assert_eq!(
+            *a.agree(&b.public()).unwrap().session_key().expose(),
+            array(&case["session_key_a"])
+        );
+        assert_eq!(
+            *b.agree(&a.public()).unwrap().session_key().expose(),
+            array(&case["session_key_b"])
+        );
         assert_eq!(a.to_secret().unwrap().expose(), &bytes(&case["a_private"]));
     }
 }
@@ -132,7 +139,7 @@ fn lengths_of_frames() {
     }
     assert!(matches!(
         encode_length(MAX_FRAME + 1, &mut BytesMut::new()),
-        Err(FrameError::TooLong(_))
+        Err(FrameError::TooLong { .. })
     ));
 }
 
@@ -192,13 +199,14 @@ fn whole_links() {
             ephemeral: PrivateKey::from_slice(&bytes(&run["relay_ephemeral_private"])).unwrap(),
             iv: relay_iv,
             offer_aes: client_hello.encryption & 2 != 0,
+            dialect: &SECOND,
         };
         assert_eq!(handshake.ephemeral.public().0, array(&run["relay_ephemeral_public"]));
-        let key = handshake.ephemeral.agree(&router.public()).unwrap();
+        let key = handshake.ephemeral.agree(&router.public()).unwrap().session_key();
         assert_eq!(*key.expose(), array(&run["session_key"]));
         let (hello, wait) = handshake.start(&router.public()).unwrap();
         assert_eq!(hello, plaintext("ClientHello"));
-        let wait = wait.server_hello(&plaintext("ServerHello")).unwrap();
+        let (mut sealer, mut opener, wait) = wait.server_hello(&plaintext("ServerHello")).unwrap();
         let cipher = match run["encryption"].as_str().unwrap() {
             "AES256_GCM" => Cipher::Aes256Gcm,
             _ => Cipher::ChaCha20Poly1305,
@@ -214,11 +222,10 @@ fn whole_links() {
             computer_name: response.computer_name,
             arch: response.arch,
         };
-        let (response, established) =
-            wait.challenge(&sealed("SessionChallenge"), &machine).unwrap();
-        assert_eq!(response, sealed("SessionResponse"));
+        let challenge = opener.open(&sealed("SessionChallenge")).unwrap();
+        let (response, established) = wait.challenge(&challenge, &machine).unwrap();
+        assert_eq!(sealer.seal(&response).unwrap(), sealed("SessionResponse"));
         assert_eq!(established.cipher, cipher);
-        assert!(established.channel_header());
 
         // Every message of the link, from both ends.
         let mut ends = [
@@ -287,6 +294,7 @@ fn first_messages_of_peers() {
         let message = round_trip::<PeerToRelay>(&raw[4..]);
         assert_eq!(u64::from(message.key_id), case["key_id"].as_u64().unwrap());
         let key = relay.agree(&PublicKey::from_slice(&message.public_key).unwrap()).unwrap();
+        let key = key.session_key();
         assert_eq!(*key.expose(), array(&case["session_key"]));
         let iv = Iv(array(&case["iv"]));
         let opened =
@@ -301,7 +309,7 @@ fn first_messages_of_peers() {
         assert_eq!(secret.host_id.to_string(), expected["host_id"].as_str().unwrap());
 
         // As the peer writes it.
-        let key = peer.agree(&relay.public()).unwrap();
+        let key = peer.agree(&relay.public()).unwrap().session_key();
         let data = Sealer::new(Cipher::ChaCha20Poly1305, &key, iv).unwrap().seal(&opened).unwrap();
         let message = PeerToRelay {
             key_id: message.key_id,

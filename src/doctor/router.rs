@@ -8,7 +8,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::link::handshake::HandshakeError;
+use crate::link::dialect::HandshakeError;
 use crate::router::error::LinkError;
 use crate::router::examine::{self, Examined};
 

@@ -1,7 +1,7 @@
-//! Authentication to a Router of the 2.x dialect (section 3 of the protocol notes).
+//! Authentication to a Router (section 3 of the protocol notes), in any dialect.
 //!
 //! The relay proves nothing about itself; it learns that the Router holds the private key of
-//! `RouterPublicKey`, because only that holder derives the session key that opens and seals what follows
+//! `RouterPublicKey`, because only that holder derives the keys that open and seal what follows
 //! the two hellos. Each step consumes the one before it, so that no step can be left out:
 //!
 //! ```text
@@ -9,22 +9,20 @@
 //!                                   AwaitChallenge   ◀─SessionChallenge (sealed)─
 //!                  ◀─SessionResponse (sealed)─ Established
 //! ```
+//!
+//! Sealing is the framing's: the seals that the `ServerHello` gives go there, and what the steps take and give
+//! afterwards is opened. A challenge that does not open never comes here
+//! ([`super::framing::Incoming::handshake_error`]).
 
 use prost::Message;
 
-use crate::crypto::{Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey};
+use crate::crypto::{Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SharedSecret};
 use crate::wire::router::{
-    ClientHello, DIALECT_VERSION, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305,
-    IDENTIFY_ANONYMOUS, SESSION_TYPE_RELAY, ServerHello, SessionChallenge, SessionResponse,
-    Version,
+    ClientHello, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305, IDENTIFY_ANONYMOUS,
+    SESSION_TYPE_RELAY, SessionChallenge, SessionResponse, Version,
 };
 
-/// The first version that names itself in `ServerHello`.
-const VERSION_IN_HELLO: Version = Version::new(2, 7, 0);
-/// The oldest Router that relays can talk to.
-const OLDEST_VERSION: Version = Version::new(2, 3, 0);
-/// The first version with a channel header on messages.
-const CHANNEL_HEADER_VERSION: Version = Version::new(2, 6, 0);
+use super::dialect::{Dialect, HandshakeError, Hellos};
 
 /// What the relay tells of the machine that it runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,46 +37,6 @@ pub struct MachineInfo {
     pub arch: String,
 }
 
-/// Why a Router cannot be authenticated. Each of these ends the connection.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HandshakeError {
-    /// A message is not what it should be.
-    #[error("the Router's {message} cannot be read: {reason}")]
-    Malformed {
-        /// Which message.
-        message: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The Router chose a cipher that was not offered.
-    #[error("the Router chose cipher {0}, which was not offered")]
-    CipherNotOffered(u32),
-    /// The sealed challenge does not open: the Router has another private key.
-    #[error("the Router does not hold the private key for RouterPublicKey")]
-    KeyMismatch,
-    /// The Router is too old, or contradicts itself.
-    #[error("the Router's version {version} {rule}")]
-    Version {
-        /// The version that the Router named.
-        version: Version,
-        /// What it should be.
-        rule: &'static str,
-    },
-    /// The Router named no version at all.
-    #[error("the Router names no version")]
-    NoVersion,
-    /// The Router takes no relays.
-    #[error("the Router takes no relay sessions (session types {0:#x}, bit 8 is missing)")]
-    RelaysNotAllowed(u32),
-    /// The cryptographic provider failed, or `RouterPublicKey` is a point of low order.
-    #[error(transparent)]
-    Crypto(#[from] CryptoError),
-}
-
-fn malformed(message: &'static str, reason: impl Into<String>) -> HandshakeError {
-    HandshakeError::Malformed { message, reason: reason.into() }
-}
-
 /// The relay's secrets for one link, made anew for each.
 #[derive(Debug)]
 pub struct Handshake {
@@ -86,20 +44,23 @@ pub struct Handshake {
     pub ephemeral: PrivateKey,
     /// The iv that the relay seals with.
     pub iv: Iv,
-    /// Whether AES-256-GCM is offered beside ChaCha20-Poly1305.
+    /// Whether the CPU has instructions for AES: without them it is offered only where there is nothing else.
     pub offer_aes: bool,
+    /// The dialect that is spoken.
+    pub dialect: &'static dyn Dialect,
 }
 
 impl Handshake {
-    /// Fresh secrets; AES-256-GCM is offered only where the CPU has instructions for it.
+    /// Fresh secrets.
     ///
     /// # Errors
     /// [`CryptoError::Provider`] when the system has no randomness to give.
-    pub fn new() -> Result<Self, CryptoError> {
+    pub fn new(dialect: &'static dyn Dialect) -> Result<Self, CryptoError> {
         Ok(Self {
             ephemeral: PrivateKey::generate()?,
             iv: Iv::random()?,
             offer_aes: crate::crypto::has_hardware_aes(),
+            dialect,
         })
     }
 
@@ -111,19 +72,23 @@ impl Handshake {
         self,
         router_key: &PublicKey,
     ) -> Result<(Vec<u8>, AwaitServerHello), HandshakeError> {
-        let mut encryption = ENCRYPTION_CHACHA20_POLY1305;
-        if self.offer_aes {
-            encryption |= ENCRYPTION_AES256_GCM;
-        }
+        let offered = self.dialect.ciphers(self.offer_aes);
         let hello = ClientHello {
-            encryption,
+            encryption: offered,
             identify: IDENTIFY_ANONYMOUS,
             public_key: self.ephemeral.public().0.to_vec(),
             iv: self.iv.0.to_vec(),
-            version: Some(DIALECT_VERSION),
+            version: Some(self.dialect.version()),
         };
-        let key = self.ephemeral.agree(router_key)?;
-        Ok((hello.encode_to_vec(), AwaitServerHello { key, iv: self.iv, offered: encryption }))
+        let hello = hello.encode_to_vec();
+        let wait = AwaitServerHello {
+            dialect: self.dialect,
+            secret: self.ephemeral.agree(router_key)?,
+            iv: self.iv,
+            offered,
+            hello: hello.clone(),
+        };
+        Ok((hello, wait))
     }
 }
 
@@ -131,19 +96,23 @@ impl Handshake {
 #[derive(Debug)]
 #[must_use = "the Router is not authenticated before its challenge has been opened"]
 pub struct AwaitServerHello {
-    key: SessionKey,
+    dialect: &'static dyn Dialect,
+    secret: SharedSecret,
     iv: Iv,
     offered: u32,
+    hello: Vec<u8>,
 }
 
 impl AwaitServerHello {
-    /// Takes the `ServerHello`.
+    /// Takes the `ServerHello`. Gives what seals and opens everything from here on.
     ///
     /// # Errors
     /// Any [`HandshakeError`] but those about the challenge.
-    pub fn server_hello(self, payload: &[u8]) -> Result<AwaitChallenge, HandshakeError> {
-        let hello =
-            ServerHello::decode(payload).map_err(|e| malformed("ServerHello", e.to_string()))?;
+    pub fn server_hello(
+        self,
+        payload: &[u8],
+    ) -> Result<(Sealer, Opener, AwaitChallenge), HandshakeError> {
+        let hello = self.dialect.server_hello(payload)?;
         let cipher = match hello.encryption {
             chosen if chosen & self.offered != chosen => {
                 return Err(HandshakeError::CipherNotOffered(chosen));
@@ -152,23 +121,16 @@ impl AwaitServerHello {
             ENCRYPTION_AES256_GCM => Cipher::Aes256Gcm,
             other => return Err(HandshakeError::CipherNotOffered(other)),
         };
-        let iv = <[u8; 12]>::try_from(hello.iv.as_slice()).map_err(|_| {
-            malformed("ServerHello", format!("an iv of {} bytes instead of 12", hello.iv.len()))
-        })?;
-        if let Some(version) = hello.version
-            && version < VERSION_IN_HELLO
-        {
-            return Err(HandshakeError::Version {
-                version,
-                rule: "stands in its ServerHello, where only 2.7.0 and later name it",
-            });
-        }
-        Ok(AwaitChallenge {
-            sealer: Sealer::new(cipher, &self.key, self.iv)?,
-            opener: Opener::new(cipher, &self.key, Iv(iv))?,
-            cipher,
-            version: hello.version,
-        })
+        let hellos = Hellos {
+            secret: &self.secret,
+            client: &self.hello,
+            client_iv: self.iv,
+            server: payload,
+            server_iv: hello.iv,
+        };
+        let (sealer, opener) = self.dialect.seals(cipher, &hellos)?;
+        let wait = AwaitChallenge { dialect: self.dialect, cipher, version: hello.version };
+        Ok((sealer, opener, wait))
     }
 }
 
@@ -176,47 +138,30 @@ impl AwaitServerHello {
 #[derive(Debug)]
 #[must_use = "the Router is not authenticated before its challenge has been opened"]
 pub struct AwaitChallenge {
-    sealer: Sealer,
-    opener: Opener,
+    dialect: &'static dyn Dialect,
     cipher: Cipher,
     version: Option<Version>,
 }
 
 impl AwaitChallenge {
-    /// Takes the sealed `SessionChallenge` and gives the sealed `SessionResponse` to send.
+    /// Takes the opened `SessionChallenge` and gives the `SessionResponse` to seal and send.
     ///
     /// # Errors
-    /// [`HandshakeError::KeyMismatch`] when it does not open; the other [`HandshakeError`]s otherwise.
+    /// [`HandshakeError`]: the Router is none that a relay can serve.
     pub fn challenge(
-        mut self,
-        sealed: &[u8],
+        self,
+        opened: &[u8],
         machine: &MachineInfo,
     ) -> Result<(Vec<u8>, Established), HandshakeError> {
-        let opened = self.opener.open(sealed).map_err(|e| match e {
-            CryptoError::TooShort(_) => malformed("SessionChallenge", e.to_string()),
-            _ => HandshakeError::KeyMismatch,
+        let challenge = SessionChallenge::decode(opened).map_err(|error| {
+            HandshakeError::Malformed { message: "SessionChallenge", reason: error.to_string() }
         })?;
-        let challenge = SessionChallenge::decode(opened.as_slice())
-            .map_err(|e| malformed("SessionChallenge", e.to_string()))?;
-        let version = match (self.version, challenge.version) {
-            (Some(version), _) => version,
-            (None, None) => return Err(HandshakeError::NoVersion),
-            (None, Some(version)) if version < OLDEST_VERSION => {
-                return Err(HandshakeError::Version { version, rule: "is older than 2.3.0" });
-            }
-            (None, Some(version)) if version >= VERSION_IN_HELLO => {
-                return Err(HandshakeError::Version {
-                    version,
-                    rule: "is missing from its ServerHello, where 2.7.0 and later name it",
-                });
-            }
-            (None, Some(version)) => version,
-        };
+        let version = self.dialect.router_version(self.version, challenge.version)?;
         if challenge.session_types & SESSION_TYPE_RELAY == 0 {
             return Err(HandshakeError::RelaysNotAllowed(challenge.session_types));
         }
         let response = SessionResponse {
-            version: Some(DIALECT_VERSION),
+            version: Some(self.dialect.version()),
             session_type: SESSION_TYPE_RELAY,
             cpu_cores: machine.cpu_cores,
             os_name: machine.os_name.clone(),
@@ -224,15 +169,9 @@ impl AwaitChallenge {
             arch: machine.arch.clone(),
             display_name: String::new(),
         };
-        let response = self.sealer.seal(&response.encode_to_vec())?;
         Ok((
-            response,
-            Established {
-                sealer: self.sealer,
-                opener: self.opener,
-                cipher: self.cipher,
-                router_version: version,
-            },
+            response.encode_to_vec(),
+            Established { dialect: self.dialect, cipher: self.cipher, router_version: version },
         ))
     }
 }
@@ -240,26 +179,19 @@ impl AwaitChallenge {
 /// The Router is authenticated.
 #[derive(Debug)]
 pub struct Established {
-    /// Seals what the relay sends from now on.
-    pub sealer: Sealer,
-    /// Opens what the Router sends from now on.
-    pub opener: Opener,
+    /// The dialect that is spoken.
+    pub dialect: &'static dyn Dialect,
     /// The cipher in use.
     pub cipher: Cipher,
     /// The Router's version.
     pub router_version: Version,
 }
 
-impl Established {
-    /// Whether messages after the `SessionResponse` carry the channel header.
-    pub fn channel_header(&self) -> bool {
-        self.router_version >= CHANNEL_HEADER_VERSION
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::second::SECOND;
+    use crate::wire::router::ServerHello;
 
     fn machine() -> MachineInfo {
         MachineInfo {
@@ -274,7 +206,6 @@ mod tests {
     struct Answers {
         hello: ServerHello,
         challenge: SessionChallenge,
-        wrong_key: bool,
         offer_aes: bool,
     }
 
@@ -290,7 +221,6 @@ mod tests {
                     session_types: SESSION_TYPE_RELAY | 4,
                     ..SessionChallenge::default()
                 },
-                wrong_key: false,
                 offer_aes: true,
             }
         }
@@ -306,29 +236,28 @@ mod tests {
 
         fn run(&self) -> Result<Established, HandshakeError> {
             let router = PrivateKey::generate().unwrap();
-            let pinned = if self.wrong_key {
-                PrivateKey::generate().unwrap().public()
-            } else {
-                router.public()
-            };
-            let handshake = Handshake { offer_aes: self.offer_aes, ..Handshake::new().unwrap() };
-            let (hello, wait) = handshake.start(&pinned).unwrap();
+            let handshake =
+                Handshake { offer_aes: self.offer_aes, ..Handshake::new(&SECOND).unwrap() };
+            let (hello, wait) = handshake.start(&router.public()).unwrap();
             let hello = ClientHello::decode(hello.as_slice()).unwrap();
             assert_eq!(hello.encryption, if self.offer_aes { 3 } else { 1 });
-            let wait = wait.server_hello(&self.hello.encode_to_vec())?;
+            let (mut sealer, mut opener, wait) = wait.server_hello(&self.hello.encode_to_vec())?;
             let cipher = match self.hello.encryption {
                 2 => Cipher::Aes256Gcm,
                 _ => Cipher::ChaCha20Poly1305,
             };
-            let key = router.agree(&PublicKey::from_slice(&hello.public_key).unwrap()).unwrap();
-            let mut sealer = Sealer::new(cipher, &key, Iv([7; 12])).unwrap();
-            let sealed = sealer.seal(&self.challenge.encode_to_vec()).unwrap();
-            let (response, established) = wait.challenge(&sealed, &machine())?;
+            let public = PublicKey::from_slice(&hello.public_key).unwrap();
+            let key = router.agree(&public).unwrap().session_key();
+            let sealed = Sealer::new(cipher, &key, Iv([7; 12])).unwrap();
+            let sealed = { sealed }.seal(&self.challenge.encode_to_vec()).unwrap();
+            let challenge = opener.open(&sealed).unwrap();
+            let (response, established) = wait.challenge(&challenge, &machine())?;
             let iv = Iv(hello.iv.as_slice().try_into().unwrap());
-            let opened = Opener::new(cipher, &key, iv).unwrap().open(&response).unwrap();
+            let sealed = sealer.seal(&response).unwrap();
+            let opened = Opener::new(cipher, &key, iv).unwrap().open(&sealed).unwrap();
             let response = SessionResponse::decode(opened.as_slice()).unwrap();
             assert_eq!(response.session_type, SESSION_TYPE_RELAY);
-            assert_eq!(response.version, Some(DIALECT_VERSION));
+            assert_eq!(response.version, Some(Version::new(2, 7, 0)));
             Ok(established)
         }
 
@@ -340,11 +269,10 @@ mod tests {
     #[test]
     fn current_and_older_routers_are_taken() {
         let new = Answers::default().run().unwrap();
-        assert_eq!((new.router_version, new.channel_header()), (Version::new(2, 7, 0), true));
-        for (version, header) in [((2, 6, 0), true), ((2, 5, 9), false), ((2, 3, 0), false)] {
-            let version = Version::new(version.0, version.1, version.2);
-            let old = Answers::old(Some(version)).run().unwrap();
-            assert_eq!((old.router_version, old.channel_header()), (version, header));
+        assert_eq!(new.router_version, Version::new(2, 7, 0));
+        for (major, minor, patch) in [(2, 6, 0), (2, 5, 9), (2, 3, 0)] {
+            let version = Version::new(major, minor, patch);
+            assert_eq!(Answers::old(Some(version)).run().unwrap().router_version, version);
         }
     }
 
@@ -364,12 +292,6 @@ mod tests {
             answers.hello.encryption = chosen;
             assert_eq!(answers.error(), HandshakeError::CipherNotOffered(chosen));
         }
-    }
-
-    #[test]
-    fn another_private_key_is_named_as_such() {
-        let answers = Answers { wrong_key: true, ..Answers::default() };
-        assert_eq!(answers.error(), HandshakeError::KeyMismatch);
     }
 
     #[test]
@@ -405,11 +327,12 @@ mod tests {
     #[test]
     fn bytes_that_are_no_message_are_refused() {
         let router = PrivateKey::generate().unwrap().public();
-        let (_, wait) = Handshake::new().unwrap().start(&router).unwrap();
-        assert!(matches!(wait.server_hello(&[0xff; 9]), Err(HandshakeError::Malformed { .. })));
-        let (_, wait) = Handshake::new().unwrap().start(&router).unwrap();
+        let start = || Handshake::new(&SECOND).unwrap().start(&router).unwrap().1;
+        let error = start().server_hello(&[0xff; 9]).unwrap_err();
+        assert!(matches!(error, HandshakeError::NotServerHello(_)));
         let hello = Answers::default().hello.encode_to_vec();
-        let error = wait.server_hello(&hello).unwrap().challenge(&[0; 15], &machine()).unwrap_err();
+        let (_, _, wait) = start().server_hello(&hello).unwrap();
+        let error = wait.challenge(&[0xff; 9], &machine()).unwrap_err();
         assert!(matches!(error, HandshakeError::Malformed { .. }));
     }
 }

@@ -1,11 +1,11 @@
-//! When a ping is due, and which pong answers it (section 2 of the protocol notes).
+//! When a ping is due, and which pong answers it (sections 2 and 7 of the protocol notes).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time from one ping to the next.
-pub const PING_INTERVAL: Duration = Duration::from_secs(60);
+use super::dialect::Pings;
+
 /// Time within which the pong must come.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -26,8 +26,12 @@ pub enum KeepAliveError {
 /// The relay's own pings on one link.
 #[derive(Debug)]
 pub struct KeepAlive {
+    pings: Pings,
     counter: u32,
-    next_ping: Instant,
+    /// When a ping is due, or may be.
+    next: Instant,
+    /// Whether anything was received since the last look.
+    heard: bool,
     in_flight: Option<InFlight>,
 }
 
@@ -39,15 +43,21 @@ struct InFlight {
 
 impl KeepAlive {
     /// Starts counting on a link that is ready at `now`.
-    pub fn new(now: Instant) -> Self {
-        Self { counter: 0, next_ping: now + PING_INTERVAL, in_flight: None }
+    pub fn new(pings: Pings, now: Instant) -> Self {
+        let (Pings::Every(time) | Pings::WhenIdle(time)) = pings;
+        Self { pings, counter: 0, next: now + time, heard: false, in_flight: None }
+    }
+
+    /// Something came from the Router, whatever it was.
+    pub fn on_frame(&mut self) {
+        self.heard = true;
     }
 
     /// When [`Self::on_deadline`] is to be called next.
     pub fn deadline(&self) -> Instant {
         match &self.in_flight {
             Some(ping) => ping.sent + PONG_TIMEOUT,
-            None => self.next_ping,
+            None => self.next,
         }
     }
 
@@ -62,10 +72,19 @@ impl KeepAlive {
         if self.in_flight.is_some() {
             return Err(KeepAliveError::NoPong);
         }
+        let heard = std::mem::take(&mut self.heard);
+        match self.pings {
+            Pings::Every(time) => self.next = now + time,
+            Pings::WhenIdle(time) => {
+                self.next = now + time;
+                if heard {
+                    return Ok(None);
+                }
+            }
+        }
         let data = self.counter.to_be_bytes();
         self.counter = self.counter.wrapping_add(1);
         self.in_flight = Some(InFlight { data, sent: now });
-        self.next_ping = now + PING_INTERVAL;
         Ok(Some(data))
     }
 
@@ -87,11 +106,12 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Pings = Pings::Every(Duration::from_secs(60));
 
     #[test]
     fn a_ping_every_minute_with_a_counter() {
         let start = Instant::now();
-        let mut keep_alive = KeepAlive::new(start);
+        let mut keep_alive = KeepAlive::new(MINUTE, start);
         assert_eq!(keep_alive.on_deadline(start + 59 * SECOND), Ok(None));
         for minute in 1..4u32 {
             let due = start + 60 * minute * SECOND;
@@ -105,7 +125,7 @@ mod tests {
     #[test]
     fn a_missing_pong_ends_the_link_after_30_s() {
         let start = Instant::now();
-        let mut keep_alive = KeepAlive::new(start);
+        let mut keep_alive = KeepAlive::new(MINUTE, start);
         keep_alive.on_deadline(start + 60 * SECOND).unwrap();
         assert_eq!(keep_alive.on_deadline(start + 89 * SECOND), Ok(None));
         assert_eq!(keep_alive.on_deadline(start + 90 * SECOND), Err(KeepAliveError::NoPong));
@@ -114,12 +134,31 @@ mod tests {
     #[test]
     fn pongs_must_answer_the_ping_in_flight() {
         let start = Instant::now();
-        let mut keep_alive = KeepAlive::new(start);
+        let mut keep_alive = KeepAlive::new(MINUTE, start);
         assert_eq!(keep_alive.on_pong(&[0; 4], start), Err(KeepAliveError::NotAsked));
         keep_alive.on_deadline(start + 60 * SECOND).unwrap();
         assert_eq!(keep_alive.on_pong(&[1; 4], start), Err(KeepAliveError::WrongData));
-        let mut keep_alive = KeepAlive::new(start);
+        let mut keep_alive = KeepAlive::new(MINUTE, start);
         keep_alive.on_deadline(start + 60 * SECOND).unwrap();
         assert_eq!(keep_alive.on_pong(&[0; 5], start), Err(KeepAliveError::WrongData));
+    }
+
+    #[test]
+    fn a_link_that_is_not_idle_needs_no_ping() {
+        let start = Instant::now();
+        let mut keep_alive = KeepAlive::new(Pings::WhenIdle(30 * SECOND), start);
+        keep_alive.on_frame();
+        assert_eq!(keep_alive.on_deadline(start + 30 * SECOND), Ok(None));
+        // Nothing since that look.
+        let ping = keep_alive.on_deadline(start + 60 * SECOND).unwrap().unwrap();
+        assert_eq!(ping, [0; 4]);
+        // Other frames are no answer; the answer is something heard.
+        keep_alive.on_frame();
+        assert_eq!(keep_alive.deadline(), start + 90 * SECOND);
+        keep_alive.on_pong(&ping, start + 61 * SECOND).unwrap();
+        assert_eq!(keep_alive.on_deadline(start + 90 * SECOND), Ok(None));
+        assert_eq!(keep_alive.on_deadline(start + 120 * SECOND), Ok(Some([0, 0, 0, 1])));
+        keep_alive.on_frame();
+        assert_eq!(keep_alive.on_deadline(start + 150 * SECOND), Err(KeepAliveError::NoPong));
     }
 }

@@ -1,4 +1,12 @@
 //! The link to a Router as functions without I/O: who says what, sealed how, and when a ping is due.
 
+pub mod dialect;
+pub mod framing;
 pub mod handshake;
 pub mod keepalive;
+pub mod second;
+
+use dialect::Dialect;
+
+/// Every dialect that this relay speaks. One more stands in a file of its own and here.
+pub const DIALECTS: [&dyn Dialect; 1] = [&second::SECOND];

@@ -66,7 +66,7 @@ pub fn seal(
     secret: &[u8],
 ) -> Result<PeerToRelay, CryptoError> {
     let ephemeral = PrivateKey::generate()?;
-    let session_key = ephemeral.agree(public_key)?;
+    let session_key = ephemeral.agree(public_key)?.session_key();
     Ok(PeerToRelay {
         key_id: key.0,
         public_key: ephemeral.public().0.to_vec(),
@@ -95,7 +95,7 @@ pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMess
         return Err(FirstMessageError::UnknownCipher(message.encryption));
     }
     let public = PublicKey::from_slice(&message.public_key)?;
-    let session_key = key.private.agree(&public)?;
+    let session_key = key.private.agree(&public)?.session_key();
     let mut opener = Opener::new(Cipher::ChaCha20Poly1305, &session_key, key.iv)?;
     let secret = Secret::new(opener.open(&message.data)?);
     let mut parsed =
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn message(key: &OneTimeKey, peer: &PrivateKey, secret: &[u8]) -> PeerToRelay {
-        let session_key = peer.agree(&key.public()).unwrap();
+        let session_key = peer.agree(&key.public()).unwrap().session_key();
         let data =
             Sealer::new(Cipher::ChaCha20Poly1305, &session_key, key.iv).unwrap().seal(secret);
         PeerToRelay {

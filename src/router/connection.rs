@@ -7,15 +7,18 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::codec::{Decoder, Encoder};
 
+use crate::crypto::{Opener, Sealer};
+use crate::link::dialect::{Dialect, Frame, ReadError};
+use crate::link::framing::{Incoming, Outgoing};
 use crate::link::keepalive::KeepAliveError;
-use crate::wire::frame::{Frame, FrameCodec, FrameError, MAX_FRAME};
+use crate::wire::frame::FrameError;
+use crate::wire::router::Version;
 
 use super::error::LinkError;
 
-/// Most that waits to be sent, in bytes. A Router that takes less than this is given up.
-const MAX_OUTGOING: usize = 2 * MAX_FRAME;
+/// Most that waits to be sent, in frames of the longest kind. A Router that takes less than this is given up.
+const MAX_OUTGOING: usize = 2;
 
 /// A connection to a Router.
 pub(super) struct Connection {
@@ -27,27 +30,28 @@ pub(super) struct Connection {
 /// Reads frames.
 pub(super) struct Reader {
     half: OwnedReadHalf,
-    codec: FrameCodec,
-    buffer: BytesMut,
+    incoming: Incoming,
 }
 
 /// Writes frames. What is sent waits here until [`Writer::flush`] has brought it to the socket, so that a Router
 /// that does not read cannot keep the relay from reading.
 pub(super) struct Writer {
     half: OwnedWriteHalf,
-    codec: FrameCodec,
-    outgoing: BytesMut,
+    outgoing: Outgoing,
+    waiting: BytesMut,
+    limit: usize,
 }
 
 impl Reader {
     /// The next frame; `None` at the end of the connection. Can be cancelled without losing anything.
-    pub(super) async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         loop {
-            if let Some(frame) = self.codec.decode(&mut self.buffer)? {
+            if let Some(frame) = self.incoming.next()? {
                 return Ok(Some(frame));
             }
-            if self.half.read_buf(&mut self.buffer).await? == 0 {
-                return self.codec.decode_eof(&mut self.buffer);
+            let read = self.half.read_buf(&mut self.incoming.buffer).await;
+            if read.map_err(FrameError::Io)? == 0 {
+                return self.incoming.end().map(|()| None);
             }
         }
     }
@@ -55,9 +59,9 @@ impl Reader {
 
 impl Writer {
     /// Queues a frame.
-    pub(super) fn send(&mut self, frame: Frame) -> Result<(), LinkError> {
-        self.codec.encode(frame, &mut self.outgoing)?;
-        if self.outgoing.len() > MAX_OUTGOING {
+    pub(super) fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        self.outgoing.write(frame, &mut self.waiting)?;
+        if self.waiting.len() > self.limit {
             return Err(LinkError::Stalled);
         }
         Ok(())
@@ -65,29 +69,34 @@ impl Writer {
 
     /// Number of bytes that wait.
     pub(super) fn waiting(&self) -> usize {
-        self.outgoing.len()
+        self.waiting.len()
     }
 
     /// Writes some of what waits. Can be cancelled without losing anything.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        self.half.write_buf(&mut self.outgoing).await?;
-        if self.outgoing.is_empty() {
+        self.half.write_buf(&mut self.waiting).await?;
+        if self.waiting.is_empty() {
             // The keys of a large pool leave megabytes behind; a quiet link needs none of it.
-            self.outgoing = BytesMut::new();
+            self.waiting = BytesMut::new();
         }
         Ok(())
     }
 }
 
 impl Connection {
-    /// A connection as it begins: no channel header.
-    pub(super) fn new(stream: TcpStream) -> Self {
+    /// A connection as it begins: nothing is sealed.
+    pub(super) fn new(stream: TcpStream, dialect: &'static dyn Dialect) -> Self {
         let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
         let (read, write) = stream.into_split();
         Self {
             address,
-            reader: Reader { half: read, codec: FrameCodec::new(), buffer: BytesMut::new() },
-            writer: Writer { half: write, codec: FrameCodec::new(), outgoing: BytesMut::new() },
+            reader: Reader { half: read, incoming: Incoming::new(dialect) },
+            writer: Writer {
+                half: write,
+                outgoing: Outgoing::new(dialect),
+                waiting: BytesMut::new(),
+                limit: MAX_OUTGOING * dialect.max_frame(),
+            },
         }
     }
 
@@ -96,15 +105,21 @@ impl Connection {
         self.address
     }
 
-    /// From now on messages carry the channel header, in both directions.
-    pub(super) fn enable_channel_header(&mut self) {
-        self.reader.codec.enable_channel_header();
-        self.writer.codec.enable_channel_header();
+    /// From now on everything is sealed, in both directions.
+    pub(super) fn seal(&mut self, sealer: Sealer, opener: Opener) {
+        self.writer.outgoing.seal(sealer);
+        self.reader.incoming.seal(opener);
+    }
+
+    /// The authentication has ended, with a Router of this version.
+    pub(super) fn authenticated(&mut self, router: Version) {
+        self.writer.outgoing.authenticated(router);
+        self.reader.incoming.authenticated(router);
     }
 
     /// Queues a message.
     pub(super) fn send_message(&mut self, payload: Vec<u8>) -> Result<(), LinkError> {
-        self.writer.send(Frame::Message(Bytes::from(payload)))
+        self.writer.send(&Frame::Message(Bytes::from(payload)))
     }
 
     /// The next message of the authentication; answers pings on the way.
@@ -119,11 +134,19 @@ impl Connection {
             };
             match frame {
                 Ok(Some(Frame::Message(payload))) => return Ok(payload),
-                Ok(Some(Frame::Ping(data))) => self.writer.send(Frame::Pong(data))?,
+                Ok(Some(Frame::Ping(data))) => self.writer.send(&Frame::Pong(data))?,
                 Ok(Some(Frame::Pong(_))) => return Err(KeepAliveError::NotAsked.into()),
                 Ok(None) => return Err(LinkError::ClosedEarly(None)),
-                Err(FrameError::Io(error)) => return Err(LinkError::ClosedEarly(Some(error))),
-                Err(error) => return Err(LinkError::NotARouter(error)),
+                Err(ReadError::Frame(FrameError::Io(error))) => {
+                    return Err(LinkError::ClosedEarly(Some(error)));
+                }
+                Err(error) => {
+                    return Err(match (self.reader.incoming.handshake_error(&error), error) {
+                        (Some(meant), _) => meant.into(),
+                        (None, ReadError::Frame(error)) => LinkError::NotARouter(error),
+                        (None, ReadError::Sealed(error)) => LinkError::Sealed(error),
+                    });
+                }
             }
         }
     }

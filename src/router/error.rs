@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::crypto::CryptoError;
-use crate::link::handshake::HandshakeError;
+use crate::link::dialect::{HandshakeError, ReadError};
 use crate::link::keepalive::KeepAliveError;
 use crate::wire::frame::FrameError;
 
@@ -51,7 +51,10 @@ impl LinkError {
     pub fn needs_operator(&self) -> bool {
         match self {
             Self::Denied(_) | Self::Provider(_) => true,
-            Self::Handshake(error) => !matches!(error, HandshakeError::Malformed { .. }),
+            Self::Handshake(error) => !matches!(
+                error,
+                HandshakeError::Malformed { .. } | HandshakeError::NotServerHello(_)
+            ),
             _ => false,
         }
     }
@@ -160,9 +163,12 @@ impl From<KeepAliveError> for LinkError {
     }
 }
 
-impl From<FrameError> for LinkError {
-    fn from(error: FrameError) -> Self {
-        Self::Frame(error)
+impl From<ReadError> for LinkError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Frame(error) => Self::Frame(error),
+            ReadError::Sealed(error) => Self::Provider(error),
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::crypto::{Cipher, Iv, PrivateKey};
-use crate::link::handshake::{Established, HandshakeError};
+use crate::link::dialect::{HandshakeError, ReadError};
+use crate::link::handshake::Established;
+use crate::link::second::SECOND;
 use crate::wire::frame::FrameError;
 use crate::wire::router::{ClientHello, IDENTIFY_ANONYMOUS, ServerHello, Version};
 
@@ -55,11 +57,12 @@ pub async fn examine(
         loop {
             match reader.next().await {
                 Ok(Some(_)) => {}
-                Ok(None) | Err(FrameError::Io(_) | FrameError::Torn) => {
+                Ok(None) | Err(ReadError::Frame(FrameError::Io(_) | FrameError::Torn)) => {
                     break LinkError::Denied(since.elapsed());
                 }
                 // That is no white list, but a Router that does not speak as it should.
-                Err(error) => break LinkError::Frame(error),
+                Err(ReadError::Frame(error)) => break LinkError::Frame(error),
+                Err(ReadError::Sealed(error)) => break LinkError::Sealed(error),
             }
         }
     });
@@ -82,8 +85,8 @@ async fn connect(
         let stream = TcpStream::connect(address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let local = stream.local_addr().ok().map(|local| local.ip());
-        let mut connection = Connection::new(stream);
-        let established = authenticate(&mut connection, config).await?;
+        let mut connection = Connection::new(stream, &SECOND);
+        let established = authenticate(&mut connection, config, &SECOND).await?;
         Ok((connection, established, local))
     };
     timeout(limit, authenticated).await.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))

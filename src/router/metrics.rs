@@ -4,7 +4,7 @@ use std::io;
 
 use prometheus::{Histogram, IntGauge, Registry};
 
-use crate::link::handshake::HandshakeError;
+use crate::link::dialect::HandshakeError;
 use crate::metrics::{Counters, counters, gauge, histogram, labels};
 
 use super::error::LinkError;

@@ -20,7 +20,9 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, warn};
 
 use crate::config::Config;
+use crate::link::dialect::Dialect;
 use crate::link::handshake::{Established, Handshake, MachineInfo};
+use crate::link::second::SECOND;
 use crate::metrics::Label;
 use crate::state::shared::SharedState;
 use crate::trace::SPAN_TARGET;
@@ -30,8 +32,6 @@ use error::LinkError;
 use metrics::{Connect, RouterMetrics};
 use status::{LinkFacts, LinkStatus};
 
-/// Time for all of the authentication, by section 3 of the protocol notes.
-pub const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// A link that lived this long was a good one: the next try comes soon.
 const GOOD_LINK: Duration = Duration::from_secs(30);
 /// A link that the Router ends this soon after authentication was refused (its white list).
@@ -131,7 +131,8 @@ impl<W: Send + 'static> RouterTask<W> {
         stop: &CancellationToken,
     ) -> Option<Failed> {
         let span = connect_span(config);
-        let begun = stop.run_until_cancelled(begin(config).instrument(span.clone())).await?;
+        let begun =
+            stop.run_until_cancelled(begin(config, &SECOND).instrument(span.clone())).await?;
         let (connection, established) = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -159,11 +160,12 @@ impl<W: Send + 'static> RouterTask<W> {
             state: self.state.clone(),
             config: self.config.clone(),
             metrics: self.metrics.clone(),
+            dialect: established.dialect,
             started: self.started,
             stop: stop.clone(),
         };
         let mut span = Some(span);
-        let mut served = pin!(server.run(connection, established));
+        let mut served = pin!(server.run(connection));
         // A link counts once: when it is known that the Router keeps it, or when it ends before that. Its span is kept
         // as long, since a white list shows only then; it ends where the authentication did, all the same.
         let (end, counted) = match timeout(REFUSED_LINK, &mut served).await {
@@ -230,31 +232,35 @@ fn connect_span(config: &Config) -> Span {
 }
 
 /// Dials and authenticates, in the span of the attempt.
-async fn begin(config: &Config) -> Result<(Connection, Established), LinkError> {
+async fn begin(
+    config: &Config,
+    dialect: &'static dyn Dialect,
+) -> Result<(Connection, Established), LinkError> {
     let stream = dial::dial(&config.router.address, config.router.port).await?;
-    let mut connection = Connection::new(stream);
+    let mut connection = Connection::new(stream, dialect);
     let (span, router) = (Span::current(), connection.address());
     span.record("network.peer.address", router.ip().to_string());
     span.record("network.peer.port", i64::from(router.port()));
-    let established = timeout(AUTHENTICATION_TIMEOUT, authenticate(&mut connection, config))
+    let limit = dialect.authentication_time();
+    let established = timeout(limit, authenticate(&mut connection, config, dialect))
         .await
-        .map_err(|_| LinkError::AuthenticationTimeout(AUTHENTICATION_TIMEOUT))??;
+        .map_err(|_| LinkError::AuthenticationTimeout(limit))??;
     Ok((connection, established))
 }
 
 async fn authenticate(
     connection: &mut Connection,
     config: &Config,
+    dialect: &'static dyn Dialect,
 ) -> Result<Established, LinkError> {
-    let (hello, wait) = Handshake::new()?.start(&config.router.public_key)?;
+    let (hello, wait) = Handshake::new(dialect)?.start(&config.router.public_key)?;
     connection.send_message(hello)?;
-    let wait = wait.server_hello(&connection.message().await?)?;
+    let (sealer, opener, wait) = wait.server_hello(&connection.message().await?)?;
+    connection.seal(sealer, opener);
     let machine = machine_info(&config.router.display_name);
     let (response, established) = wait.challenge(&connection.message().await?, &machine)?;
     connection.send_message(response)?;
-    if established.channel_header() {
-        connection.enable_channel_header();
-    }
+    connection.authenticated(established.router_version);
     Ok(established)
 }
 

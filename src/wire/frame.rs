@@ -34,8 +34,13 @@ pub enum Frame {
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// A message or the data of a service frame is too long.
-    #[error("a frame of {0} bytes; the longest allowed has {MAX_FRAME}")]
-    TooLong(usize),
+    #[error("a frame of {length} bytes; the longest allowed has {limit}")]
+    TooLong {
+        /// Its length, in bytes.
+        length: usize,
+        /// The longest, in bytes.
+        limit: usize,
+    },
     /// A service frame of a kind that does not exist.
     #[error("a service frame of type {0}; only type 1, keep-alive, exists")]
     UnknownService(u8),
@@ -53,6 +58,10 @@ pub enum FrameError {
     Io(#[from] std::io::Error),
 }
 
+fn too_long(length: usize) -> FrameError {
+    FrameError::TooLong { length, limit: MAX_FRAME }
+}
+
 /// Reads and writes the frames of one link.
 #[derive(Debug, Default)]
 pub struct FrameCodec {
@@ -63,6 +72,11 @@ impl FrameCodec {
     /// A codec as a link begins: without the channel header.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A codec of which messages carry the channel header, or do not.
+    pub fn with_channel_header(channel_header: bool) -> Self {
+        Self { channel_header }
     }
 
     /// From now on messages carry the channel header (Routers from 2.6.0 on, after authentication).
@@ -93,7 +107,7 @@ pub fn decode_length(bytes: &[u8]) -> Option<(usize, usize)> {
 /// [`FrameError::TooLong`] above [`MAX_FRAME`].
 pub fn encode_length(size: usize, out: &mut BytesMut) -> Result<(), FrameError> {
     if size > MAX_FRAME {
-        return Err(FrameError::TooLong(size));
+        return Err(too_long(size));
     }
     let group = |index: usize| u8::try_from(size >> (7 * index) & 0x7f).unwrap_or_default();
     match size {
@@ -121,7 +135,7 @@ impl Decoder for FrameCodec {
             return decode_service(input, prefix);
         }
         if size > MAX_FRAME {
-            return Err(FrameError::TooLong(size));
+            return Err(too_long(size));
         }
         if self.channel_header && size < CHANNEL_HEADER {
             return Err(FrameError::NoChannelHeader(size));
@@ -159,7 +173,7 @@ fn decode_service(input: &mut BytesMut, prefix: usize) -> Result<Option<Frame>, 
         return Err(FrameError::EmptyKeepAlive);
     }
     if length > MAX_FRAME {
-        return Err(FrameError::TooLong(length));
+        return Err(too_long(length));
     }
     if input.len() - prefix - SERVICE_HEADER < length {
         return Ok(None);
@@ -188,7 +202,7 @@ impl Encoder<Frame> for FrameCodec {
         };
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if data.len() > MAX_FRAME {
-            return Err(FrameError::TooLong(data.len()));
+            return Err(too_long(data.len()));
         }
         out.put_slice(&[0, SERVICE_KEEP_ALIVE, flags, 0, 0]);
         out.put_u32_le(length);
@@ -244,7 +258,7 @@ mod tests {
         let mut codec = FrameCodec::new();
         // 7 MiB and one byte, then 8 MiB and the largest length there is.
         for bytes in [[0x81, 0x80, 0xC0, 3], [0x80, 0x80, 0x80, 4], [0xff; 4]] {
-            assert!(matches!(decode(&mut codec, &bytes), Err(FrameError::TooLong(_))));
+            assert!(matches!(decode(&mut codec, &bytes), Err(FrameError::TooLong { .. })));
         }
         assert!(matches!(decode(&mut codec, &[0x80, 0x80, 0xC0, 3]), Ok(None)));
         let long = Frame::Message(Bytes::from(vec![0; MAX_FRAME - 1]));
@@ -274,7 +288,7 @@ mod tests {
             let empty = service(&[1, 1, 0, 0, 0, 0, 0, 0]);
             assert!(matches!(decode(&mut codec, &empty), Err(FrameError::EmptyKeepAlive)));
             let long = service(&[1, 1, 0, 0, 1, 0, 0x70, 0]);
-            assert!(matches!(decode(&mut codec, &long), Err(FrameError::TooLong(_))));
+            assert!(matches!(decode(&mut codec, &long), Err(FrameError::TooLong { .. })));
         }
     }
 

@@ -5,9 +5,6 @@
 
 use std::fmt;
 
-/// The version that this dialect announces, whatever the program's own version is.
-pub const DIALECT_VERSION: Version = Version { major: 2, minor: 7, patch: 0, revision: 0 };
-
 /// `ClientHello.identify`: no user name, the Router is known by its public key.
 pub const IDENTIFY_ANONYMOUS: i32 = 1;
 /// Bit of `ClientHello.encryption` and value of `ServerHello.encryption`.

@@ -472,7 +472,7 @@ async fn authenticate(
     let other = PrivateKey::generate().map_err(bad)?;
     let private = if options.behaviour == Behaviour::WrongKey { &other } else { &shared.private };
     let public = PublicKey::from_slice(&hello.public_key).map_err(bad)?;
-    let key = private.agree(&public).map_err(bad)?;
+    let key = private.agree(&public).map_err(bad)?.session_key();
     let iv = Iv::random().map_err(bad)?;
     let relay_iv = hello.iv.as_slice().try_into().map_err(io::Error::other)?;
     let version = options.version;

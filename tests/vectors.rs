@@ -4,15 +4,19 @@
 use aspia_relay::crypto::{
     Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey,
 };
+use aspia_relay::link::dialect::{Dialect, Frame as OpenFrame, Notice, Stage};
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
 use aspia_relay::link::second::SECOND;
+use aspia_relay::link::third::THIRD;
 use aspia_relay::wire::frame::{
     Frame, FrameCodec, FrameError, MAX_FRAME, decode_length, encode_length,
 };
 use aspia_relay::wire::peer::{self, PeerToRelay, Secret};
+use aspia_relay::wire::router::Version;
 use aspia_relay::wire::router::{
     ClientHello, RelayToRouter, RouterToRelay, ServerHello, SessionChallenge, SessionResponse,
 };
+use aspia_relay::wire::third;
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use serde_json::Value;
@@ -318,5 +322,186 @@ fn first_messages_of_peers() {
             encryption: 0,
         };
         assert_eq!(hex::encode(peer::encode(&message).unwrap()), hex::encode(&raw));
+    }
+}
+
+#[test]
+fn whole_links_of_the_third_dialect() {
+    let recorded = json(include_str!("vectors/handshake3.json"));
+    let mut kinds = std::collections::BTreeSet::new();
+    for run in list(&recorded["runs"]) {
+        let messages = list(&run["messages"]);
+        let plaintext =
+            |name: &str| bytes(&messages.iter().find(|m| m["name"] == name).unwrap()["plaintext"]);
+        let router = PrivateKey::from_slice(&bytes(&run["router_private"])).unwrap();
+        let ephemeral = || PrivateKey::from_slice(&bytes(&run["relay_ephemeral_private"])).unwrap();
+        let relay_iv = Iv(array(&run["relay_to_router_iv"]));
+        let router_iv = Iv(array(&run["router_to_relay_iv"]));
+
+        // Every step of the derivation.
+        let secret = ephemeral().agree(&router.public()).unwrap();
+        assert_eq!(*secret.expose(), array(&run["x25519_secret"]));
+        let (client, server) = (bytes(&run["client_hello"]), bytes(&run["server_hello"]));
+        let transcript = secret.sha256(&[&client, &server]);
+        assert_eq!(*transcript.expose(), array(&run["transcript_digest"]));
+        for direction in ["relay_to_router", "router_to_relay"] {
+            let label = run[format!("{direction}_label")].as_str().unwrap().as_bytes();
+            let key = transcript.labelled(label);
+            assert_eq!(*key.expose(), array(&run[format!("{direction}_key")]));
+        }
+
+        // The relay's own steps, fed with the recorded Router.
+        let handshake =
+            Handshake { ephemeral: ephemeral(), iv: relay_iv, offer_aes: false, dialect: &THIRD };
+        let (hello, wait) = handshake.start(&router.public()).unwrap();
+        assert_eq!((hex::encode(&hello), hello), (hex::encode(&client), client.clone()));
+        let (relay_sealer, relay_opener, wait) = wait.server_hello(&server).unwrap();
+        let response = round_trip::<SessionResponse>(&plaintext("SessionResponse"));
+        let machine = MachineInfo {
+            cpu_cores: response.cpu_cores,
+            os_name: response.os_name,
+            computer_name: response.computer_name,
+            arch: response.arch,
+        };
+        let (response, established) =
+            wait.challenge(&plaintext("SessionChallenge"), &machine).unwrap();
+        assert_eq!(response, plaintext("SessionResponse"));
+        assert_eq!(established.router_version, Version::new(3, 0, 0));
+        assert_eq!(established.cipher, Cipher::Aes256Gcm);
+
+        // The other end of each direction has the same keys.
+        let key = |direction: &str| SessionKey::from_bytes(array(&run[format!("{direction}_key")]));
+        let aes = Cipher::Aes256Gcm;
+        let router_opener = Opener::ratcheting(aes, key("relay_to_router"), relay_iv).unwrap();
+        let router_sealer = Sealer::ratcheting(aes, key("router_to_relay"), router_iv).unwrap();
+        let mut ends = [(relay_sealer, router_opener, 0), (router_sealer, relay_opener, 0)];
+        for record in messages {
+            let name = record["name"].as_str().unwrap();
+            kinds.insert(name.split('(').next().unwrap().to_owned());
+            let (raw, plaintext) = (bytes(&record["raw"]), bytes(&record["plaintext"]));
+            let (sealer, opener, count) =
+                &mut ends[usize::from(record["direction"] == "router->relay")];
+            let sealed = record["encrypted"] == true;
+            if sealed {
+                let number = record["message_number"].as_u64().unwrap();
+                // What the recording leaves out counts all the same.
+                while *count + 1 < number {
+                    opener.open(&sealer.seal(b"left out").unwrap()).unwrap();
+                    *count += 1;
+                }
+                *count = number;
+                assert_eq!(sealer.iv(), Iv(array(&record["iv"])));
+            }
+            let stage = match record["type"].as_u64().unwrap() {
+                2 => Stage::Authentication,
+                _ => Stage::Service(established.router_version),
+            };
+            let mut input = BytesMut::from(raw.as_slice());
+            let frame = THIRD.decode(&mut input, stage, sealed.then_some(opener)).unwrap().unwrap();
+            assert!(input.is_empty());
+            let expected = Bytes::from(plaintext.clone());
+            let expected = match (record["type"].as_u64(), record["param1"].as_u64()) {
+                (Some(1), Some(1)) => OpenFrame::Ping(expected),
+                (Some(1), _) => OpenFrame::Pong(expected),
+                _ => OpenFrame::Message(expected),
+            };
+            assert_eq!(frame, expected, "{name}");
+            let mut output = BytesMut::new();
+            THIRD.encode(&frame, stage, sealed.then_some(sealer), &mut output).unwrap();
+            assert_eq!(hex::encode(output), hex::encode(&raw), "{name}");
+            match name {
+                "ClientHello" => drop(round_trip::<ClientHello>(&plaintext)),
+                "ServerHello" => drop(round_trip::<third::ServerHello>(&plaintext)),
+                "SessionChallenge" => drop(round_trip::<SessionChallenge>(&plaintext)),
+                "SessionResponse" => drop(round_trip::<SessionResponse>(&plaintext)),
+                name if name.starts_with("RelayToRouter") => {
+                    let message = round_trip::<third::RelayToRouter>(&plaintext);
+                    if let Some(pool) = message.key_pool {
+                        assert!(pool.key.iter().all(|key| key.encryption == 0));
+                    }
+                }
+                name if name.starts_with("RouterToRelay") => {
+                    let message = round_trip::<third::RouterToRelay>(&plaintext);
+                    let notices = THIRD.notices(&plaintext).unwrap();
+                    match (message.key_used, message.peer_request) {
+                        (Some(used), _) => assert_eq!(notices, [Notice::KeyUsed(used.key_id)]),
+                        (None, Some(request)) => {
+                            let peer = u64::try_from(request.peer_id).unwrap();
+                            assert_eq!(notices, [Notice::Disconnect(peer)]);
+                        }
+                        (None, None) => panic!("{name}"),
+                    }
+                }
+                name => assert!(name.starts_with("keep-alive"), "{name}"),
+            }
+        }
+        // The ratchets that were recorded.
+        for ratchet in run["ratchets"].as_array().unwrap() {
+            let after = ratchet["after_message"].as_u64().unwrap();
+            let old = SessionKey::from_bytes(array(&ratchet["old_key"]));
+            let new = SessionKey::from_bytes(array(&ratchet["new_key"]));
+            let mut sealer = Sealer::ratcheting(aes, old, router_iv).unwrap();
+            for _ in 0..after {
+                sealer.seal(b"").unwrap();
+            }
+            let iv = sealer.iv();
+            let mut opener = Opener::new(aes, &new, iv).unwrap();
+            assert_eq!(opener.open(&sealer.seal(b"x").unwrap()).unwrap(), b"x");
+        }
+    }
+    assert!(kinds.len() >= 9, "{kinds:?}");
+}
+
+#[test]
+fn first_messages_of_third_generation_peers() {
+    use aspia_relay::peer::first_message;
+    use aspia_relay::state::keys::{KeyId, OneTimeKey};
+
+    let recorded = json(include_str!("vectors/peer3.json"));
+    for case in list(&recorded["cases"]) {
+        let id = u32::try_from(case["key_id"].as_u64().unwrap()).unwrap();
+        let relay = OneTimeKey {
+            id: KeyId(id),
+            private: PrivateKey::from_slice(&bytes(&case["relay_private"])).unwrap(),
+            iv: Iv(array(&case["iv"])),
+        };
+        let peer = PrivateKey::from_slice(&bytes(&case["peer_private"])).unwrap();
+        assert_eq!(relay.public().0, array(&case["relay_public"]));
+        let shared = relay.private.agree(&peer.public()).unwrap();
+        assert_eq!(*shared.expose(), array(&case["shared_secret"]));
+
+        // As the relay reads it.
+        let raw = bytes(&case["raw"]);
+        let length = peer::decode_length(raw[..4].try_into().unwrap()).unwrap();
+        assert_eq!(raw.len(), 4 + length);
+        let message = round_trip::<PeerToRelay>(&raw[4..]);
+        assert_eq!(u64::from(message.encryption), case["encryption_field"].as_u64().unwrap());
+        let opened = first_message::open(&message, &relay).unwrap();
+        assert_eq!(*opened.session_key.expose(), array(&case["session_key"]));
+        assert_eq!(*opened.secret.expose(), bytes(&case["secret_plaintext"]));
+        assert_eq!(
+            opened.identity.host_id.to_string(),
+            case["secret"]["host_id"].as_str().unwrap()
+        );
+
+        // As the peer writes it.
+        let cipher =
+            if message.encryption == 2 { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        let data = Sealer::new(cipher, &opened.session_key, relay.iv).unwrap();
+        let data = { data }.seal(opened.secret.expose()).unwrap();
+        let written = PeerToRelay { public_key: peer.public().0.to_vec(), data, ..message };
+        assert_eq!(hex::encode(peer::encode(&written).unwrap()), hex::encode(&raw));
+        // And as it makes one itself.
+        let own = first_message::seal(
+            relay.id,
+            &relay.public(),
+            relay.iv,
+            opened.secret.expose(),
+            written.encryption,
+        );
+        assert_eq!(
+            *first_message::open(&own.unwrap(), &relay).unwrap().secret.expose(),
+            *opened.secret.expose()
+        );
     }
 }

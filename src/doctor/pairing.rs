@@ -301,7 +301,7 @@ async fn introduce(
 ) -> io::Result<TcpStream> {
     // The same for both, and nothing that anybody else knows.
     let secret = Secret { random_data: iv.0.to_vec(), ..Secret::default() };
-    let message = first_message::seal(id, &public_key, iv, &secret.encode_to_vec())
+    let message = first_message::seal(id, &public_key, iv, &secret.encode_to_vec(), 0)
         .map_err(io::Error::other)?;
     let message = wire::peer::encode(&message).map_err(io::Error::other)?;
     stream.write_all(&message).await?;

@@ -5,8 +5,9 @@ pub mod framing;
 pub mod handshake;
 pub mod keepalive;
 pub mod second;
+pub mod third;
 
 use dialect::Dialect;
 
 /// Every dialect that this relay speaks. One more stands in a file of its own and here.
-pub const DIALECTS: [&dyn Dialect; 1] = [&second::SECOND];
+pub const DIALECTS: [&dyn Dialect; 2] = [&second::SECOND, &third::THIRD];

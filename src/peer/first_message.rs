@@ -4,7 +4,9 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use zeroize::Zeroize;
 
-use crate::crypto::{Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey};
+use crate::crypto::{
+    Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer, SessionKey, SharedSecret,
+};
 use crate::secret::Secret;
 use crate::state::keys::{KeyId, OneTimeKey};
 use crate::state::sessions::Identity;
@@ -25,9 +27,9 @@ pub enum FirstMessageError {
     /// The bytes are no message.
     #[error("the first message cannot be read: {0}")]
     Malformed(prost::DecodeError),
-    /// It is sealed with a cipher that does not exist in this dialect.
+    /// It is sealed with a cipher that does not exist in any dialect.
     #[error(
-        "the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305"
+        "the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305, and 2, AES-256-GCM"
     )]
     UnknownCipher(u32),
     /// The public key is none, or it does not open with it.
@@ -54,8 +56,23 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<PeerToRelay, 
     PeerToRelay::decode(message.as_slice()).map_err(FirstMessageError::Malformed)
 }
 
+/// The cipher of a first message and the key that it is sealed under, by its `encryption`: 0 and 1 as in the 2.x
+/// dialect, 2 as in the 3.0 dialect, where the key depends on both public keys. `None` for others.
+fn seal_of(
+    encryption: u32,
+    secret: &SharedSecret,
+    relay: &PublicKey,
+    peer: &PublicKey,
+) -> Option<(Cipher, SessionKey)> {
+    match encryption {
+        0 | 1 => Some((Cipher::ChaCha20Poly1305, secret.session_key())),
+        2 => Some((Cipher::Aes256Gcm, secret.sha256(&[&relay.0, &peer.0]))),
+        _ => None,
+    }
+}
+
 /// A first message as a peer makes it, with an ephemeral key of its own: the counterpart of [`open`]. `secret` is
-/// serialised already.
+/// serialised already; any `encryption` but 2 gives ChaCha20-Poly1305.
 ///
 /// # Errors
 /// [`CryptoError`] when a key cannot be made or used.
@@ -64,14 +81,17 @@ pub fn seal(
     public_key: &PublicKey,
     iv: Iv,
     secret: &[u8],
+    encryption: u32,
 ) -> Result<PeerToRelay, CryptoError> {
     let ephemeral = PrivateKey::generate()?;
-    let session_key = ephemeral.agree(public_key)?.session_key();
+    let shared = ephemeral.agree(public_key)?;
+    let (cipher, session_key) = seal_of(encryption, &shared, public_key, &ephemeral.public())
+        .unwrap_or_else(|| (Cipher::ChaCha20Poly1305, shared.session_key()));
     Ok(PeerToRelay {
         key_id: key.0,
         public_key: ephemeral.public().0.to_vec(),
-        data: Sealer::new(Cipher::ChaCha20Poly1305, &session_key, iv)?.seal(secret)?,
-        encryption: 0,
+        data: Sealer::new(cipher, &session_key, iv)?.seal(secret)?,
+        encryption,
     })
 }
 
@@ -91,12 +111,15 @@ pub struct Opened {
 /// # Errors
 /// [`FirstMessageError`], those about opening.
 pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMessageError> {
-    if message.encryption > 1 {
+    if message.encryption > 2 {
+        // Before anything is computed for it.
         return Err(FirstMessageError::UnknownCipher(message.encryption));
     }
     let public = PublicKey::from_slice(&message.public_key)?;
-    let session_key = key.private.agree(&public)?.session_key();
-    let mut opener = Opener::new(Cipher::ChaCha20Poly1305, &session_key, key.iv)?;
+    let shared = key.private.agree(&public)?;
+    let (cipher, session_key) = seal_of(message.encryption, &shared, &key.public(), &public)
+        .ok_or(FirstMessageError::UnknownCipher(message.encryption))?;
+    let mut opener = Opener::new(cipher, &session_key, key.iv)?;
     let secret = Secret::new(opener.open(&message.data)?);
     let mut parsed =
         peer::Secret::decode(secret.expose().as_slice()).map_err(FirstMessageError::Secret)?;
@@ -153,7 +176,8 @@ mod tests {
             change(&mut message);
             error(&message, &key)
         };
-        assert!(changed(|m| m.encryption = 2).contains("cipher 2"));
+        assert!(changed(|m| m.encryption = 3).contains("cipher 3"));
+        assert!(changed(|m| m.encryption = 2).contains("does not open"));
         assert!(changed(|m| m.public_key.truncate(31)).contains("31"));
         assert!(changed(|m| m.public_key.clear()).contains("has 32 bytes"));
         assert!(changed(|m| m.public_key = vec![0; 32]).contains("low-order"));

@@ -30,7 +30,7 @@ pub enum Frame {
     Pong(Bytes),
 }
 
-/// Why the bytes of a Router are not a frame. Each of these ends the link.
+/// Why the bytes of a Router are not a frame of the dialect spoken. Each of these ends the link.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// A message or the data of a service frame is too long.
@@ -47,6 +47,12 @@ pub enum FrameError {
     /// A keep-alive without data.
     #[error("a keep-alive without data")]
     EmptyKeepAlive,
+    /// A frame of a type that has no place there (3.0 dialect).
+    #[error("a frame of type {0}, which has no place there")]
+    UnexpectedType(u8),
+    /// A message of the authentication without content (3.0 dialect).
+    #[error("an empty message before the authentication has ended")]
+    EmptyMessage,
     /// A message too short for the channel header.
     #[error("a message of {0} bytes, too short for its channel header")]
     NoChannelHeader(usize),

@@ -3,3 +3,4 @@
 pub mod frame;
 pub mod peer;
 pub mod router;
+pub mod third;

@@ -18,7 +18,7 @@ pub struct PeerToRelay {
     /// The sealed [`Secret`].
     #[prost(bytes = "vec", tag = "3")]
     pub data: Vec<u8>,
-    /// Cipher of `data`: 0 or 1 is ChaCha20-Poly1305. Peers of the 2.x dialect never set it.
+    /// Cipher of `data`: 0 or 1 is ChaCha20-Poly1305, 2 is AES-256-GCM. Peers of the 2.x dialect never set it.
     #[prost(uint32, tag = "4")]
     pub encryption: u32,
 }

@@ -43,6 +43,7 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
                     "public_key": hex::encode(introduction.public_key.0),
                     "iv": hex::encode(introduction.iv.0),
                     "secret": hex::encode(introduction.secret),
+                    "encryption": introduction.encryption,
                 }),
             };
             // Whoever asked may have gone; the key expires at the relay.
@@ -92,5 +93,6 @@ pub async fn introduction(control: &str) -> io::Result<Introduction> {
         public_key: PublicKey::from_slice(&bytes("public_key")?).map_err(io::Error::other)?,
         iv: Iv(bytes("iv")?.try_into().map_err(|_| missing("iv"))?),
         secret: bytes("secret")?,
+        encryption: answer["encryption"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
     })
 }

@@ -24,6 +24,8 @@ pub struct Introduction {
     pub iv: Iv,
     /// The serialised secret, the same for both peers.
     pub secret: Vec<u8>,
+    /// `PeerToRelay.encryption`: 0 as 2.x peers do, 1 or 2 as 3.0 peers do.
+    pub encryption: u32,
 }
 
 impl Introduction {
@@ -32,7 +34,8 @@ impl Introduction {
     /// # Errors
     /// [`CryptoError`] when a key cannot be made or used.
     pub fn first_message(&self) -> Result<PeerToRelay, CryptoError> {
-        first_message::seal(KeyId(self.key_id), &self.public_key, self.iv, &self.secret)
+        let key = KeyId(self.key_id);
+        first_message::seal(key, &self.public_key, self.iv, &self.secret, self.encryption)
     }
 
     /// The bytes of a first message.

@@ -287,6 +287,7 @@ impl LabRouter {
                 public_key: PublicKey::from_slice(&key.public_key).map_err(io::Error::other)?,
                 iv: Iv(key.iv.try_into().map_err(bad)?),
                 secret: secret.encode_to_vec(),
+                encryption: 0,
             });
         }
     }

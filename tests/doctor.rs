@@ -278,51 +278,61 @@ async fn a_router_behind_a_firewall_and_one_that_is_too_old() {
     failure(&report, "Router's dialect", &["version 2.2.0", "Routers from 2.3.0 to 2.7"]);
 }
 
-/// Answers as a Router of the 3.x dialect does.
-fn third_generation(listener: TcpListener) {
-    let recorded: serde_json::Value =
-        serde_json::from_str(include_str!("vectors/handshake3.json")).unwrap();
-    let hello = recorded["runs"][0]["messages"][1].clone();
-    assert_eq!(hello["name"], "ServerHello");
-    let hello = hex::decode(hello["raw"].as_str().unwrap()).unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut header = [0; 8];
-            // A frame of its authentication; any other ends the connection.
-            if stream.read_exact(&mut header).await.is_ok() && header[..4] == [2, 0, 0, 0] {
-                let _ = stream.write_all(&hello).await;
-                let _ = stream.read(&mut [0; 256]).await;
-            }
-        }
-    });
+/// A Router of the 3.0 dialect.
+async fn third_generation(listen: &str, behaviour: Behaviour) -> LabRouter {
+    let listen = listen.parse().unwrap();
+    let version = RouterVersion::V3_0;
+    let options = Options { listen, version, behaviour, ..Options::default() };
+    LabRouter::start(options).await.unwrap()
 }
 
 /// The usual ports, on an address of loopback that is nobody else's.
 #[tokio::test(start_paused = true)]
 async fn a_router_on_the_usual_port_of_the_other_dialect_is_named() {
     let key = router(Behaviour::Serve).await.public_key().to_string();
-    third_generation(TcpListener::bind("127.60.80.63:8063").await.unwrap());
+    let _third = third_generation("127.60.80.63:8063", Behaviour::Serve).await;
     let report = examine(&settings("127.60.80.63:8060".parse().unwrap(), &key)).await;
-    failure(&report, "Router's port", &["refused", "127.60.80.63:8063 is an Aspia 3.x Router"]);
+    failure(
+        &report,
+        "Router's port",
+        &[
+            "refused",
+            "127.60.80.63:8063 is an Aspia Router of the 3.0 dialect: set RouterPort to 8063",
+        ],
+    );
     let listen = "127.60.80.60:8060".parse().unwrap();
     let options = Options { listen, ..Options::default() };
     let _second = LabRouter::start(options).await.unwrap();
     let report = examine(&settings("127.60.80.60:8063".parse().unwrap(), &key)).await;
-    failure(&report, "Router's port", &["is an Aspia 2.x Router: set RouterPort to 8060"]);
+    failure(
+        &report,
+        "Router's port",
+        &["is an Aspia Router of the 2.x dialect: set RouterPort to 8060"],
+    );
     // Where nobody is on either port, nothing is claimed.
     let report = examine(&settings("127.60.80.61:8060".parse().unwrap(), &key)).await;
     failure(&report, "Router's port", &["refused; is the Router running there"]);
-    assert!(!step(&report, "Router's port").seen.contains("3.x"));
+    assert!(!step(&report, "Router's port").seen.contains("dialect"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_router_of_the_third_generation_is_recognised() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    third_generation(listener);
-    let key = router(Behaviour::Serve).await.public_key().to_string();
-    let report = examine(&settings(address, &key)).await;
-    failure(&report, "Router's dialect", &["is an Aspia 3.x Router", "speaks to 2.x Routers only"]);
+async fn a_router_of_the_third_generation_is_examined_in_its_dialect() {
+    let good = third_generation("127.0.0.1:0", Behaviour::Serve).await;
+    let report = examine(&for_router(&good)).await;
+    let dialect = step(&report, "Router's dialect");
+    assert_eq!(dialect.outcome, Outcome::Ok);
+    assert!(dialect.seen.contains("version 3.0.0, 3.0 dialect, AES-256-GCM"), "{dialect}");
+    assert_eq!(step(&report, "Router's key").outcome, Outcome::Ok);
+    assert_eq!(good.view().complaints, [""; 0]);
+    // Its other key, or that of a 2.x Router, is the usual mistake.
+    let wrong = third_generation("127.0.0.1:0", Behaviour::WrongKey).await;
+    let report = examine(&for_router(&wrong)).await;
+    failure(&report, "Router's key", &["copy the content of relay.pub from the Router's machine"]);
+    // Where the settings demand the other dialect, they are what is wrong.
+    let mut only_second = for_router(&good);
+    only_second.push((variable("RouterProtocol"), "2".into()));
+    let report = examine(&only_second).await;
+    failure(&report, "Router's dialect", &["of the 3.0 dialect: set RouterProtocol to auto"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -263,7 +263,7 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
     let status = get(lab.relay.admin(), "/status").await.unwrap().json();
     assert_eq!(status["router"]["connected"], false);
     let error = status["router"]["last_error"]["message"].as_str().unwrap();
-    assert!(error.contains("is it an Aspia 2.x Router"), "{error}");
+    assert!(error.contains("is it an Aspia Router"), "{error}");
     lab.router.set(|options| options.behaviour = Behaviour::Serve);
     lab.router.keys(100).await;
     assert_eq!(get(lab.relay.admin(), "/readyz").await.unwrap().status, 200);

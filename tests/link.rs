@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use aspia_relay::crypto::{Cipher, has_hardware_aes};
-use aspia_relay::wire::frame::Frame;
-use aspia_relay::wire::router::{PeerConnectionRequest, ServerHello, Version};
+use aspia_relay::link::dialect::Frame;
+use aspia_relay::wire::router::{ServerHello, Version};
 use bytes::Bytes;
 use prost::Message;
 use relay_lab::log::CapturedLog;
@@ -84,7 +84,7 @@ async fn every_failure_is_a_line_that_says_what_to_do() {
         (Behaviour::Answer(vec![2, 0xff, 0xff]), "ServerHello cannot be read"),
         (
             Behaviour::Answer(vec![0, 7, 0, 0, 0, 0, 0, 0, 0]),
-            "does not speak as an Aspia 2.x Router does (a service frame of type 7",
+            "does not speak as an Aspia Router does (a service frame of type 7",
         ),
         (Behaviour::Answer(vec![0, 1, 0, 0, 0, 1, 0, 0, 0, 9]), "a ping that was never sent"),
         (Behaviour::Answer(vec![0xff; 4]), "the longest allowed"),
@@ -144,7 +144,9 @@ async fn a_refused_connection_names_the_address() {
 
 #[tokio::test(start_paused = true)]
 async fn reconnects_for_ever_and_soon_after_a_good_link() {
-    let lab = Lab::start(Options::default(), &[("MaxPeerCount", "2")]).await.unwrap();
+    // In one dialect, so that a try is a connection.
+    let settings = [("MaxPeerCount", "2"), ("RouterProtocol", "2")];
+    let lab = Lab::start(Options::default(), &settings).await.unwrap();
     lab.router.keys(2).await;
     // A link that lasted: the next comes within a second.
     for links in 2..5 {
@@ -288,9 +290,7 @@ async fn messages_that_mean_nothing_are_logged_and_ignored() {
     log.line("not on offer").await;
     lab.router.disconnect(77).await;
     log.line("a session that is not there").await;
-    lab.router
-        .request(PeerConnectionRequest { r#type: 9, ..PeerConnectionRequest::default() })
-        .await;
+    lab.router.request_nonsense().await;
     log.line("asks for something unknown").await;
     assert_eq!(lab.router.view().links, 1);
     carries_bytes(&lab).await;

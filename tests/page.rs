@@ -373,7 +373,7 @@ async fn it_shows_the_relay_and_steers_it_by_keyboard() {
     lab.router.drop_link().await;
     page.shows("#router-state", "Away").await;
     page.shows("#ready", "no link to the Router").await;
-    page.shows("#router-error", "is it an Aspia 2.x Router").await;
+    page.shows("#router-error", "is it an Aspia Router").await;
     page.is_readable("without a link").await;
     lab.router.set(|options| options.behaviour = Behaviour::Serve);
     page.shows("#router-state", "Connected").await;

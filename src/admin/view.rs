@@ -41,6 +41,7 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
             "since": rfc3339(link.since),
             "peer_address": link.link.as_ref().map(|link| link.address.to_string()),
             "version": link.link.as_ref().map(|link| link.version.to_string()),
+            "dialect": link.link.as_ref().map(|link| link.dialect),
             "cipher": link.link.as_ref().map(|link| link.cipher.to_string()),
             "failures": link.failures,
             "last_error": link.last_error.as_ref().map(|(at, message)| json!({

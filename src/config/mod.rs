@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use crate::crypto::PublicKey;
 use crate::tls::{Part, ServerFiles, Source};
 
-use parse::{HostName, ListenAddress, Token};
+use parse::{HostName, ListenAddress, Protocol, Token};
 use raw::{FileState, RawSettings};
 use report::{Problem, Report};
 use sources::Sources;
@@ -35,6 +35,11 @@ pub const DEFAULT_FILE: &str = r#"{
     "StatisticsEnabled": "false",
     "StatisticsInterval": "5"
 }"#;
+
+/// Where Routers of the 2.x dialect listen for relays unless they were told otherwise.
+pub const SECOND_PORT: u16 = 8060;
+/// Where those of the 3.0 dialect do.
+pub const THIRD_PORT: u16 = 8063;
 
 /// What stands in a report for a secret.
 pub const REDACTED: &str = "(redacted)";
@@ -90,8 +95,10 @@ pub struct Startup {
 pub struct RouterConfig {
     /// `RouterAddress`.
     pub address: HostName,
-    /// `RouterPort`.
+    /// `RouterPort`; where that is left out, what goes with the protocol.
     pub port: u16,
+    /// `RouterProtocol`.
+    pub protocol: Protocol,
     /// `RouterPublicKey`.
     pub public_key: PublicKey,
     /// `PeerAddress`: what peers dial.
@@ -146,7 +153,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let public_key = get.required("RouterPublicKey", public_key);
     let peer_address = get.required("PeerAddress", parse::peer_address);
     let port = get.value("RouterPort", number(1, u16::MAX));
-    let _dialect = get.value("RouterProtocol", protocol);
+    let protocol = get.value("RouterProtocol", protocol);
     let peer_port: Option<u16> = get.value("PeerPort", number(1, u16::MAX));
     let listen_port = get.optional("ListenPort", number(1, u16::MAX));
     let listen_interface = get.optional("ListenInterface", interface);
@@ -256,6 +263,12 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     if let (Some(None), Some(port)) = (listen_port, peer_port) {
         report.set_effective("ListenPort", &port.to_string(), "PeerPort");
     }
+    let mut port = port;
+    let port_is_given = raw.get("RouterPort").is_some_and(|value| value.source != "default");
+    if protocol == Some(Protocol::Third) && !port_is_given {
+        port = Some(THIRD_PORT);
+        report.set_effective("RouterPort", &THIRD_PORT.to_string(), "RouterProtocol is 3");
+    }
     let peer_port = peer_port?;
     Some(Config {
         startup: Startup {
@@ -268,6 +281,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         router: RouterConfig {
             address: address?,
             port: port?,
+            protocol: protocol?,
             public_key: public_key?,
             peer_address: peer_address?,
             peer_port,
@@ -478,7 +492,7 @@ fn missing(key: &'static str, raw: &RawSettings) -> Problem {
     };
     let what = match key {
         "RouterAddress" => "the Router's host name or address",
-        "RouterPublicKey" => "the content of the Router's router.pub",
+        "RouterPublicKey" => "the content of the Router's router.pub (of a 3.x Router: relay.pub)",
         _ => "the host name or address that Clients and Hosts dial",
     };
     Problem {
@@ -542,6 +556,7 @@ impl Config {
         [
             ("RouterAddress", old.router.address != new.router.address),
             ("RouterPort", old.router.port != new.router.port),
+            ("RouterProtocol", old.router.protocol != new.router.protocol),
             ("RouterPublicKey", old.router.public_key != new.router.public_key),
             ("ListenInterface", old.startup.listen_interface != new.startup.listen_interface),
             ("PeerAddress", old.router.peer_address != new.router.peer_address),

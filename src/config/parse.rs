@@ -252,7 +252,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The Router's public key: 64 hex digits, the content of `router.pub`.
+/// The Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` where the Router is a 3.x.
 ///
 /// # Errors
 /// What is expected.
@@ -260,25 +260,39 @@ pub fn public_key(text: &str) -> Result<PublicKey, String> {
     let mut key = [0; KEY_LEN];
     hex::decode_to_slice(text.trim(), &mut key).map_err(|_| {
         format!(
-            "64 hex digits, the content of the Router's router.pub (these are {} characters)",
+            "64 hex digits, the content of the Router's router.pub (3.x: relay.pub) (these are {} characters)",
             text.trim().chars().count()
         )
     })?;
     let key = PublicKey(key);
-    let unusable = |_| "the content of the Router's router.pub; this is no public key".to_owned();
+    let unusable = |_| {
+        "the content of the Router's router.pub (3.x: relay.pub); this is no public key".to_owned()
+    };
     PrivateKey::generate().and_then(|private| private.agree(&key)).map_err(unusable)?;
     Ok(key)
 }
 
-/// The dialects; this version speaks one.
+/// Which dialect to speak to the Router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// The one that it turns out to speak.
+    Auto,
+    /// That of Routers 2.x.
+    Second,
+    /// That of Routers 3.x.
+    Third,
+}
+
+/// A dialect by its number, or `auto`.
 ///
 /// # Errors
 /// What is expected.
-pub fn protocol(text: &str) -> Result<(), String> {
+pub fn protocol(text: &str) -> Result<Protocol, String> {
     match text {
-        "auto" | "2" => Ok(()),
-        "3" => Err("auto or 2: this version does not speak to 3.x Routers yet".into()),
-        _ => Err("auto or 2".into()),
+        "auto" => Ok(Protocol::Auto),
+        "2" => Ok(Protocol::Second),
+        "3" => Ok(Protocol::Third),
+        _ => Err("auto, 2 or 3".into()),
     }
 }
 

@@ -66,7 +66,7 @@ impl Report {
     /// Says what holds for a setting, where that is not what was written; and because of what, where nothing was.
     pub(super) fn set_effective(&mut self, key: &'static str, value: &str, because: &str) {
         if let Some(line) = self.settings.iter_mut().find(|line| line.key == key) {
-            if line.value.is_empty() {
+            if line.value.is_empty() || line.source == "default" {
                 line.source = format!("default ({because})");
             }
             value.clone_into(&mut line.value);

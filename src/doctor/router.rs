@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::config::Config;
+use crate::config::parse::Protocol;
+use crate::config::{Config, SECOND_PORT, THIRD_PORT};
 use crate::link::dialect::HandshakeError;
 use crate::router::error::LinkError;
 use crate::router::examine::{self, Examined};
@@ -15,11 +16,6 @@ use crate::router::examine::{self, Examined};
 use super::report::{
     DIALECT, RELAY_SESSIONS, ROUTER_KEY, ROUTER_NAME, ROUTER_PORT, Step, WHITE_LIST,
 };
-
-/// Where Routers of the 2.x dialect listen unless they were told otherwise.
-const SECOND_GENERATION: u16 = 8060;
-/// Where those of the 3.x dialect do.
-const THIRD_GENERATION: u16 = 8063;
 
 /// Time for the resolver.
 const RESOLVE: Duration = Duration::from_secs(10);
@@ -93,29 +89,21 @@ fn is_without_ipv6(error: &io::Error) -> bool {
         || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err()
 }
 
-/// Whether a Router of the other dialect listens on its usual port, where the usual port of one is refused.
+/// Whether a Router listens on the usual port of the other dialect, where the usual port of one is refused.
 async fn on_the_other_port(config: &Config, refused: &[(SocketAddr, io::Error)]) -> String {
+    let other = match config.router.port {
+        SECOND_PORT => THIRD_PORT,
+        THIRD_PORT => SECOND_PORT,
+        _ => return String::new(),
+    };
     for (address, error) in refused {
-        if error.kind() != io::ErrorKind::ConnectionRefused {
-            continue;
-        }
-        let there = |port| SocketAddr::new(address.ip(), port);
-        match config.router.port {
-            SECOND_GENERATION if examine::is_third_generation(there(THIRD_GENERATION)).await => {
-                return format!(
-                    "; but {} is an Aspia 3.x Router, and this version of the relay speaks to 2.x Routers only",
-                    there(THIRD_GENERATION)
-                );
-            }
-            THIRD_GENERATION
-                if examine::is_second_generation(config, there(SECOND_GENERATION)).await =>
-            {
-                return format!(
-                    "; but {} is an Aspia 2.x Router: set RouterPort to {SECOND_GENERATION}",
-                    there(SECOND_GENERATION)
-                );
-            }
-            _ => {}
+        let there = SocketAddr::new(address.ip(), other);
+        if error.kind() == io::ErrorKind::ConnectionRefused
+            && let Some(dialect) = examine::dialect_at(config, there).await
+        {
+            return format!(
+                "; but {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {other}"
+            );
         }
     }
     String::new()
@@ -133,8 +121,11 @@ async fn judge(
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     match examined {
-        Ok(Examined { version, cipher, local, kept }) => {
-            steps.push(Step::ok(DIALECT, format!("an Aspia Router, version {version}, {cipher}")));
+        Ok(Examined { dialect, version, cipher, local, kept }) => {
+            steps.push(Step::ok(
+                DIALECT,
+                format!("an Aspia Router, version {version}, {dialect} dialect, {cipher}"),
+            ));
             steps.push(Step::ok(ROUTER_KEY, "it holds the private key for RouterPublicKey"));
             steps.push(Step::ok(RELAY_SESSIONS, "it takes relay sessions"));
             steps.push(match kept {
@@ -158,13 +149,14 @@ async fn judge(
         Err(error) => {
             let text = error.to_string();
             match error {
-                LinkError::Handshake(HandshakeError::KeyMismatch) => {
-                    steps.push(Step::ok(DIALECT, "an Aspia 2.x Router"));
+                LinkError::Handshake(HandshakeError::KeyMismatch { key_file }) => {
+                    let generation = if key_file == "relay.pub" { "3.x" } else { "2.x" };
+                    steps.push(Step::ok(DIALECT, format!("an Aspia {generation} Router")));
                     steps.push(Step::failed(ROUTER_KEY, text));
                     rest(&mut steps, &[RELAY_SESSIONS, WHITE_LIST]);
                 }
                 LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) => {
-                    steps.push(Step::ok(DIALECT, "an Aspia 2.x Router"));
+                    steps.push(Step::ok(DIALECT, "an Aspia Router"));
                     steps
                         .push(Step::ok(ROUTER_KEY, "it holds the private key for RouterPublicKey"));
                     steps.push(Step::failed(RELAY_SESSIONS, text));
@@ -172,19 +164,16 @@ async fn judge(
                 }
                 LinkError::AuthenticationTimeout(_)
                 | LinkError::ClosedEarly(_)
-                | LinkError::NotARouter(_) => {
-                    steps.push(if examine::is_third_generation(address).await {
-                        Step::failed(
-                            DIALECT,
-                            format!(
-                                "{address} is an Aspia 3.x Router; this version of the relay speaks to 2.x Routers \
-                                 only (RouterPort {}, 2.x Routers listen on 8060)",
-                                config.router.port
-                            ),
+                | LinkError::NotARouter(_)
+                    if config.router.protocol != Protocol::Auto =>
+                {
+                    let other = examine::dialect_at(config, address).await;
+                    let remedy = other.map_or(String::new(), |dialect| {
+                        format!(
+                            "; {address} is an Aspia Router of the {dialect} dialect: set RouterProtocol to auto"
                         )
-                    } else {
-                        Step::failed(DIALECT, text)
                     });
+                    steps.push(Step::failed(DIALECT, format!("{text}{remedy}")));
                     rest(&mut steps, &[ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
                 }
                 _ => {

@@ -22,6 +22,9 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     /// The version that the relay announces in it.
     fn version(&self) -> Version;
 
+    /// The file on the Router's machine that belongs into `RouterPublicKey`.
+    fn key_file(&self) -> &'static str;
+
     /// Time for all of the authentication.
     fn authentication_time(&self) -> Duration;
 
@@ -235,7 +238,10 @@ pub enum HandshakeError {
     CipherNotOffered(u32),
     /// The first sealed message does not open: the Router has another private key.
     #[error("the Router does not hold the private key for RouterPublicKey")]
-    KeyMismatch,
+    KeyMismatch {
+        /// Where the Router keeps the right public key: [`Dialect::key_file`].
+        key_file: &'static str,
+    },
     /// The Router is too old, or contradicts itself.
     #[error("the Router's version {version} {rule}")]
     Version {

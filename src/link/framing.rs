@@ -55,7 +55,7 @@ impl Incoming {
         let nothing_yet = self.opener.as_ref().is_some_and(|opener| opener.opened() == 0);
         match error {
             ReadError::Sealed(CryptoError::DoesNotOpen) if nothing_yet => {
-                Some(HandshakeError::KeyMismatch)
+                Some(HandshakeError::KeyMismatch { key_file: self.dialect.key_file() })
             }
             ReadError::Sealed(error @ CryptoError::TooShort(_)) if nothing_yet => {
                 let reason = error.to_string();

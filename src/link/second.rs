@@ -54,6 +54,10 @@ impl Dialect for Second {
         ANNOUNCED
     }
 
+    fn key_file(&self) -> &'static str {
+        "router.pub"
+    }
+
     fn authentication_time(&self) -> Duration {
         Duration::from_secs(60)
     }

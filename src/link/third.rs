@@ -48,6 +48,10 @@ impl Dialect for Third {
         ANNOUNCED
     }
 
+    fn key_file(&self) -> &'static str {
+        "relay.pub"
+    }
+
     fn authentication_time(&self) -> Duration {
         Duration::from_secs(10)
     }

@@ -1,7 +1,7 @@
 //! The socket of a link: frames in, frames out, neither waiting for the other.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,7 @@ const MAX_OUTGOING: usize = 2;
 /// A connection to a Router.
 pub(super) struct Connection {
     address: SocketAddr,
+    local: Option<IpAddr>,
     reader: Reader,
     writer: Writer,
 }
@@ -87,9 +88,11 @@ impl Connection {
     /// A connection as it begins: nothing is sealed.
     pub(super) fn new(stream: TcpStream, dialect: &'static dyn Dialect) -> Self {
         let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let local = stream.local_addr().ok().map(|local| local.ip());
         let (read, write) = stream.into_split();
         Self {
             address,
+            local,
             reader: Reader { half: read, incoming: Incoming::new(dialect) },
             writer: Writer {
                 half: write,
@@ -103,6 +106,11 @@ impl Connection {
     /// The Router's address.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that this machine dialled from.
+    pub(super) fn local(&self) -> Option<IpAddr> {
+        self.local
     }
 
     /// From now on everything is sealed, in both directions.

@@ -21,6 +21,14 @@ pub(super) async fn dial(host: &HostName, port: u16) -> Result<TcpStream, LinkEr
     connect(host, lookup_host((host.as_str(), port))).await
 }
 
+/// Connects to this address, in whatever time that takes.
+pub(super) async fn dial_address(address: SocketAddr) -> Result<TcpStream, LinkError> {
+    let failed = |error| LinkError::Connect(vec![(address, error)]);
+    let stream = TcpStream::connect(address).await.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    Ok(stream)
+}
+
 async fn connect<A: Iterator<Item = SocketAddr>>(
     host: &HostName,
     lookup: impl Future<Output = io::Result<A>>,

@@ -28,6 +28,8 @@ pub enum LinkError {
     ClosedEarly(Option<io::Error>),
     /// The Router is not the one that it should be, or speaks otherwise.
     Handshake(HandshakeError),
+    /// What answers speaks none of the dialects: for each, why not.
+    NoDialect(Vec<(&'static str, LinkError)>),
     /// What answers is no Router of this dialect.
     NotARouter(FrameError),
     /// What the Router sent is no frame.
@@ -47,6 +49,16 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Whether a Router that says this, before it has said anything else, may speak another dialect.
+    pub(super) fn suggests_another_dialect(&self) -> bool {
+        matches!(
+            self,
+            Self::ClosedEarly(_)
+                | Self::NotARouter(_)
+                | Self::Handshake(HandshakeError::NotServerHello(_))
+        )
+    }
+
     /// Whether waiting will not help: somebody has to change something.
     pub fn needs_operator(&self) -> bool {
         match self {
@@ -104,29 +116,38 @@ impl fmt::Display for LinkError {
             ),
             Self::ClosedEarly(error) => {
                 f.write_str(
-                    "the Router closed the connection before authentication; is it an Aspia 2.x Router that \
-                     listens on RouterPort?",
+                    "the Router closed the connection before authentication; is it an Aspia Router that \
+                     listens for relays on RouterPort?",
                 )?;
                 reason(f, error.as_ref())
             }
             Self::Handshake(error) => {
                 write!(f, "{error}")?;
                 match error {
-                    HandshakeError::KeyMismatch => f.write_str(
-                        "; copy the content of router.pub from the Router's machine to RouterPublicKey",
+                    HandshakeError::KeyMismatch { key_file } => write!(
+                        f,
+                        "; copy the content of {key_file} from the Router's machine to RouterPublicKey"
                     ),
                     HandshakeError::RelaysNotAllowed(_) => {
                         f.write_str("; allow relay sessions in the Router's configuration")
                     }
                     HandshakeError::Version { .. } | HandshakeError::NoVersion => {
-                        f.write_str("; this relay works with Routers from 2.3.0 to 2.7")
+                        f.write_str("; this relay works with Routers from 2.3.0 to 2.7, and 3.x")
                     }
                     _ => Ok(()),
                 }
             }
+            Self::NoDialect(refused) => {
+                f.write_str("what answers there speaks no dialect of this relay")?;
+                for (index, (dialect, error)) in refused.iter().enumerate() {
+                    let sign = if index == 0 { ':' } else { ';' };
+                    write!(f, "{sign} in the {dialect} dialect, {error}")?;
+                }
+                Ok(())
+            }
             Self::NotARouter(error) => write!(
                 f,
-                "what answers there does not speak as an Aspia 2.x Router does ({error}); is RouterPort right?"
+                "what answers there does not speak as an Aspia Router does ({error}); is RouterPort right?"
             ),
             Self::Frame(error) => write!(f, "the Router broke the protocol: {error}"),
             Self::Sealed(error) => write!(f, "a message of the Router: {error}"),

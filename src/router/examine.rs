@@ -3,26 +3,24 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
-use crate::crypto::{Cipher, Iv, PrivateKey};
-use crate::link::dialect::{HandshakeError, ReadError};
-use crate::link::handshake::Established;
-use crate::link::second::SECOND;
+use crate::config::parse::Protocol;
+use crate::crypto::Cipher;
+use crate::link::dialect::{Dialect, ReadError};
 use crate::wire::frame::FrameError;
-use crate::wire::router::{ClientHello, IDENTIFY_ANONYMOUS, ServerHello, Version};
+use crate::wire::router::Version;
 
-use super::connection::Connection;
+use super::choice::{Begun, Choice};
 use super::error::LinkError;
-use super::{REFUSED_LINK, authenticate};
+use super::{REFUSED_LINK, machine_info};
 
 /// A Router that authenticated itself and takes relay sessions.
 #[derive(Debug)]
 pub struct Examined {
+    /// The dialect that it speaks: `2.x` or `3.0`.
+    pub dialect: &'static str,
     /// Its version.
     pub version: Version,
     /// The cipher that it chose.
@@ -43,7 +41,11 @@ pub async fn examine(
     address: SocketAddr,
     limit: Duration,
 ) -> Result<Examined, LinkError> {
-    let (connection, established, local) = connect(config, address, limit).await?;
+    let mut choice = Choice::default();
+    let connected = timeout(limit, connect(config, address, &mut choice)).await;
+    let begun = connected.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))?;
+    let Begun { connection, established, .. } = begun;
+    let local = connection.local();
     let since = Instant::now();
     let (mut reader, mut writer) = connection.split();
     // The last answer of the authentication may still wait here.
@@ -67,6 +69,7 @@ pub async fn examine(
         }
     });
     Ok(Examined {
+        dialect: established.dialect.name(),
         version: established.router_version,
         cipher: established.cipher,
         local,
@@ -74,75 +77,26 @@ pub async fn examine(
     })
 }
 
-/// Connects and authenticates; also gives the address that this machine dialled from.
+/// The dialect that a Router speaks there, with whatever key and version; `None` where none is spoken. Tries all of
+/// them, whatever `RouterProtocol` is, and offers no key.
+pub async fn dialect_at(config: &Config, address: SocketAddr) -> Option<&'static str> {
+    let mut config = config.clone();
+    config.router.protocol = Protocol::Auto;
+    let mut choice = Choice::default();
+    // Whether it authenticates does not matter: that it answers says what it is.
+    let _ = timeout(GREETING, connect(&config, address, &mut choice)).await;
+    choice.known().map(Dialect::name)
+}
+
+/// Connects and authenticates.
 async fn connect(
     config: &Config,
     address: SocketAddr,
-    limit: Duration,
-) -> Result<(Connection, Established, Option<IpAddr>), LinkError> {
-    let authenticated = async {
-        let failed = |error| LinkError::Connect(vec![(address, error)]);
-        let stream = TcpStream::connect(address).await.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        let local = stream.local_addr().ok().map(|local| local.ip());
-        let mut connection = Connection::new(stream, &SECOND);
-        let established = authenticate(&mut connection, config, &SECOND).await?;
-        Ok((connection, established, local))
-    };
-    timeout(limit, authenticated).await.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))
-}
-
-/// Whether a Router of the 2.x dialect listens there, with whatever key and version. Hangs up as soon as that is
-/// known.
-pub async fn is_second_generation(config: &Config, address: SocketAddr) -> bool {
-    use HandshakeError::{KeyMismatch, NoVersion, RelaysNotAllowed, Version};
-
-    matches!(
-        connect(config, address, GREETING).await,
-        Ok(_)
-            | Err(LinkError::Handshake(
-                KeyMismatch | NoVersion | RelaysNotAllowed(_) | Version { .. }
-            ))
-    )
+    choice: &mut Choice,
+) -> Result<Begun, LinkError> {
+    let machine = machine_info(&config.router.display_name);
+    choice.begin(config, &machine, Some(address)).await
 }
 
 /// Time for an answer to a greeting that only asks which dialect is spoken.
 const GREETING: Duration = Duration::from_secs(10);
-/// An authentication frame of that dialect (section 7 of the protocol notes).
-const AUTHENTICATION_FRAME: u8 = 2;
-/// AES-256-GCM, the one cipher of that dialect.
-const AES256_GCM: u32 = 2;
-/// Longest frame there before the authentication has ended, in bytes.
-const MAX_FRAME: usize = 16 * 1024;
-
-/// Whether a Router of the 3.0 dialect listens there: one that answers its greeting. Goes no further.
-pub async fn is_third_generation(address: SocketAddr) -> bool {
-    timeout(GREETING, greet(address)).await.is_ok_and(|answer| answer.is_some())
-}
-
-async fn greet(address: SocketAddr) -> Option<ServerHello> {
-    let hello = ClientHello {
-        encryption: AES256_GCM,
-        identify: IDENTIFY_ANONYMOUS,
-        public_key: PrivateKey::generate().ok()?.public().0.to_vec(),
-        iv: Iv::random().ok()?.0.to_vec(),
-        version: Some(Version { major: 3, minor: 0, patch: 0, ..Version::default() }),
-    }
-    .encode_to_vec();
-    let mut frame = vec![AUTHENTICATION_FRAME, 0, 0, 0];
-    frame.extend(u32::try_from(hello.len()).ok()?.to_le_bytes());
-    frame.extend(hello);
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    stream.write_all(&frame).await.ok()?;
-    let mut header = [0; 8];
-    stream.read_exact(&mut header).await.ok()?;
-    let [kind, 0, 0, 0, length @ ..] = header else { return None };
-    let length = usize::try_from(u32::from_le_bytes(length)).ok()?;
-    if kind != AUTHENTICATION_FRAME || !(1..=MAX_FRAME).contains(&length) {
-        return None;
-    }
-    let mut payload = vec![0; length];
-    stream.read_exact(&mut payload).await.ok()?;
-    let answer = ServerHello::decode(payload.as_slice()).ok()?;
-    (answer.encryption == AES256_GCM && answer.iv.len() == crate::crypto::IV_LEN).then_some(answer)
-}

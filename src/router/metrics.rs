@@ -39,11 +39,12 @@ impl From<&LinkError> for Connect {
                 if attempts.iter().all(timed_out) { Self::Timeout } else { Self::Refused }
             }
             LinkError::AuthenticationTimeout(_) => Self::Timeout,
-            LinkError::Handshake(HandshakeError::KeyMismatch) => Self::KeyMismatch,
+            LinkError::Handshake(HandshakeError::KeyMismatch { .. }) => Self::KeyMismatch,
             LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) | LinkError::Denied(_) => {
                 Self::Denied
             }
             LinkError::ClosedEarly(_)
+            | LinkError::NoDialect(_)
             | LinkError::Handshake(_)
             | LinkError::NotARouter(_)
             | LinkError::Frame(_)
@@ -127,7 +128,11 @@ mod tests {
             (connect(&[io::ErrorKind::TimedOut]), Connect::Timeout),
             (connect(&[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable]), Connect::Refused),
             (LinkError::AuthenticationTimeout(Duration::from_secs(60)), Connect::Timeout),
-            (LinkError::Handshake(HandshakeError::KeyMismatch), Connect::KeyMismatch),
+            (
+                LinkError::Handshake(HandshakeError::KeyMismatch { key_file: "relay.pub" }),
+                Connect::KeyMismatch,
+            ),
+            (LinkError::NoDialect(Vec::new()), Connect::Protocol),
             (LinkError::Denied(Duration::from_millis(9)), Connect::Denied),
             (LinkError::ClosedEarly(None), Connect::Protocol),
         ] {

@@ -1,5 +1,6 @@
 //! The relay's link to its Router: dial, authenticate, serve, and again for ever.
 
+mod choice;
 mod connection;
 mod dial;
 pub mod error;
@@ -20,14 +21,12 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, warn};
 
 use crate::config::Config;
-use crate::link::dialect::Dialect;
-use crate::link::handshake::{Established, Handshake, MachineInfo};
-use crate::link::second::SECOND;
+use crate::link::handshake::MachineInfo;
 use crate::metrics::Label;
 use crate::state::shared::SharedState;
 use crate::trace::SPAN_TARGET;
 
-use connection::Connection;
+use choice::{Begun, Choice};
 use error::LinkError;
 use metrics::{Connect, RouterMetrics};
 use status::{LinkFacts, LinkStatus};
@@ -71,11 +70,12 @@ impl<W: Send + 'static> RouterTask<W> {
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
         let mut failures = 0;
+        let mut choice = Choice::default();
         loop {
             let config = self.config.borrow_and_update().clone();
             let link = self.stop.child_token();
             let failed = {
-                let mut attempt = pin!(self.attempt(&config, &mut failures, &link));
+                let mut attempt = pin!(self.attempt(&config, &mut choice, &mut failures, &link));
                 tokio::select! {
                     biased;
                     () = self.link_settings_changed(&config) => {
@@ -127,13 +127,14 @@ impl<W: Send + 'static> RouterTask<W> {
     async fn attempt(
         &self,
         config: &Config,
+        choice: &mut Choice,
         failures: &mut u64,
         stop: &CancellationToken,
     ) -> Option<Failed> {
         let span = connect_span(config);
-        let begun =
-            stop.run_until_cancelled(begin(config, &SECOND).instrument(span.clone())).await?;
-        let (connection, established) = match begun {
+        let machine = machine_info(&config.router.display_name);
+        let begun = choice.begin(config, &machine, None).instrument(span.clone());
+        let Begun { connection, established, why } = match stop.run_until_cancelled(begun).await? {
             Ok(begun) => begun,
             Err(error) => {
                 self.metrics.connects.count(record_failure(&span, &error));
@@ -142,17 +143,17 @@ impl<W: Send + 'static> RouterTask<W> {
         };
         let since = Instant::now();
         let (router, version) = (connection.address(), established.router_version);
-        let cipher = established.cipher;
+        let (cipher, dialect) = (established.cipher, established.dialect.name());
         span.record("aspia.router.version", version.to_string());
         if *failures == 0 {
-            info!(%router, %version, %cipher, "connected to the Router");
+            info!(%router, %version, dialect, why, %cipher, "connected to the Router");
         } else {
             // Whoever was told of the failures is told of their end: warnings are shown where this would not be.
-            warn!(%router, %version, %cipher, failures, "connected to the Router again");
+            warn!(%router, %version, dialect, why, %cipher, failures, "connected to the Router again");
         }
         *failures = 0;
         self.status.send_modify(|status| {
-            status.up(LinkFacts { address: router, version, cipher });
+            status.up(LinkFacts { address: router, dialect, version, cipher });
         });
         let _up = self.metrics.up();
         let _away = Away(&self.status);
@@ -231,39 +232,6 @@ fn connect_span(config: &Config) -> Span {
     )
 }
 
-/// Dials and authenticates, in the span of the attempt.
-async fn begin(
-    config: &Config,
-    dialect: &'static dyn Dialect,
-) -> Result<(Connection, Established), LinkError> {
-    let stream = dial::dial(&config.router.address, config.router.port).await?;
-    let mut connection = Connection::new(stream, dialect);
-    let (span, router) = (Span::current(), connection.address());
-    span.record("network.peer.address", router.ip().to_string());
-    span.record("network.peer.port", i64::from(router.port()));
-    let limit = dialect.authentication_time();
-    let established = timeout(limit, authenticate(&mut connection, config, dialect))
-        .await
-        .map_err(|_| LinkError::AuthenticationTimeout(limit))??;
-    Ok((connection, established))
-}
-
-async fn authenticate(
-    connection: &mut Connection,
-    config: &Config,
-    dialect: &'static dyn Dialect,
-) -> Result<Established, LinkError> {
-    let (hello, wait) = Handshake::new(dialect)?.start(&config.router.public_key)?;
-    connection.send_message(hello)?;
-    let (sealer, opener, wait) = wait.server_hello(&connection.message().await?)?;
-    connection.seal(sealer, opener);
-    let machine = machine_info(&config.router.display_name);
-    let (response, established) = wait.challenge(&connection.message().await?, &machine)?;
-    connection.send_message(response)?;
-    connection.authenticated(established.router_version);
-    Ok(established)
-}
-
 /// What the Router is told about this machine, in the words that it knows.
 fn machine_info(computer_name: &str) -> MachineInfo {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -316,6 +284,24 @@ mod tests {
             assert!(delays[0] <= Duration::from_secs(1), "{delays:?}");
             assert!(delays.iter().all(|d| *d <= Duration::from_secs(15)), "{delays:?}");
             assert!(delays[5..].iter().all(|d| *d >= Duration::from_millis(7500)), "{delays:?}");
+        }
+    }
+
+    #[test]
+    fn a_3_0_router_gets_fewer_than_30_connections_a_minute_even_in_two_dialects() {
+        const CONNECTIONS_A_TRY: usize = crate::link::DIALECTS.len();
+
+        for _ in 0..100 {
+            let mut backoff = Backoff::new();
+            let mut tries = vec![Duration::ZERO];
+            while tries.len() < 50 {
+                tries.push(tries[tries.len() - 1] + backoff.next());
+            }
+            for start in &tries {
+                let minute = *start..=*start + Duration::from_secs(60);
+                let within = tries.iter().filter(|at| minute.contains(*at)).count();
+                assert!(within * CONNECTIONS_A_TRY < 30, "{within} {tries:?}");
+            }
         }
     }
 

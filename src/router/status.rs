@@ -24,6 +24,8 @@ pub struct LinkStatus {
 pub struct LinkFacts {
     /// The Router's address.
     pub address: SocketAddr,
+    /// The dialect that it speaks: `2.x` or `3.0`.
+    pub dialect: &'static str,
     /// Its version.
     pub version: Version,
     /// The cipher that it chose.

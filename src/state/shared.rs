@@ -197,6 +197,8 @@ impl<W> SharedState<W> {
     ) -> Result<Admitted<W>, Refusal> {
         let admission = self.lock().peer_ready(peer, way, now)?;
         self.0.handed_out.notify_one();
+        // A key that was on offer until now makes room for another, where their number is bounded.
+        self.0.room.notify_one();
         Ok(match admission {
             Admission::Wait(ticket) => Admitted::Wait(WaitingPlace { state: self.clone(), ticket }),
             Admission::Paired { first, session, stop } => {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, timeout};
 
 use crate::relay::Lab;
-use crate::router::Options;
+use crate::router::{Options, RouterVersion};
 use crate::traffic;
 
 const MIB: u64 = 1024 * 1024;
@@ -65,18 +65,19 @@ async fn within<T>(what: &str, step: impl Future<Output = T>) -> io::Result<T> {
         .map_err(|_| io::Error::other(format!("{what}: nothing for {} s", STEP.as_secs())))
 }
 
-/// Runs the demonstration with `mebibytes` in each direction.
+/// Runs the demonstration with `mebibytes` in each direction and a Router of `version`.
 ///
 /// # Errors
 /// What failed, in words.
-pub async fn run(mebibytes: u64) -> io::Result<()> {
+pub async fn run(mebibytes: u64, version: RouterVersion) -> io::Result<()> {
     let screen = Screen::new();
     screen.line("aspia-relay: a demonstration on this machine alone\n");
     let settings =
         [("MaxPeerCount", "8"), ("StatisticsEnabled", "true"), ("StatisticsInterval", "1")];
     let began = Instant::now();
-    let Lab { router, relay } = Lab::start(Options::default(), &settings).await?;
-    screen.done(&format!("Router of the laboratory on {}", router.address()));
+    let Lab { router, relay } =
+        Lab::start(Options { version, ..Options::default() }, &settings).await?;
+    screen.done(&format!("Router {} of the laboratory on {}", version.0, router.address()));
     screen.done(&format!("relay on {}, this very program's code", relay.address()));
     let view = within("the relay does not register", router.keys(8)).await?;
     screen.done(&format!(
@@ -202,6 +203,7 @@ async fn end(
 mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_demonstration_works() {
-        super::run(1).await.unwrap();
+        super::run(1, super::RouterVersion::V2_7).await.unwrap();
+        super::run(1, super::RouterVersion::V3_0).await.unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! The laboratory: everything that a relay needs around it, for tests and for people.
 //!
-//! - [`router`]: a Router of the 2.x dialect that does as it is told;
+//! - [`router`]: a Router of either dialect that does as it is told;
 //! - [`peer`]: the Client and Host ends of a session;
 //! - [`relay`]: the real relay, in this process;
 //! - [`traffic`]: data that can be checked at the other end;

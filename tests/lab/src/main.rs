@@ -30,6 +30,9 @@ enum Command {
         /// Mebibytes in each direction
         #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
         mib: u64,
+        /// The dialect of the Router
+        #[arg(long, value_enum, default_value = "2")]
+        router: Generation,
     },
     /// A Router for any relay; prints what belongs into relay.json
     Router {
@@ -82,7 +85,17 @@ enum Command {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Generation {
+    #[value(name = "2")]
+    Second,
+    #[value(name = "3")]
+    Third,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Version {
+    #[value(name = "3.0")]
+    V3_0,
     #[value(name = "2.7")]
     V2_7,
     #[value(name = "2.6")]
@@ -125,7 +138,13 @@ async fn asked_to_stop() -> io::Result<()> {
 
 async fn run(command: Command) -> io::Result<()> {
     match command {
-        Command::Demo { mib } => demo::run(mib).await,
+        Command::Demo { mib, router } => {
+            let version = match router {
+                Generation::Second => RouterVersion::V2_7,
+                Generation::Third => RouterVersion::V3_0,
+            };
+            demo::run(mib, version).await
+        }
         Command::Router { listen, control, key, key_of, version } => match key_for(key, key_of) {
             Ok(private) => router(listen, control, private, version).await,
             Err(error) => Err(error),
@@ -146,6 +165,7 @@ async fn router(
     version: Version,
 ) -> io::Result<()> {
     let version = match version {
+        Version::V3_0 => RouterVersion::V3_0,
         Version::V2_7 => RouterVersion::V2_7,
         Version::V2_6 => RouterVersion::V2_6,
         Version::V2_5 => RouterVersion::V2_5,

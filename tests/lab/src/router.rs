@@ -1,18 +1,24 @@
-//! A Router of the 2.x dialect that does as it is told.
+//! A Router of either dialect that does as it is told.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aspia_relay::crypto::{self, Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer};
-use aspia_relay::wire::frame::{Frame, FrameCodec, FrameError};
+use aspia_relay::link::dialect::{Dialect, Frame, Hellos, ReadError};
+use aspia_relay::link::framing::{Incoming, Outgoing};
+use aspia_relay::link::second::SECOND;
+use aspia_relay::link::third::THIRD;
+use aspia_relay::wire::frame::FrameError;
 use aspia_relay::wire::peer::Secret;
 use aspia_relay::wire::router::{
-    ClientHello, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305, PeerConnectionRequest,
-    REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayKeyUsed, RelayStat, RelayToRouter,
-    RouterToRelay, SESSION_TYPE_RELAY, ServerHello, SessionChallenge, SessionResponse, Version,
+    ClientHello, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305, PeerConnection,
+    PeerConnectionRequest, REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayKeyUsed, RelayStat,
+    RelayToRouter, RouterToRelay, SESSION_TYPE_RELAY, ServerHello, SessionChallenge,
+    SessionResponse, Version,
 };
+use aspia_relay::wire::third;
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
@@ -20,7 +26,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::codec::{Decoder, Encoder};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::peer::Introduction;
@@ -29,7 +34,17 @@ use crate::peer::Introduction;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouterVersion(pub Version);
 
+/// Most keys of one link that a 3.0 Router keeps.
+const MAX_KEYS: usize = 1000;
+/// Time that a 3.0 Router gives a relay for the authentication.
+const AUTHENTICATION: Duration = Duration::from_secs(10);
+/// Connections a minute that a 3.0 Router takes from one address.
+const CONNECTIONS: usize = 30;
+const MINUTE: Duration = Duration::from_secs(60);
+
 impl RouterVersion {
+    /// Speaks the 3.0 dialect.
+    pub const V3_0: Self = Self(Version::new(3, 0, 0));
     /// Names itself in `ServerHello`; channel header.
     pub const V2_7: Self = Self(Version::new(2, 7, 0));
     /// Names itself in `SessionChallenge`; channel header.
@@ -37,12 +52,17 @@ impl RouterVersion {
     /// Names itself in `SessionChallenge`; no channel header.
     pub const V2_5: Self = Self(Version::new(2, 5, 0));
 
-    fn in_hello(self) -> bool {
-        self.0 >= Version::new(2, 7, 0)
+    /// Whether it speaks the 3.0 dialect.
+    pub fn is_third(self) -> bool {
+        self.0 >= Version::new(3, 0, 0)
     }
 
-    fn channel_header(self) -> bool {
-        self.0 >= Version::new(2, 6, 0)
+    fn dialect(self) -> &'static dyn Dialect {
+        if self.is_third() { &THIRD } else { &SECOND }
+    }
+
+    fn in_hello(self) -> bool {
+        self.0 >= Version::new(2, 7, 0) && !self.is_third()
     }
 }
 
@@ -80,6 +100,10 @@ pub struct Options {
     pub behaviour: Behaviour,
     /// Time that each answer of the authentication takes.
     pub delay: Duration,
+    /// Whether a 3.0 Router takes no more than 30 connections a minute and address.
+    pub limit_connections: bool,
+    /// `PeerToRelay.encryption` that peers are told to use; `None` is what goes with the Router.
+    pub peer_encryption: Option<u32>,
 }
 
 impl Default for Options {
@@ -90,6 +114,8 @@ impl Default for Options {
             cipher: None,
             behaviour: Behaviour::Serve,
             delay: Duration::ZERO,
+            limit_connections: true,
+            peer_encryption: None,
         }
     }
 }
@@ -111,6 +137,8 @@ pub struct View {
     pub statistics_count: u64,
     /// Number of connections accepted.
     pub connections: u64,
+    /// Number of connections that did not begin in this Router's dialect.
+    pub foreign: u64,
     /// Number of links authenticated.
     pub links: u64,
     /// Whether a link is up.
@@ -133,13 +161,20 @@ pub struct View {
 
 #[derive(Debug)]
 enum Command {
-    Send(RouterToRelay),
-    Plain(Vec<u8>),
+    KeyUsed(u32),
+    Request(Request),
     Frame(Frame),
     Bytes(Vec<u8>),
     Flood(Frame, usize),
     Hang,
     Drop,
+}
+
+/// What an administrator may want of a relay.
+#[derive(Debug)]
+enum Request {
+    Disconnect(u64),
+    Nonsense,
 }
 
 struct Shared {
@@ -287,37 +322,34 @@ impl LabRouter {
                 public_key: PublicKey::from_slice(&key.public_key).map_err(io::Error::other)?,
                 iv: Iv(key.iv.try_into().map_err(bad)?),
                 secret: secret.encode_to_vec(),
-                encryption: 0,
+                encryption: self.peer_encryption(),
             });
         }
     }
 
+    fn peer_encryption(&self) -> u32 {
+        let options = self.shared.options();
+        options.peer_encryption.unwrap_or(if options.version.is_third() { 2 } else { 0 })
+    }
+
     /// Sends `RelayKeyUsed`.
     pub async fn tell_used(&self, key_id: u32) {
-        let key_used = Some(RelayKeyUsed { key_id });
-        self.command(Command::Send(RouterToRelay { key_used, ..Default::default() })).await;
+        self.command(Command::KeyUsed(key_id)).await;
     }
 
     /// Asks the relay to end a session.
     pub async fn disconnect(&self, session: u64) {
-        self.request(PeerConnectionRequest {
-            relay_session_id: 1,
-            r#type: REQUEST_DISCONNECT,
-            peer_session_id: session,
-        })
-        .await;
+        self.command(Command::Request(Request::Disconnect(session))).await;
     }
 
-    /// Sends any request.
-    pub async fn request(&self, request: PeerConnectionRequest) {
-        let peer_connection_request = Some(request);
-        let message = RouterToRelay { peer_connection_request, ..Default::default() };
-        self.command(Command::Send(message)).await;
+    /// Asks for something that no relay knows.
+    pub async fn request_nonsense(&self) {
+        self.command(Command::Request(Request::Nonsense)).await;
     }
 
     /// Sends bytes, sealed, that need not be a message.
     pub async fn send_sealed(&self, plaintext: Vec<u8>) {
-        self.command(Command::Plain(plaintext)).await;
+        self.send_frame(Frame::Message(Bytes::from(plaintext))).await;
     }
 
     /// Sends a frame as it is.
@@ -355,11 +387,23 @@ impl LabRouter {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut accepted: Vec<(IpAddr, Instant)> = Vec::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, address)) = listener.accept().await else {
             return;
         };
         shared.view.send_modify(|view| view.connections += 1);
+        let options = shared.options().clone();
+        if options.version.is_third() && options.limit_connections {
+            accepted.retain(|(_, at)| at.elapsed() < MINUTE);
+            accepted.push((address.ip(), Instant::now()));
+            let same = accepted.iter().filter(|(ip, _)| *ip == address.ip()).count();
+            if same > CONNECTIONS {
+                let complaint = format!("{same} connections of {} in a minute", address.ip());
+                shared.view.send_modify(|view| view.complaints.push(complaint));
+                continue;
+            }
+        }
         let shared = shared.clone();
         let link = async move {
             if let Err(error) = serve(stream, &shared).await {
@@ -373,30 +417,31 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
 /// One relay.
 struct Link {
     stream: TcpStream,
-    codec: FrameCodec,
-    buffer: BytesMut,
+    incoming: Incoming,
+    outgoing: Outgoing,
 }
 
 impl Link {
-    async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         loop {
-            if let Some(frame) = self.codec.decode(&mut self.buffer)? {
+            if let Some(frame) = self.incoming.next()? {
                 return Ok(Some(frame));
             }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return self.codec.decode_eof(&mut self.buffer);
+            let read = self.stream.read_buf(&mut self.incoming.buffer).await;
+            if read.map_err(FrameError::Io)? == 0 {
+                return self.incoming.end().map(|()| None);
             }
         }
     }
 
-    async fn send(&mut self, frame: Frame) -> io::Result<()> {
+    async fn send(&mut self, frame: &Frame) -> io::Result<()> {
         let mut bytes = BytesMut::new();
-        self.codec.encode(frame, &mut bytes).map_err(io::Error::other)?;
+        self.outgoing.write(frame, &mut bytes).map_err(io::Error::other)?;
         self.stream.write_all(&bytes).await
     }
 
     async fn send_message(&mut self, payload: Vec<u8>) -> io::Result<()> {
-        self.send(Frame::Message(Bytes::from(payload))).await
+        self.send(&Frame::Message(Bytes::from(payload))).await
     }
 
     async fn message(&mut self) -> io::Result<Bytes> {
@@ -409,25 +454,43 @@ impl Link {
 
 async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let options = shared.options().clone();
+    let dialect = options.version.dialect();
     stream.set_nodelay(true)?;
-    let mut link = Link { stream, codec: FrameCodec::new(), buffer: BytesMut::new() };
+    let (incoming, outgoing) = (Incoming::new(dialect), Outgoing::new(dialect));
+    let mut link = Link { stream, incoming, outgoing };
     match &options.behaviour {
         Behaviour::Silent => {
             // Until the relay gives up.
-            while let Ok(Some(_)) = link.next().await {}
+            while let Ok(1..) = link.stream.read(&mut [0; 64]).await {}
             return Ok(());
         }
         Behaviour::CloseAtOnce => return Ok(()),
         Behaviour::Answer(bytes) => {
-            link.message().await?;
+            link.stream.read_buf(&mut link.incoming.buffer).await?;
             link.stream.write_all(bytes).await?;
-            while let Ok(Some(_)) = link.next().await {}
+            while let Ok(1..) = link.stream.read(&mut [0; 64]).await {}
             return Ok(());
         }
         _ => {}
     }
-    let (sealer, opener, cipher) = match authenticate(&mut link, shared, &options).await {
-        Ok(established) => established,
+    let hello = link.message().await.and_then(|hello| {
+        let parsed = ClientHello::decode(hello.clone()).map_err(io::Error::other)?;
+        Ok((hello, parsed))
+    });
+    let Ok((raw_hello, hello)) = hello else {
+        // Another dialect, or somebody who only looks: both Routers just hang up.
+        shared.view.send_modify(|view| view.foreign += 1);
+        return Ok(());
+    };
+    let authenticated = authenticate(&mut link, shared, &options, &raw_hello, &hello);
+    let authenticated = if options.version.is_third() && options.behaviour == Behaviour::Serve {
+        let late = |_| io::Error::other("the relay did not authenticate in time");
+        timeout(AUTHENTICATION, authenticated).await.map_err(late).and_then(|done| done)
+    } else {
+        authenticated.await
+    };
+    let cipher = match authenticated {
+        Ok(cipher) => cipher,
         // A relay that does not like what this Router does is right.
         Err(_) if options.behaviour != Behaviour::Serve => return Ok(()),
         Err(error) => return Err(error),
@@ -438,7 +501,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     if options.behaviour == Behaviour::ServeAside {
         shared.view.send_modify(|view| view.links += 1);
         let (_commands, receiver) = mpsc::channel(1);
-        return relay_link(link, sealer, opener, receiver, shared).await;
+        return relay_link(link, options.version, receiver, shared).await;
     }
     let (commands, receiver) = mpsc::channel(64);
     *shared.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(commands);
@@ -450,7 +513,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         view.authenticated = Some(Instant::now());
         view.first_key = None;
     });
-    let end = relay_link(link, sealer, opener, receiver, shared).await;
+    let end = relay_link(link, options.version, receiver, shared).await;
     shared.view.send_modify(|view| {
         view.linked = false;
         view.pool.clear();
@@ -462,33 +525,46 @@ async fn authenticate(
     link: &mut Link,
     shared: &Shared,
     options: &Options,
-) -> io::Result<(Sealer, Opener, Cipher)> {
+    raw_hello: &[u8],
+    hello: &ClientHello,
+) -> io::Result<Cipher> {
     let bad = |error: CryptoError| io::Error::other(error);
-    let hello = ClientHello::decode(link.message().await?).map_err(io::Error::other)?;
-    let cipher = options.cipher.unwrap_or(if hello.encryption & ENCRYPTION_AES256_GCM != 0 {
-        Cipher::Aes256Gcm
-    } else {
-        Cipher::ChaCha20Poly1305
-    });
+    let version = options.version;
+    let aes = hello.encryption & ENCRYPTION_AES256_GCM != 0;
+    if version.is_third() && !aes {
+        return Err(io::Error::other("the relay does not offer AES-256-GCM"));
+    }
+    let best = if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+    let cipher = options.cipher.unwrap_or(best);
     let other = PrivateKey::generate().map_err(bad)?;
     let private = if options.behaviour == Behaviour::WrongKey { &other } else { &shared.private };
     let public = PublicKey::from_slice(&hello.public_key).map_err(bad)?;
-    let key = private.agree(&public).map_err(bad)?.session_key();
+    let secret = private.agree(&public).map_err(bad)?;
     let iv = Iv::random().map_err(bad)?;
-    let relay_iv = hello.iv.as_slice().try_into().map_err(io::Error::other)?;
-    let version = options.version;
+    let relay_iv = Iv(hello.iv.as_slice().try_into().map_err(io::Error::other)?);
+    let encryption = match cipher {
+        Cipher::ChaCha20Poly1305 => ENCRYPTION_CHACHA20_POLY1305,
+        Cipher::Aes256Gcm => ENCRYPTION_AES256_GCM,
+    };
+    // Without a version these are the bytes of the 3.0 dialect, too.
     let hello = ServerHello {
-        encryption: match cipher {
-            Cipher::ChaCha20Poly1305 => ENCRYPTION_CHACHA20_POLY1305,
-            Cipher::Aes256Gcm => ENCRYPTION_AES256_GCM,
-        },
+        encryption,
         iv: iv.0.to_vec(),
         version: version.in_hello().then_some(version.0),
-    };
+    }
+    .encode_to_vec();
     sleep(options.delay).await;
-    link.send_message(hello.encode_to_vec()).await?;
-    let mut sealer = Sealer::new(cipher, &key, iv).map_err(bad)?;
-    let mut opener = Opener::new(cipher, &key, Iv(relay_iv)).map_err(bad)?;
+    link.send_message(hello.clone()).await?;
+    let hellos = Hellos {
+        secret: &secret,
+        client: raw_hello,
+        client_iv: relay_iv,
+        server: &hello,
+        server_iv: iv,
+    };
+    let (sealer, opener) = router_seals(version, cipher, &hellos).map_err(bad)?;
+    link.outgoing.seal(sealer);
+    link.incoming.seal(opener);
     let relays =
         if options.behaviour == Behaviour::NoRelaySessions { 0 } else { SESSION_TYPE_RELAY };
     let challenge = SessionChallenge {
@@ -501,70 +577,151 @@ async fn authenticate(
         display_name: String::new(),
     };
     sleep(options.delay).await;
-    // A Router may ping at any time, also now.
-    link.send(Frame::Ping(Bytes::from_static(b"early"))).await?;
-    link.send_message(sealer.seal(&challenge.encode_to_vec()).map_err(bad)?).await?;
-    match link.next().await.map_err(io::Error::other)? {
-        Some(Frame::Pong(data)) if data == "early" => {}
-        other => return Err(io::Error::other(format!("{other:?} instead of a pong"))),
+    // A 2.x Router may ping at any time, also now.
+    let pings = !version.is_third();
+    if pings {
+        link.send(&Frame::Ping(Bytes::from_static(b"early"))).await?;
     }
-    let response = opener.open(&link.message().await?).map_err(bad)?;
-    let response = SessionResponse::decode(response.as_slice()).map_err(io::Error::other)?;
+    link.send_message(challenge.encode_to_vec()).await?;
+    if pings {
+        match link.next().await.map_err(io::Error::other)? {
+            Some(Frame::Pong(data)) if data == "early" => {}
+            other => return Err(io::Error::other(format!("{other:?} instead of a pong"))),
+        }
+    }
+    let response = link.message().await?;
+    let response = SessionResponse::decode(response).map_err(io::Error::other)?;
     if response.session_type != SESSION_TYPE_RELAY {
         return Err(io::Error::other("the relay asks for another kind of session"));
     }
-    if version.channel_header() {
-        link.codec.enable_channel_header();
+    if version.is_third()
+        && let Err(demand) = third_generation_takes(&response)
+    {
+        return Err(io::Error::other(format!("a 3.0 Router demands {demand}: {response:?}")));
     }
+    link.outgoing.authenticated(version.0);
+    link.incoming.authenticated(version.0);
     shared.view.send_modify(|view| view.relay = Some(response));
-    Ok((sealer, opener, cipher))
+    Ok(cipher)
+}
+
+/// What seals what the Router sends, and what opens what the relay sends.
+fn router_seals(
+    version: RouterVersion,
+    cipher: Cipher,
+    hellos: &Hellos<'_>,
+) -> Result<(Sealer, Opener), CryptoError> {
+    let (relay, router) = (hellos.client_iv, hellos.server_iv);
+    if version.is_third() {
+        let transcript = hellos.secret.sha256(&[hellos.client, hellos.server]);
+        let from = transcript.labelled(b"aspia/v1/s2c");
+        let to = transcript.labelled(b"aspia/v1/c2s");
+        return Ok((
+            Sealer::ratcheting(cipher, from, router)?,
+            Opener::ratcheting(cipher, to, relay)?,
+        ));
+    }
+    let key = hellos.secret.session_key();
+    Ok((Sealer::new(cipher, &key, router)?, Opener::new(cipher, &key, relay)?))
+}
+
+/// What a 3.0 Router demands of a relay's description of itself.
+fn third_generation_takes(response: &SessionResponse) -> Result<(), &'static str> {
+    let filled = |text: &str, longest: usize| text.len() <= longest && !text.trim().is_empty();
+    let printable = |text: &str| !text.chars().any(char::is_control);
+    let name = |c: char| c.is_alphanumeric() || ".-_+() ".contains(c);
+    let arch = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let version = response.version.ok_or("a version")?;
+    if !filled(&response.os_name, 64) || !printable(&response.os_name) {
+        return Err("an os_name of at most 64 printable bytes");
+    }
+    if !filled(&response.computer_name, 64) || !response.computer_name.chars().all(name) {
+        return Err("a computer_name of at most 64 bytes, without signs");
+    }
+    if !filled(&response.arch, 32) || !response.arch.chars().all(arch) {
+        return Err("an arch of at most 32 bytes");
+    }
+    if response.display_name.len() > 64 || !printable(&response.display_name) {
+        return Err("a display_name of at most 64 printable bytes");
+    }
+    let parts = [version.major, version.minor, version.patch, version.revision];
+    if parts.iter().any(|part| *part > 999) || version < Version::new(2, 6, 0) {
+        return Err("a version from 2.6.0 on");
+    }
+    Ok(())
+}
+
+/// A message of this Router, as its dialect writes it.
+fn written(command: &Command, version: RouterVersion) -> Option<Vec<u8>> {
+    let used = match command {
+        Command::KeyUsed(key_id) => Some(RelayKeyUsed { key_id: *key_id }),
+        Command::Request(_) => None,
+        _ => return None,
+    };
+    if version.is_third() {
+        let (command_name, peer_id) = match command {
+            Command::Request(Request::Disconnect(session)) => {
+                (third::COMMAND_DISCONNECT, i64::try_from(*session).unwrap_or(i64::MAX))
+            }
+            _ => ("dance", 1),
+        };
+        let request = third::PeerRequest {
+            request_id: 1,
+            command_name: command_name.into(),
+            peer_id,
+            ..third::PeerRequest::default()
+        };
+        let peer_request = used.is_none().then_some(request);
+        return Some(third::RouterToRelay { key_used: used, peer_request }.encode_to_vec());
+    }
+    let request = match command {
+        Command::Request(Request::Disconnect(session)) => PeerConnectionRequest {
+            relay_session_id: 1,
+            r#type: REQUEST_DISCONNECT,
+            peer_session_id: *session,
+        },
+        _ => PeerConnectionRequest { r#type: 9, ..PeerConnectionRequest::default() },
+    };
+    let peer_connection_request = used.is_none().then_some(request);
+    Some(RouterToRelay { key_used: used, peer_connection_request }.encode_to_vec())
 }
 
 async fn relay_link(
     mut link: Link,
-    mut sealer: Sealer,
-    mut opener: Opener,
+    version: RouterVersion,
     mut commands: mpsc::Receiver<Command>,
     shared: &Shared,
 ) -> io::Result<()> {
-    let mut seal = |plaintext: &[u8]| sealer.seal(plaintext).map_err(io::Error::other);
     loop {
         tokio::select! {
             frame = link.next() => match frame {
-                Ok(Some(Frame::Message(sealed))) => {
-                    let message = opener.open(&sealed).map_err(io::Error::other)?;
-                    let message =
-                        RelayToRouter::decode(message.as_slice()).map_err(io::Error::other)?;
-                    shared.view.send_modify(|view| take(view, message));
+                Ok(Some(Frame::Message(message))) => {
+                    let message = read(&message, version).map_err(io::Error::other)?;
+                    shared.view.send_modify(|view| take(view, message, version));
                 }
                 Ok(Some(Frame::Ping(data))) => {
                     shared.view.send_modify(|view| view.pings += 1);
-                    link.send(Frame::Pong(data)).await?;
+                    link.send(&Frame::Pong(data)).await?;
                 }
                 Ok(Some(Frame::Pong(data))) => {
                     shared.view.send_modify(|view| view.pongs.push(data.to_vec()));
                 }
                 // A relay may go at any time, in any way.
-                Ok(None) | Err(FrameError::Io(_)) => return Ok(()),
+                Ok(None) | Err(ReadError::Frame(FrameError::Io(_))) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),
             },
             command = commands.recv() => {
                 let sent = match command {
-                    Some(Command::Send(message)) => {
-                        let sealed = seal(&message.encode_to_vec())?;
-                        link.send_message(sealed).await
+                    Some(command @ (Command::KeyUsed(_) | Command::Request(_))) => {
+                        link.send_message(written(&command, version).unwrap_or_default()).await
                     }
-                    Some(Command::Plain(plaintext)) => {
-                        let sealed = seal(&plaintext)?;
-                        link.send_message(sealed).await
-                    }
-                    Some(Command::Frame(frame)) => link.send(frame).await,
+                    Some(Command::Frame(frame)) => link.send(&frame).await,
                     Some(Command::Bytes(bytes)) => link.stream.write_all(&bytes).await,
                     Some(Command::Flood(frame, count)) => {
                         let mut sent = Ok(());
                         for _ in 0..count {
                             if sent.is_ok() {
-                                sent = link.send(frame.clone()).await;
+                                sent = link.send(&frame).await;
                             }
                         }
                         sent
@@ -580,11 +737,39 @@ async fn relay_link(
     }
 }
 
-fn take(view: &mut View, message: RelayToRouter) {
+/// A message of a relay; statistics of the 3.0 dialect in the words of the 2.x dialect.
+fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouter, prost::DecodeError> {
+    if !version.is_third() {
+        return RelayToRouter::decode(message);
+    }
+    let third::RelayToRouter { key_pool, statistics } = third::RelayToRouter::decode(message)?;
+    let peer = |peer: third::Peer| PeerConnection {
+        session_id: u64::try_from(peer.peer_id).unwrap_or_default(),
+        status: peer.status,
+        client_address: peer.client_address,
+        client_user_name: peer.client_user_name,
+        host_address: peer.host_address,
+        host_id: peer.host_id,
+        bytes_transferred: peer.bytes_transferred,
+        duration: peer.duration,
+        idle_time: peer.idle_time,
+    };
+    let relay_stat = statistics.map(|statistics| RelayStat {
+        peer_connection: statistics.peer.into_iter().map(peer).collect(),
+        uptime: statistics.uptime,
+    });
+    Ok(RelayToRouter { key_pool, relay_stat })
+}
+
+fn take(view: &mut View, message: RelayToRouter, version: RouterVersion) {
     if let Some(RelayKeyPool { peer_host, peer_port, key }) = message.key_pool {
         view.first_key.get_or_insert_with(Instant::now);
         view.key_ids.extend(key.iter().map(|key| key.key_id));
         view.pool.extend(key);
+        if version.is_third() && view.pool.len() > MAX_KEYS {
+            view.complaints.push(format!("{} keys on offer, {MAX_KEYS} kept", view.pool.len()));
+            view.pool.truncate(MAX_KEYS);
+        }
         (view.peer_host, view.peer_port) = (peer_host, peer_port);
     }
     if let Some(statistics) = message.relay_stat {

@@ -66,25 +66,25 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     /// there once both hellos are known.
     ///
     /// # Errors
-    /// [`ReadError`]: each ends the link.
+    /// [`FramingError`]: each ends the link.
     fn decode(
         &self,
         input: &mut BytesMut,
         stage: Stage,
         opener: Option<&mut Opener>,
-    ) -> Result<Option<Frame>, ReadError>;
+    ) -> Result<Option<Frame>, FramingError>;
 
     /// Seals a frame and puts it at the end of `output`.
     ///
     /// # Errors
-    /// [`ReadError`]: too long, or the provider failed.
+    /// [`FramingError`]: too long, or the provider failed.
     fn encode(
         &self,
         frame: &Frame,
         stage: Stage,
         sealer: Option<&mut Sealer>,
         output: &mut BytesMut,
-    ) -> Result<(), ReadError>;
+    ) -> Result<(), FramingError>;
 
     /// A message with keys on offer.
     fn key_pool(&self, pool: &KeyPool<'_>) -> Vec<u8>;
@@ -121,7 +121,7 @@ pub enum Stage {
 
 /// Why a frame cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
+pub enum FramingError {
     /// It is no frame of this dialect.
     #[error(transparent)]
     Frame(#[from] FrameError),

@@ -6,7 +6,7 @@ use crate::crypto::{CryptoError, Opener, Sealer};
 use crate::wire::frame::FrameError;
 use crate::wire::router::Version;
 
-use super::dialect::{Dialect, Frame, HandshakeError, ReadError, Stage};
+use super::dialect::{Dialect, Frame, FramingError, HandshakeError, Stage};
 
 /// What a Router sends: bytes in, opened frames out.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ impl Incoming {
     /// The next frame of what was read; `None` when more bytes are needed.
     ///
     /// # Errors
-    /// [`ReadError`]: each ends the link.
-    pub fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+    /// [`FramingError`]: each ends the link.
+    pub fn take(&mut self) -> Result<Option<Frame>, FramingError> {
         self.dialect.decode(&mut self.buffer, self.stage, self.opener.as_mut())
     }
 
@@ -46,18 +46,18 @@ impl Incoming {
     ///
     /// # Errors
     /// [`FrameError::Torn`] when it ended inside a frame.
-    pub fn end(&self) -> Result<(), ReadError> {
+    pub fn end(&self) -> Result<(), FramingError> {
         if self.buffer.is_empty() { Ok(()) } else { Err(FrameError::Torn.into()) }
     }
 
     /// What an error means: a first sealed message that does not open was sealed under another key.
-    pub fn handshake_error(&self, error: &ReadError) -> Option<HandshakeError> {
+    pub fn handshake_error(&self, error: &FramingError) -> Option<HandshakeError> {
         let nothing_yet = self.opener.as_ref().is_some_and(|opener| opener.opened() == 0);
         match error {
-            ReadError::Sealed(CryptoError::DoesNotOpen) if nothing_yet => {
+            FramingError::Sealed(CryptoError::DoesNotOpen) if nothing_yet => {
                 Some(HandshakeError::KeyMismatch { key_file: self.dialect.key_file() })
             }
-            ReadError::Sealed(error @ CryptoError::TooShort(_)) if nothing_yet => {
+            FramingError::Sealed(error @ CryptoError::TooShort(_)) if nothing_yet => {
                 let reason = error.to_string();
                 Some(HandshakeError::Malformed { message: "SessionChallenge", reason })
             }
@@ -93,8 +93,8 @@ impl Outgoing {
     /// Puts a frame at the end of `output`.
     ///
     /// # Errors
-    /// [`ReadError`]: too long, or the provider failed.
-    pub fn write(&mut self, frame: &Frame, output: &mut BytesMut) -> Result<(), ReadError> {
+    /// [`FramingError`]: too long, or the provider failed.
+    pub fn write(&mut self, frame: &Frame, output: &mut BytesMut) -> Result<(), FramingError> {
         self.dialect.encode(frame, self.stage, self.sealer.as_mut(), output)
     }
 }

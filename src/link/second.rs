@@ -18,7 +18,7 @@ use crate::wire::router::{
 };
 
 use super::dialect::{
-    Dialect, Frame, HandshakeError, Hellos, KeyPool, Notice, PeerFacts, Pings, ReadError,
+    Dialect, Frame, FramingError, HandshakeError, Hellos, KeyPool, Notice, PeerFacts, Pings,
     ServerFacts, Stage, fitting, server_iv, signed,
 };
 
@@ -129,7 +129,7 @@ impl Dialect for Second {
         input: &mut BytesMut,
         stage: Stage,
         opener: Option<&mut Opener>,
-    ) -> Result<Option<Frame>, ReadError> {
+    ) -> Result<Option<Frame>, FramingError> {
         Ok(match (Self::codec(stage).decode(input)?, opener) {
             (None, _) => None,
             (Some(RawFrame::Message(sealed)), Some(opener)) => {
@@ -147,7 +147,7 @@ impl Dialect for Second {
         stage: Stage,
         sealer: Option<&mut Sealer>,
         output: &mut BytesMut,
-    ) -> Result<(), ReadError> {
+    ) -> Result<(), FramingError> {
         let frame = match (frame, sealer) {
             (Frame::Message(message), Some(sealer)) => {
                 RawFrame::Message(Bytes::from(sealer.seal(message)?))

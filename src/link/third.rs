@@ -19,7 +19,7 @@ use crate::wire::third::{
 };
 
 use super::dialect::{
-    Dialect, Frame, HandshakeError, Hellos, KeyPool, Notice, PeerFacts, Pings, ReadError,
+    Dialect, Frame, FramingError, HandshakeError, Hellos, KeyPool, Notice, PeerFacts, Pings,
     ServerFacts, Stage, fitting, server_iv, signed,
 };
 
@@ -112,7 +112,7 @@ impl Dialect for Third {
         input: &mut BytesMut,
         stage: Stage,
         mut opener: Option<&mut Opener>,
-    ) -> Result<Option<Frame>, ReadError> {
+    ) -> Result<Option<Frame>, FramingError> {
         let early = stage == Stage::Authentication;
         while let Some(frame) = third::read(input, early)? {
             let payload: Bytes = match &mut opener {
@@ -143,7 +143,7 @@ impl Dialect for Third {
         stage: Stage,
         sealer: Option<&mut Sealer>,
         output: &mut BytesMut,
-    ) -> Result<(), ReadError> {
+    ) -> Result<(), FramingError> {
         let (kind, param, payload) = match frame {
             Frame::Message(message) if stage == Stage::Authentication => {
                 (AUTHENTICATION, 0, message)

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::crypto::{Opener, Sealer};
-use crate::link::dialect::{Dialect, Frame, ReadError};
+use crate::link::dialect::{Dialect, Frame, FramingError};
 use crate::link::framing::{Incoming, Outgoing};
 use crate::link::keepalive::KeepAliveError;
 use crate::wire::frame::FrameError;
@@ -45,9 +45,9 @@ pub(super) struct Writer {
 
 impl Reader {
     /// The next frame; `None` at the end of the connection. Can be cancelled without losing anything.
-    pub(super) async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Frame>, FramingError> {
         loop {
-            if let Some(frame) = self.incoming.next()? {
+            if let Some(frame) = self.incoming.take()? {
                 return Ok(Some(frame));
             }
             let read = self.half.read_buf(&mut self.incoming.buffer).await;
@@ -145,14 +145,14 @@ impl Connection {
                 Ok(Some(Frame::Ping(data))) => self.writer.send(&Frame::Pong(data))?,
                 Ok(Some(Frame::Pong(_))) => return Err(KeepAliveError::NotAsked.into()),
                 Ok(None) => return Err(LinkError::ClosedEarly(None)),
-                Err(ReadError::Frame(FrameError::Io(error))) => {
+                Err(FramingError::Frame(FrameError::Io(error))) => {
                     return Err(LinkError::ClosedEarly(Some(error)));
                 }
                 Err(error) => {
                     return Err(match (self.reader.incoming.handshake_error(&error), error) {
                         (Some(meant), _) => meant.into(),
-                        (None, ReadError::Frame(error)) => LinkError::NotARouter(error),
-                        (None, ReadError::Sealed(error)) => LinkError::Sealed(error),
+                        (None, FramingError::Frame(error)) => LinkError::NotARouter(error),
+                        (None, FramingError::Sealed(error)) => LinkError::Sealed(error),
                     });
                 }
             }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::crypto::CryptoError;
-use crate::link::dialect::{HandshakeError, ReadError};
+use crate::link::dialect::{FramingError, HandshakeError};
 use crate::link::keepalive::KeepAliveError;
 use crate::wire::frame::FrameError;
 
@@ -184,11 +184,11 @@ impl From<KeepAliveError> for LinkError {
     }
 }
 
-impl From<ReadError> for LinkError {
-    fn from(error: ReadError) -> Self {
+impl From<FramingError> for LinkError {
+    fn from(error: FramingError) -> Self {
         match error {
-            ReadError::Frame(error) => Self::Frame(error),
-            ReadError::Sealed(error) => Self::Provider(error),
+            FramingError::Frame(error) => Self::Frame(error),
+            FramingError::Sealed(error) => Self::Provider(error),
         }
     }
 }

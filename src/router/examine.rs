@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::config::Config;
 use crate::config::parse::Protocol;
 use crate::crypto::Cipher;
-use crate::link::dialect::{Dialect, ReadError};
+use crate::link::dialect::{Dialect, FramingError};
 use crate::wire::frame::FrameError;
 use crate::wire::router::Version;
 
@@ -59,12 +59,12 @@ pub async fn examine(
         loop {
             match reader.next().await {
                 Ok(Some(_)) => {}
-                Ok(None) | Err(ReadError::Frame(FrameError::Io(_) | FrameError::Torn)) => {
+                Ok(None) | Err(FramingError::Frame(FrameError::Io(_) | FrameError::Torn)) => {
                     break LinkError::Denied(since.elapsed());
                 }
                 // That is no white list, but a Router that does not speak as it should.
-                Err(ReadError::Frame(error)) => break LinkError::Frame(error),
-                Err(ReadError::Sealed(error)) => break LinkError::Sealed(error),
+                Err(FramingError::Frame(error)) => break LinkError::Frame(error),
+                Err(FramingError::Sealed(error)) => break LinkError::Sealed(error),
             }
         }
     });

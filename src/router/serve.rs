@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::crypto::CryptoError;
-use crate::link::dialect::{Dialect, Frame, KeyPool, Notice, OfferedKey, PeerFacts, ReadError};
+use crate::link::dialect::{Dialect, Frame, FramingError, KeyPool, Notice, OfferedKey, PeerFacts};
 use crate::link::keepalive::KeepAlive;
 use crate::state::keys::{KeyId, OneTimeKey, Order, Used};
 use crate::state::sessions::{End, Session, SessionId};
@@ -113,14 +113,14 @@ impl<W: Send + 'static> Server<W> {
                             self.metrics.ping.observe(taken.as_secs_f64());
                             debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
                         }
-                        Ok(None) | Err(ReadError::Frame(FrameError::Torn)) => {
+                        Ok(None) | Err(FramingError::Frame(FrameError::Torn)) => {
                             return Err(LinkError::Closed(None));
                         }
-                        Err(ReadError::Frame(FrameError::Io(error))) => {
+                        Err(FramingError::Frame(FrameError::Io(error))) => {
                             return Err(LinkError::Closed(Some(error)));
                         }
-                        Err(ReadError::Frame(error)) => return Err(LinkError::Frame(error)),
-                        Err(ReadError::Sealed(error)) => return Err(LinkError::Sealed(error)),
+                        Err(FramingError::Frame(error)) => return Err(LinkError::Frame(error)),
+                        Err(FramingError::Sealed(error)) => return Err(LinkError::Sealed(error)),
                     }
                 }
                 flushed = writer.flush(), if writer.waiting() > 0 => {

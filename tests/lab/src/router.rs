@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aspia_relay::crypto::{self, Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer};
-use aspia_relay::link::dialect::{Dialect, Frame, Hellos, ReadError};
+use aspia_relay::link::dialect::{Dialect, Frame, FramingError, Hellos};
 use aspia_relay::link::framing::{Incoming, Outgoing};
 use aspia_relay::link::second::SECOND;
 use aspia_relay::link::third::THIRD;
@@ -422,9 +422,9 @@ struct Link {
 }
 
 impl Link {
-    async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+    async fn next(&mut self) -> Result<Option<Frame>, FramingError> {
         loop {
-            if let Some(frame) = self.incoming.next()? {
+            if let Some(frame) = self.incoming.take()? {
                 return Ok(Some(frame));
             }
             let read = self.stream.read_buf(&mut self.incoming.buffer).await;
@@ -707,7 +707,7 @@ async fn relay_link(
                     shared.view.send_modify(|view| view.pongs.push(data.to_vec()));
                 }
                 // A relay may go at any time, in any way.
-                Ok(None) | Err(ReadError::Frame(FrameError::Io(_))) => return Ok(()),
+                Ok(None) | Err(FramingError::Frame(FrameError::Io(_))) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),
             },
             command = commands.recv() => {

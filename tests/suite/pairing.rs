@@ -1,5 +1,4 @@
 //! Peers: first messages, pairing, waiting, expiry.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
@@ -7,16 +6,17 @@ use aspia_relay::wire::peer;
 use relay_lab::log::CapturedLog;
 use relay_lab::peer::Introduction;
 use relay_lab::relay::Lab;
-use relay_lab::router::Options;
 use relay_lab::traffic;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use super::options;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn lab(max_peers: &str) -> Lab {
-    let lab = Lab::start(Options::default(), &[("MaxPeerCount", max_peers)]).await.unwrap();
+    let lab = Lab::start(options(), &[("MaxPeerCount", max_peers)]).await.unwrap();
     lab.router.keys(max_peers.parse().unwrap()).await;
     lab
 }
@@ -175,7 +175,10 @@ async fn a_recorded_first_message_is_not_a_second_peer() {
     let mut other_form = recorded.clone();
     other_form.public_key[31] ^= 0x80;
     closed(&mut send(&other_form).await).await;
-    assert_eq!(log.text().matches("received before").count(), 2);
+    // The key of AES-256-GCM depends on how the point is written: such a copy does not even open.
+    let (again, closed_out) = if crate::ROUTER.is_third() { (1, 1) } else { (2, 0) };
+    assert_eq!(log.text().matches("received before").count(), again);
+    assert_eq!(log.text().matches("does not open").count(), closed_out);
     // The first still waits, and is paired with a real partner.
     let mut second = introduction.connect().await.unwrap();
     speak(&mut second, &mut first).await;
@@ -219,7 +222,7 @@ async fn every_bad_first_message_is_closed_without_an_answer_and_costs_nothing()
         (vec![0, 0, 0x40, 0].into_iter().chain(vec![0xff; 0x4000]).collect(), "cannot be read"),
         (change(|m| m.key_id ^= 0x4000_0000), "unknown key"),
         (change(|m| m.encryption = 3), "cipher 3"),
-        (change(|m| m.encryption = 2), "does not open"),
+        (change(|m| m.encryption = if m.encryption == 2 { 0 } else { 2 }), "does not open"),
         (change(|m| m.public_key.truncate(31)), "has 32 bytes"),
         (change(|m| m.public_key = vec![0; 32]), "low-order"),
         (change(|m| m.public_key[3] ^= 1), "does not open"),
@@ -266,7 +269,7 @@ async fn a_silent_connection_is_closed_after_10_s() {
 async fn pending_connections_are_bounded() {
     let log = CapturedLog::start();
     let settings = [("MaxPeerCount", "2"), ("MaxPendingPeers", "3")];
-    let lab = Lab::start(Options::default(), &settings).await.unwrap();
+    let lab = Lab::start(options(), &settings).await.unwrap();
     lab.router.keys(2).await;
     let introduction = lab.router.introduce().await.unwrap();
     let mut silent = Vec::new();
@@ -290,7 +293,7 @@ async fn who_the_peers_are_is_logged_only_when_asked_for() {
     for (asked, seen) in [("false", false), ("true", true)] {
         let log = CapturedLog::start();
         let settings = [("MaxPeerCount", "1"), ("LogPeerIdentity", asked)];
-        let lab = Lab::start(Options::default(), &settings).await.unwrap();
+        let lab = Lab::start(options(), &settings).await.unwrap();
         lab.router.keys(1).await;
         let introduction = lab.router.introduce().await.unwrap();
         let (mut client, mut host) = introduction.connect_both().await.unwrap();

@@ -1,21 +1,21 @@
 //! Stopping and reloading under load.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
 use aspia_relay::app::Stopped;
 use relay_lab::log::CapturedLog;
 use relay_lab::relay::{Lab, config};
-use relay_lab::router::Options;
 use relay_lab::traffic;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use super::options;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn lab(settings: &[(&str, &str)]) -> Lab {
-    let lab = Lab::start(Options::default(), settings).await.unwrap();
+    let lab = Lab::start(options(), settings).await.unwrap();
     lab.router.wait_for(|view| !view.pool.is_empty()).await;
     lab
 }

@@ -1,22 +1,22 @@
 //! Forwarding: nothing is lost, whatever the order in which things end.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
 use relay_lab::log::CapturedLog;
 use relay_lab::relay::Lab;
-use relay_lab::router::Options;
 use relay_lab::traffic;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use super::options;
+
 const MIB: u64 = 1024 * 1024;
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn pair(settings: &[(&str, &str)]) -> (Lab, TcpStream, TcpStream) {
-    let lab = Lab::start(Options::default(), settings).await.unwrap();
+    let lab = Lab::start(options(), settings).await.unwrap();
     let introduction = lab.router.introduce().await.unwrap();
     let (mut client, mut host) = introduction.connect_both().await.unwrap();
     // Paired for certain once a byte has passed each way.
@@ -245,7 +245,7 @@ async fn the_longest_duration_ends_a_busy_session() {
 #[tokio::test]
 async fn peers_over_ipv6_and_ipv4_meet() {
     let lab = {
-        let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
+        let router = relay_lab::router::LabRouter::start(options()).await.unwrap();
         let listener =
             aspia_relay::listen::bind::bind(aspia_relay::peer::PURPOSE, None, 0).unwrap();
         let address = listener.local_addr().unwrap();

@@ -518,6 +518,22 @@ fn the_table_of_settings_says_what_a_reload_does() {
 }
 
 #[test]
+fn the_port_that_is_left_out_goes_with_the_protocol() {
+    let variable = "ASPIA_RELAY_ROUTER_PROTOCOL";
+    let third = Case::new().complete("").variable(variable, "3");
+    assert_eq!(third.config().router.port, 8063);
+    assert_eq!(third.source("RouterPort"), "default (RouterProtocol is 3)");
+    for protocol in ["2", "auto"] {
+        let other = Case::new().complete("").variable(variable, protocol);
+        assert_eq!(other.config().router.port, 8060);
+        assert_eq!(other.source("RouterPort"), "default");
+    }
+    // What is written holds, also where it is the other dialect's.
+    let written = third.variable("ASPIA_RELAY_ROUTER_PORT", "8060");
+    assert_eq!(written.config().router.port, 8060);
+}
+
+#[test]
 fn the_readme_names_every_setting_with_its_variable_and_default() {
     let readme = include_str!("../README.md");
     for setting in settings::SETTINGS {

@@ -9,6 +9,7 @@ use aspia_relay::link::second::SECOND;
 use aspia_relay::peer::first_message;
 use aspia_relay::state::keys::{KeyId, OneTimeKey};
 use aspia_relay::wire::frame::{Frame, FrameCodec};
+use aspia_relay::wire::third;
 use bytes::BytesMut;
 use proptest::prelude::*;
 use prost::Message;
@@ -74,6 +75,20 @@ proptest! {
         while let Ok(Some(frame)) = codec.decode_eof(&mut input) {
             let (Frame::Message(data) | Frame::Ping(data) | Frame::Pong(data)) = frame;
             given += data.len();
+        }
+        prop_assert!(given <= wire.len());
+    }
+
+    /// The same for the 3.0 dialect, before and after the authentication.
+    #[test]
+    fn frames_of_the_third_dialect(run in 0usize..2, early in any::<bool>(), changes in prop::collection::vec(change(), 0..6)) {
+        let recorded = recorded(include_str!("vectors/handshake3.json"));
+        let messages = recorded["runs"][run]["messages"].as_array().unwrap();
+        let mut wire: Vec<u8> = messages.iter().flat_map(|m| bytes(&m["raw"])).collect();
+        apply(&mut wire, &changes);
+        let (mut input, mut given) = (BytesMut::from(wire.as_slice()), 0);
+        while let Ok(Some(frame)) = third::read(&mut input, early) {
+            given += third::HEADER + frame.payload.len();
         }
         prop_assert!(given <= wire.len());
     }

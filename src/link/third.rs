@@ -35,6 +35,9 @@ const TO_ROUTER: &[u8] = b"aspia/v1/c2s";
 /// What tells the key of what the Router sends from the other one.
 const FROM_ROUTER: &[u8] = b"aspia/v1/s2c";
 
+/// Characters of an unknown command that are shown.
+const MAX_COMMAND: usize = 64;
+
 /// See [`THIRD`].
 #[derive(Debug)]
 pub struct Third;
@@ -203,9 +206,120 @@ impl Dialect for Third {
         let request = message.peer_request.map(|request| {
             match (request.command_name.as_str(), u64::try_from(request.peer_id)) {
                 (COMMAND_DISCONNECT, Ok(peer)) => Notice::Disconnect(peer),
-                (command, _) => Notice::Unknown(format!("{command:?} for {}", request.peer_id)),
+                (command, _) => {
+                    // It goes to the log, and may be as long as a frame.
+                    let command: String = command.chars().take(MAX_COMMAND).collect();
+                    Notice::Unknown(format!("{command:?} for {}", request.peer_id))
+                }
             }
         });
         Ok(used.into_iter().chain(request).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Iv, SessionKey};
+    use bytes::BufMut;
+
+    const SERVICE: Stage = Stage::Service(ANNOUNCED);
+
+    fn pair() -> (Sealer, Opener) {
+        let key = || SessionKey::from_bytes([7; 32]);
+        let (cipher, iv) = (Cipher::Aes256Gcm, Iv([9; 12]));
+        (
+            Sealer::ratcheting(cipher, key(), iv).unwrap(),
+            Opener::ratcheting(cipher, key(), iv).unwrap(),
+        )
+    }
+
+    fn sealed(sealer: &mut Sealer, kind: u8, param: u8, payload: &[u8]) -> BytesMut {
+        let header = third::header(kind, param, TAG_LEN + payload.len()).unwrap();
+        let mut wire = BytesMut::new();
+        third::write(header, &sealer.seal_with(&header, payload).unwrap(), &mut wire);
+        wire
+    }
+
+    #[test]
+    fn what_is_ignored_counts_all_the_same() {
+        let (mut sealer, mut opener) = pair();
+        // A whole ratchet of frames of a type that does not exist, and empty ones between.
+        let mut wire = BytesMut::new();
+        for _ in 0..300 {
+            wire.extend_from_slice(&sealed(&mut sealer, 77, 1, b"x"));
+            wire.put_slice(&[USER_DATA, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        wire.extend_from_slice(&sealed(&mut sealer, USER_DATA, 5, b"message"));
+        let frame = THIRD.decode(&mut wire, SERVICE, Some(&mut opener)).unwrap();
+        assert_eq!(frame, Some(Frame::Message(Bytes::from_static(b"message"))));
+        assert_eq!(opener.opened(), 301);
+    }
+
+    #[test]
+    fn a_changed_header_does_not_open() {
+        for (place, value) in [(0, KEEP_ALIVE), (1, 1), (2, 1), (3, 1)] {
+            let (mut sealer, mut opener) = pair();
+            let good = sealed(&mut sealer, USER_DATA, 0, b"message");
+            let mut wire = good.clone();
+            wire[place] = value;
+            let error = THIRD.decode(&mut wire, SERVICE, Some(&mut opener)).unwrap_err();
+            assert!(matches!(error, FramingError::Sealed(CryptoError::DoesNotOpen)));
+            // What did not open does not count.
+            assert!(THIRD.decode(&mut good.clone(), SERVICE, Some(&mut opener)).is_ok());
+        }
+    }
+
+    #[test]
+    fn frames_that_have_no_place_end_the_link() {
+        let decode = |kind, param, payload: &[u8], stage| {
+            let (mut sealer, mut opener) = pair();
+            let mut wire = sealed(&mut sealer, kind, param, payload);
+            THIRD.decode(&mut wire, stage, Some(&mut opener))
+        };
+        for (kind, param, payload, stage) in [
+            (AUTHENTICATION, 0, &b"x"[..], SERVICE),
+            (AUTHENTICATION, 0, b"", Stage::Authentication),
+            (USER_DATA, 0, b"x", Stage::Authentication),
+            (KEEP_ALIVE, PING, b"x", Stage::Authentication),
+            (KEEP_ALIVE, PING, b"", SERVICE),
+        ] {
+            assert!(decode(kind, param, payload, stage).is_err(), "{kind} {stage:?}");
+        }
+        let pong = decode(KEEP_ALIVE, 0, b"", SERVICE).unwrap();
+        assert_eq!(pong, Some(Frame::Pong(Bytes::new())));
+    }
+
+    #[test]
+    fn the_longest_frame_counts_its_header_and_its_tag() {
+        let (mut sealer, _) = pair();
+        let mut encode = |length| {
+            let frame = Frame::Message(Bytes::from(vec![0; length]));
+            THIRD.encode(&frame, SERVICE, Some(&mut sealer), &mut BytesMut::new())
+        };
+        let longest = MAX_FRAME - HEADER - TAG_LEN;
+        assert!(encode(longest).is_ok() && encode(longest + 1).is_err());
+    }
+
+    #[test]
+    fn versions_follow_the_rules() {
+        let version = |version| THIRD.router_version(None, version);
+        assert_eq!(version(Some(ANNOUNCED)), Ok(ANNOUNCED));
+        assert_eq!(version(None), Err(HandshakeError::NoVersion));
+        let old = version(Some(Version::new(2, 5, 9)));
+        assert!(matches!(old, Err(HandshakeError::Version { .. })));
+    }
+
+    #[test]
+    fn unknown_requests_are_named_in_a_few_words() {
+        let request = third::PeerRequest {
+            command_name: "x".repeat(100_000),
+            peer_id: -1,
+            ..third::PeerRequest::default()
+        };
+        let message = RouterToRelay { key_used: None, peer_request: Some(request) };
+        let notices = THIRD.notices(&message.encode_to_vec()).unwrap();
+        assert!(matches!(&notices[..], [Notice::Unknown(text)] if text.len() < 100));
+        assert_eq!(THIRD.notices(&[]).unwrap(), []);
     }
 }

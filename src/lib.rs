@@ -15,7 +15,7 @@
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
 //! | work | [`forward`] | moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
-//! | protocol | [`link`] | authentication and keep-alive, without I/O |
+//! | protocol | [`link`] | the dialects of Routers; authentication, sealing and keep-alive, without I/O |
 //! | command line | [`cli`] | what it is asked to do |
 //! | surroundings | [`open_files`], [`memory`], [`node`] | what the settings need of the system, what Kubernetes says of the node |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |

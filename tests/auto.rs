@@ -86,11 +86,15 @@ async fn a_wrong_key_and_silence_are_not_taken_for_another_dialect() {
 async fn where_no_dialect_is_spoken_both_reasons_are_given_and_one_failure_counted() {
     let log = CapturedLog::start();
     let options = Options { behaviour: Behaviour::CloseAtOnce, ..Options::default() };
-    let lab = Lab::start(options, &[("MaxPeerCount", "1")]).await.unwrap();
+    let settings = [("MaxPeerCount", "1"), ("MetricsListen", "127.0.0.1:4242")];
+    let lab = Lab::start(options, &settings).await.unwrap();
     let line = log.line("speaks no dialect of this relay").await;
     assert!(line.contains("in the 2.x dialect") && line.contains("in the 3.0 dialect"), "{line}");
     assert_eq!(lab.router.view().connections, 2);
     assert_eq!(lab.relay.handle().link().failures, 1);
+    let metrics = relay_lab::http::get(lab.relay.metrics(), "/metrics").await.unwrap().body;
+    let counted = r#"aspia_relay_router_connects_total{outcome="protocol"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test(start_paused = true)]

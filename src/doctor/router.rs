@@ -149,9 +149,8 @@ async fn judge(
         Err(error) => {
             let text = error.to_string();
             match error {
-                LinkError::Handshake(HandshakeError::KeyMismatch { key_file }) => {
-                    let generation = if key_file == "relay.pub" { "3.x" } else { "2.x" };
-                    steps.push(Step::ok(DIALECT, format!("an Aspia {generation} Router")));
+                LinkError::Handshake(HandshakeError::KeyMismatch { dialect, .. }) => {
+                    steps.push(Step::ok(DIALECT, format!("an Aspia Router, {dialect} dialect")));
                     steps.push(Step::failed(ROUTER_KEY, text));
                     rest(&mut steps, &[RELAY_SESSIONS, WHITE_LIST]);
                 }

@@ -22,8 +22,8 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     /// The version that the relay announces in it.
     fn version(&self) -> Version;
 
-    /// The file on the Router's machine that belongs into `RouterPublicKey`.
-    fn key_file(&self) -> &'static str;
+    /// What to do where `RouterPublicKey` is not the Router's key: it keeps it in another file in each dialect.
+    fn key_remedy(&self) -> &'static str;
 
     /// Time for all of the authentication.
     fn authentication_time(&self) -> Duration;
@@ -239,8 +239,10 @@ pub enum HandshakeError {
     /// The first sealed message does not open: the Router has another private key.
     #[error("the Router does not hold the private key for RouterPublicKey")]
     KeyMismatch {
-        /// Where the Router keeps the right public key: [`Dialect::key_file`].
-        key_file: &'static str,
+        /// The dialect that the Router speaks.
+        dialect: &'static str,
+        /// Where the right key is: [`Dialect::key_remedy`].
+        remedy: &'static str,
     },
     /// The Router is too old, or contradicts itself.
     #[error("the Router's version {version} {rule}")]

@@ -55,7 +55,10 @@ impl Incoming {
         let nothing_yet = self.opener.as_ref().is_some_and(|opener| opener.opened() == 0);
         match error {
             FramingError::Sealed(CryptoError::DoesNotOpen) if nothing_yet => {
-                Some(HandshakeError::KeyMismatch { key_file: self.dialect.key_file() })
+                Some(HandshakeError::KeyMismatch {
+                    dialect: self.dialect.name(),
+                    remedy: self.dialect.key_remedy(),
+                })
             }
             FramingError::Sealed(error @ CryptoError::TooShort(_)) if nothing_yet => {
                 let reason = error.to_string();

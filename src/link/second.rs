@@ -54,8 +54,8 @@ impl Dialect for Second {
         ANNOUNCED
     }
 
-    fn key_file(&self) -> &'static str {
-        "router.pub"
+    fn key_remedy(&self) -> &'static str {
+        "copy the content of router.pub from the Router's machine to RouterPublicKey"
     }
 
     fn authentication_time(&self) -> Duration {

@@ -51,8 +51,9 @@ impl Dialect for Third {
         ANNOUNCED
     }
 
-    fn key_file(&self) -> &'static str {
-        "relay.pub"
+    fn key_remedy(&self) -> &'static str {
+        "copy the content of relay.pub from the Router's machine to RouterPublicKey (host.pub beside it, and the \
+         router.pub of a 2.x Router, are other keys)"
     }
 
     fn authentication_time(&self) -> Duration {

@@ -124,10 +124,7 @@ impl fmt::Display for LinkError {
             Self::Handshake(error) => {
                 write!(f, "{error}")?;
                 match error {
-                    HandshakeError::KeyMismatch { key_file } => write!(
-                        f,
-                        "; copy the content of {key_file} from the Router's machine to RouterPublicKey"
-                    ),
+                    HandshakeError::KeyMismatch { remedy, .. } => write!(f, "; {remedy}"),
                     HandshakeError::RelaysNotAllowed(_) => {
                         f.write_str("; allow relay sessions in the Router's configuration")
                     }

@@ -129,7 +129,7 @@ mod tests {
             (connect(&[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable]), Connect::Refused),
             (LinkError::AuthenticationTimeout(Duration::from_secs(60)), Connect::Timeout),
             (
-                LinkError::Handshake(HandshakeError::KeyMismatch { key_file: "relay.pub" }),
+                LinkError::Handshake(HandshakeError::KeyMismatch { dialect: "3.0", remedy: "" }),
                 Connect::KeyMismatch,
             ),
             (LinkError::NoDialect(Vec::new()), Connect::Protocol),

@@ -116,12 +116,12 @@ struct Pair {
 }
 
 impl Pair {
-    async fn start(settings: &[(&str, &str)]) -> Self {
+    async fn start(version: &str, settings: &[(&str, &str)]) -> Self {
         let (network, router_name, relay_name) = (name("net"), name("router"), name("relay"));
         let router = GenericImage::new(IMAGE, "lab")
             .with_exposed_port(8061.tcp())
             .with_wait_for(WaitFor::message_on_stdout("introductions on"))
-            .with_cmd(ROUTER)
+            .with_cmd(ROUTER.into_iter().chain(["--version", version]))
             .with_network(&network)
             .with_container_name(&router_name)
             .start()
@@ -223,7 +223,14 @@ async fn a_hardened_container_joins_peers_and_survives_its_router() {
     if !images("containers on a network").await {
         return;
     }
-    let pair = Pair::start(&[]).await;
+    for version in ["2.7", "3.0"] {
+        joins_peers_and_survives(version).await;
+    }
+}
+
+/// A relay that was told nothing of its Router's generation.
+async fn joins_peers_and_survives(version: &str) {
+    let pair = Pair::start(version, &[]).await;
     // Peers outside.
     transfer(pair.introduce().await.connect_both().await.unwrap(), async {}).await;
     // Peers in a container, by names.
@@ -295,7 +302,7 @@ async fn docker_stop_drains_and_no_byte_of_a_transfer_that_ends_in_time_is_lost(
     if !images("docker stop").await {
         return;
     }
-    let pair = Pair::start(&[("ASPIA_RELAY_DRAIN_TIMEOUT", "100s")]).await;
+    let pair = Pair::start("2.7", &[("ASPIA_RELAY_DRAIN_TIMEOUT", "100s")]).await;
     let session = pair.introduce_directly().await.connect_both().await.unwrap();
     let relay = pair.relay_name.clone();
     let stopping = std::sync::Mutex::new(None);
@@ -639,10 +646,12 @@ async fn the_demonstration_shows_traffic_and_metrics() {
     let compose_file = include_str!("../compose.yaml");
     let prometheus =
         compose_file.split("PROMETHEUS_IMAGE:-").nth(1).unwrap().split('}').next().unwrap();
-    for program in COMPOSES {
+    // A Router of each generation.
+    for (program, version) in COMPOSES.into_iter().zip(["2.7", "3.0"]) {
         let (page, metrics) = (free_port(), free_port());
         let variables = vec![
             ("DEMO_PAGE_PORT", page.to_string()),
+            ("DEMO_ROUTER_VERSION", version.to_owned()),
             ("DEMO_GRAFANA_PORT", free_port().to_string()),
             ("DEMO_TRACES_PORT", free_port().to_string()),
             ("DEMO_PROMETHEUS_PORT", metrics.to_string()),

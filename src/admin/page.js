@@ -242,7 +242,7 @@ function showStatus(next) {
     "router-since": moment(router.since, now),
     "router-address": router.address,
     "router-peer": router.peer_address ?? DASH,
-    "router-version": router.version ?? DASH,
+    "router-version": router.version ? `${router.version} (dialect ${router.dialect})` : DASH,
     "router-cipher": router.cipher ?? DASH,
     "router-failures": count(router.failures),
     "router-error-at": error ? moment(error.at, now) : DASH,

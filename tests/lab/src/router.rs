@@ -503,22 +503,64 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let (_commands, receiver) = mpsc::channel(1);
         return relay_link(link, options.version, receiver, shared).await;
     }
+    shared.view.send_modify(|view| view.links += 1);
+    // Beside a relay that is there, one that only looks (a doctor) is not what this Router acts on.
+    let Some(first) = aside(&mut link, options.version, shared).await? else {
+        return Ok(());
+    };
     let (commands, receiver) = mpsc::channel(64);
-    *shared.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(commands);
+    *lock(&shared.link) = Some(commands.clone());
     shared.view.send_modify(|view| {
-        view.links += 1;
         view.linked = true;
         view.pool.clear();
         view.cipher = Some(cipher);
         view.authenticated = Some(Instant::now());
         view.first_key = None;
+        if let Some(message) = first {
+            take(view, message, options.version);
+        }
     });
     let end = relay_link(link, options.version, receiver, shared).await;
-    shared.view.send_modify(|view| {
-        view.linked = false;
-        view.pool.clear();
-    });
+    // Unless another one has come meanwhile.
+    if lock(&shared.link).as_ref().is_some_and(|link| link.same_channel(&commands)) {
+        shared.view.send_modify(|view| {
+            view.linked = false;
+            view.pool.clear();
+        });
+    }
     end
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves a link beside the one that there is, until it offers keys, which are given, or the other one has gone. `None`
+/// where it ends before.
+async fn aside(
+    link: &mut Link,
+    version: RouterVersion,
+    shared: &Shared,
+) -> io::Result<Option<Option<RelayToRouter>>> {
+    let mut changes = shared.view.subscribe();
+    loop {
+        let frame = tokio::select! {
+            biased;
+            _ = changes.wait_for(|view| !view.linked) => return Ok(Some(None)),
+            frame = link.next() => frame,
+        };
+        match frame {
+            Ok(Some(Frame::Message(message))) => {
+                let message = read(&message, version).map_err(io::Error::other)?;
+                if message.key_pool.is_some() {
+                    return Ok(Some(Some(message)));
+                }
+            }
+            Ok(Some(Frame::Ping(data))) => link.send(&Frame::Pong(data)).await?,
+            Ok(Some(Frame::Pong(_))) => {}
+            Ok(None) | Err(_) => return Ok(None),
+        }
+    }
 }
 
 async fn authenticate(

@@ -97,6 +97,54 @@ async fn where_no_dialect_is_spoken_both_reasons_are_given_and_one_failure_count
     assert!(metrics.contains(counted), "{metrics}");
 }
 
+/// A Router that is being restarted hangs up and is then away: that is no question of dialects.
+#[tokio::test(start_paused = true)]
+async fn what_fails_for_another_reason_in_the_second_dialect_is_that_reason() {
+    let log = CapturedLog::start();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let router = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        // Away before it hangs up; the next connection is refused.
+        drop(listener);
+        let _ = tokio::io::AsyncReadExt::read(&mut first, &mut [0; 64]).await;
+    });
+    let key = aspia_relay::crypto::PrivateKey::generate().unwrap().public();
+    let relay = relay_lab::relay::Relay::start(router, key, &[]).unwrap();
+    let line = log.line("Router link: ").await;
+    assert!(line.contains("refused") && !line.contains("speaks no dialect"), "{line}");
+    let metrics = relay_lab::http::get(relay.metrics(), "/metrics").await.unwrap().body;
+    let counted = r#"aspia_relay_router_connects_total{outcome="refused"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_port_8063_the_3_0_dialect_comes_first() {
+    for (version, foreign) in [(RouterVersion::V3_0, 0), (RouterVersion::V2_7, 1)] {
+        // An address of loopback that nobody else has.
+        let listen = ([127, 80, 63, 1 + foreign], 8063).into();
+        let options = Options { version, listen, ..Options::default() };
+        let lab = Lab::start(options, &[("MaxPeerCount", "1")]).await.unwrap();
+        lab.router.keys(1).await;
+        assert_eq!(lab.router.view().foreign, u64::from(foreign));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_3_0_router_never_counts_too_many_connections() {
+    let options = Options {
+        version: RouterVersion::V3_0,
+        behaviour: Behaviour::CloseAtOnce,
+        ..Options::default()
+    };
+    assert!(options.limit_connections);
+    let lab = Lab::start(options, &[("MaxPeerCount", "1")]).await.unwrap();
+    sleep(600 * SECOND).await;
+    let view = lab.router.view();
+    assert!(view.connections > 50, "{}", view.connections);
+    assert_eq!(view.complaints, [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn another_protocol_in_the_settings_makes_a_new_link() {
     let lab = lab(RouterVersion::V2_7, &[("MaxPeerCount", "1")]).await;

@@ -101,8 +101,13 @@ async fn on_the_other_port(config: &Config, refused: &[(SocketAddr, io::Error)])
         if error.kind() == io::ErrorKind::ConnectionRefused
             && let Some(dialect) = examine::dialect_at(config, there).await
         {
+            let protocol = match config.router.protocol {
+                Protocol::Auto => "",
+                _ => ", and RouterProtocol to auto",
+            };
             return format!(
-                "; but {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {other}"
+                "; but {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {other}{protocol}. A Router \
+                 that was moved to 3.x has a new key for relays, too: RouterPublicKey is then the content of relay.pub"
             );
         }
     }

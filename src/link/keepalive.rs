@@ -49,7 +49,7 @@ impl KeepAlive {
     }
 
     /// Something came from the Router, whatever it was.
-    pub fn on_frame(&mut self) {
+    pub fn on_bytes(&mut self) {
         self.heard = true;
     }
 
@@ -147,18 +147,18 @@ mod tests {
     fn a_link_that_is_not_idle_needs_no_ping() {
         let start = Instant::now();
         let mut keep_alive = KeepAlive::new(Pings::WhenIdle(30 * SECOND), start);
-        keep_alive.on_frame();
+        keep_alive.on_bytes();
         assert_eq!(keep_alive.on_deadline(start + 30 * SECOND), Ok(None));
         // Nothing since that look.
         let ping = keep_alive.on_deadline(start + 60 * SECOND).unwrap().unwrap();
         assert_eq!(ping, [0; 4]);
         // Other frames are no answer; the answer is something heard.
-        keep_alive.on_frame();
+        keep_alive.on_bytes();
         assert_eq!(keep_alive.deadline(), start + 90 * SECOND);
         keep_alive.on_pong(&ping, start + 61 * SECOND).unwrap();
         assert_eq!(keep_alive.on_deadline(start + 90 * SECOND), Ok(None));
         assert_eq!(keep_alive.on_deadline(start + 120 * SECOND), Ok(Some([0, 0, 0, 1])));
-        keep_alive.on_frame();
+        keep_alive.on_bytes();
         assert_eq!(keep_alive.on_deadline(start + 150 * SECOND), Err(KeepAliveError::NoPong));
     }
 }

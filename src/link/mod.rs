@@ -9,5 +9,6 @@ pub mod third;
 
 use dialect::Dialect;
 
-/// Every dialect that this relay speaks. One more stands in a file of its own and here.
+/// Every dialect that this relay speaks. One more stands in a file of its own and here; its number and its usual port, by
+/// which it is chosen, stand with the settings (`RouterProtocol`, `RouterPort`) and in `router::choice`.
 pub const DIALECTS: [&dyn Dialect; 2] = [&second::SECOND, &third::THIRD];

@@ -90,12 +90,14 @@ impl Choice {
                     info!("the Router does not answer in the {} dialect: {error}", dialect.name());
                     refused.push((dialect.name(), error));
                 }
-                // It did answer, or nothing is known but that it failed.
-                Err(error) if answered || refused.is_empty() => return Err(error),
-                Err(error) => {
+                // No dialect is the right one.
+                Err(error)
+                    if !answered && !refused.is_empty() && error.suggests_another_dialect() =>
+                {
                     refused.push((dialect.name(), error));
-                    break;
                 }
+                // It did answer, or it failed for a reason of its own; what came before is in the log.
+                Err(error) => return Err(error),
             }
         }
         Err(LinkError::NoDialect(refused))

@@ -32,6 +32,8 @@ pub(super) struct Connection {
 pub(super) struct Reader {
     half: OwnedReadHalf,
     incoming: Incoming,
+    /// Whether anything came since somebody asked.
+    heard: bool,
 }
 
 /// Writes frames. What is sent waits here until [`Writer::flush`] has brought it to the socket, so that a Router
@@ -54,7 +56,13 @@ impl Reader {
             if read.map_err(FrameError::Io)? == 0 {
                 return self.incoming.end().map(|()| None);
             }
+            self.heard = true;
         }
+    }
+
+    /// Whether anything was received since the last call: a part of a frame, or one that means nothing, too.
+    pub(super) fn has_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
     }
 }
 
@@ -93,7 +101,7 @@ impl Connection {
         Self {
             address,
             local,
-            reader: Reader { half: read, incoming: Incoming::new(dialect) },
+            reader: Reader { half: read, incoming: Incoming::new(dialect), heard: false },
             writer: Writer {
                 half: write,
                 outgoing: Outgoing::new(dialect),

@@ -104,7 +104,6 @@ impl<W: Send + 'static> Server<W> {
             }
             tokio::select! {
                 frame = reader.next() => {
-                    keep_alive.on_frame();
                     match frame {
                         Ok(Some(Frame::Message(message))) => self.receive(&message),
                         Ok(Some(Frame::Ping(data))) => writer.send(&Frame::Pong(data))?,
@@ -137,6 +136,9 @@ impl<W: Send + 'static> Server<W> {
                 }
                 () = self.state.room(), if making.is_none() => {}
                 () = sleep_until(keep_alive.deadline()) => {
+                    if reader.has_heard() {
+                        keep_alive.on_bytes();
+                    }
                     if let Some(data) = keep_alive.on_deadline(Instant::now())? {
                         writer.send(&Frame::Ping(Bytes::copy_from_slice(&data)))?;
                     }

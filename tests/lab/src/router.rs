@@ -503,7 +503,6 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let (_commands, receiver) = mpsc::channel(1);
         return relay_link(link, options.version, receiver, shared).await;
     }
-    shared.view.send_modify(|view| view.links += 1);
     // Beside a relay that is there, one that only looks (a doctor) is not what this Router acts on.
     let Some(first) = aside(&mut link, options.version, shared).await? else {
         return Ok(());
@@ -511,6 +510,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let (commands, receiver) = mpsc::channel(64);
     *lock(&shared.link) = Some(commands.clone());
     shared.view.send_modify(|view| {
+        view.links += 1;
         view.linked = true;
         view.pool.clear();
         view.cipher = Some(cipher);
@@ -804,6 +804,13 @@ fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouter, prost::
 }
 
 fn take(view: &mut View, message: RelayToRouter, version: RouterVersion) {
+    let is_good = |pool: &RelayKeyPool| {
+        !version.is_third() || (!pool.peer_host.is_empty() && (1..=65535).contains(&pool.peer_port))
+    };
+    if message.key_pool.as_ref().is_some_and(|pool| !is_good(pool)) {
+        view.complaints.push("a key pool without a good host and port is ignored".into());
+        return;
+    }
     if let Some(RelayKeyPool { peer_host, peer_port, key }) = message.key_pool {
         view.first_key.get_or_insert_with(Instant::now);
         view.key_ids.extend(key.iter().map(|key| key.key_id));

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
+
 use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
 use crate::secret::Secret;
 
@@ -304,13 +306,20 @@ pub fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A letter or a digit of any script by its category. `char::is_alphanumeric` also takes marks, fractions and letters in
+/// circles, which a 3.0 Router might refuse.
+fn is_letter_or_digit(letter: char) -> bool {
+    letter.general_category_group() == GeneralCategoryGroup::Letter
+        || letter.general_category() == GeneralCategory::DecimalNumber
+}
+
 /// A name as a Router accepts it: letters and digits of any script, `. - _ + ( )` and blanks, at most 64 bytes,
 /// never empty.
 pub fn computer_name(text: &str) -> String {
     let mut name = String::new();
     for letter in text.trim().chars() {
         let letter = match letter {
-            _ if letter.is_alphanumeric() || ".-_+() ".contains(letter) => letter,
+            _ if is_letter_or_digit(letter) || ".-_+() ".contains(letter) => letter,
             _ => '_',
         };
         if name.len() + letter.len_utf8() > MAX_COMPUTER_NAME {
@@ -433,6 +442,8 @@ mod tests {
         assert_eq!(computer_name("relay-1.example (a+b)_"), "relay-1.example (a+b)_");
         assert_eq!(computer_name("узел 7"), "узел 7");
         assert_eq!(computer_name("a/b\u{7}c"), "a_b_c");
+        // Digits of another script are; fractions, letters in circles and marks are not.
+        assert_eq!(computer_name("٣½Ⓐ\u{93e}"), "٣___");
         assert_eq!(computer_name("  \t "), "aspia-relay");
         assert_eq!(computer_name(&"й".repeat(60)), "й".repeat(32));
     }

@@ -36,11 +36,6 @@ pub const DEFAULT_FILE: &str = r#"{
     "StatisticsInterval": "5"
 }"#;
 
-/// Where Routers of the 2.x dialect listen for relays unless they were told otherwise.
-pub const SECOND_PORT: u16 = 8060;
-/// Where those of the 3.0 dialect do.
-pub const THIRD_PORT: u16 = 8063;
-
 /// What stands in a report for a secret.
 pub const REDACTED: &str = "(redacted)";
 
@@ -265,9 +260,13 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     }
     let mut port = port;
     let port_is_given = raw.get("RouterPort").is_some_and(|value| value.source != "default");
-    if protocol == Some(Protocol::Third) && !port_is_given {
-        port = Some(THIRD_PORT);
-        report.set_effective("RouterPort", &THIRD_PORT.to_string(), "RouterProtocol is 3");
+    if let Some(Protocol::Only(generation)) = protocol
+        && !port_is_given
+        && port != Some(generation.port)
+    {
+        port = Some(generation.port);
+        let because = format!("RouterProtocol is {}", generation.number);
+        report.set_effective("RouterPort", &generation.port.to_string(), &because);
     }
     let peer_port = peer_port?;
     Some(Config {

@@ -274,27 +274,42 @@ pub fn public_key(text: &str) -> Result<PublicKey, String> {
     Ok(key)
 }
 
+/// A generation of Routers, as settings know it: its number in `RouterProtocol`, and where such Routers listen for relays
+/// unless they were told otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number.
+    pub number: u8,
+    /// Its usual port.
+    pub port: u16,
+}
+
+/// All generations that there are settings for.
+pub const GENERATIONS: [Generation; 2] =
+    [Generation { number: 2, port: 8060 }, Generation { number: 3, port: 8063 }];
+
 /// Which dialect to speak to the Router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// The one that it turns out to speak.
     Auto,
-    /// That of Routers 2.x.
-    Second,
-    /// That of Routers 3.x.
-    Third,
+    /// That of this generation.
+    Only(Generation),
 }
 
-/// A dialect by its number, or `auto`.
+/// A dialect by the number of its generation, or `auto`.
 ///
 /// # Errors
 /// What is expected.
 pub fn protocol(text: &str) -> Result<Protocol, String> {
-    match text {
-        "auto" => Ok(Protocol::Auto),
-        "2" => Ok(Protocol::Second),
-        "3" => Ok(Protocol::Third),
-        _ => Err("auto, 2 or 3".into()),
+    let known = GENERATIONS.into_iter().find(|known| known.number.to_string() == text);
+    match known {
+        Some(generation) => Ok(Protocol::Only(generation)),
+        None if text == "auto" => Ok(Protocol::Auto),
+        None => {
+            let numbers = GENERATIONS.map(|known| known.number.to_string()).join(" or ");
+            Err(format!("auto, {numbers}"))
+        }
     }
 }
 

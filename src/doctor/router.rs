@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::config::parse::Protocol;
-use crate::config::{Config, SECOND_PORT, THIRD_PORT};
+use crate::config::Config;
+use crate::config::parse::{GENERATIONS, Protocol};
 use crate::link::dialect::HandshakeError;
 use crate::router::error::LinkError;
 use crate::router::examine::{self, Examined};
@@ -91,12 +91,13 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 
 /// Whether a Router listens on the usual port of the other dialect, where the usual port of one is refused.
 async fn on_the_other_port(config: &Config, refused: &[(SocketAddr, io::Error)]) -> String {
-    let other = match config.router.port {
-        SECOND_PORT => THIRD_PORT,
-        THIRD_PORT => SECOND_PORT,
-        _ => return String::new(),
-    };
-    for (address, error) in refused {
+    let ports = GENERATIONS.map(|generation| generation.port);
+    let others = ports.into_iter().filter(|port| *port != config.router.port);
+    if !ports.contains(&config.router.port) {
+        return String::new();
+    }
+    for (other, (address, error)) in others.flat_map(|port| refused.iter().map(move |r| (port, r)))
+    {
         let there = SocketAddr::new(address.ip(), other);
         if error.kind() == io::ErrorKind::ConnectionRefused
             && let Some(dialect) = examine::dialect_at(config, there).await

@@ -19,6 +19,9 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     /// Its name, as logs and `/status` show it: `2.x`, `3.0`.
     fn name(&self) -> &'static str;
 
+    /// The generation of Routers that speaks it, as settings know it ([`crate::config::parse::GENERATIONS`]).
+    fn generation(&self) -> u8;
+
     /// The version that the relay announces in it.
     fn version(&self) -> Version;
 

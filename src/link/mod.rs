@@ -9,6 +9,5 @@ pub mod third;
 
 use dialect::Dialect;
 
-/// Every dialect that this relay speaks. One more stands in a file of its own and here; its number and its usual port, by
-/// which it is chosen, stand with the settings (`RouterProtocol`, `RouterPort`) and in `router::choice`.
+/// Every dialect that this relay speaks, in the order in which they are tried. One more stands in a file of its own and here; its number and its usual port stand with the settings ([`crate::config::parse::GENERATIONS`]).
 pub const DIALECTS: [&dyn Dialect; 2] = [&second::SECOND, &third::THIRD];

@@ -50,6 +50,10 @@ impl Dialect for Second {
         "2.x"
     }
 
+    fn generation(&self) -> u8 {
+        2
+    }
+
     fn version(&self) -> Version {
         ANNOUNCED
     }

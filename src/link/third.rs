@@ -47,6 +47,10 @@ impl Dialect for Third {
         "3.0"
     }
 
+    fn generation(&self) -> u8 {
+        3
+    }
+
     fn version(&self) -> Version {
         ANNOUNCED
     }

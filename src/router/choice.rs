@@ -5,13 +5,11 @@ use std::net::SocketAddr;
 use tokio::time::timeout;
 use tracing::{Span, info};
 
-use crate::config::parse::{HostName, Protocol};
-use crate::config::{Config, RouterConfig, THIRD_PORT};
+use crate::config::parse::{GENERATIONS, HostName, Protocol};
+use crate::config::{Config, RouterConfig};
 use crate::link::DIALECTS;
 use crate::link::dialect::{Dialect, HandshakeError};
 use crate::link::handshake::{Established, Handshake, MachineInfo};
-use crate::link::second::SECOND;
-use crate::link::third::THIRD;
 
 use super::connection::Connection;
 use super::dial;
@@ -41,24 +39,34 @@ impl Choice {
         self.known.as_ref().map(|(dialect, ..)| *dialect)
     }
 
-    /// The dialects to try, in their order.
+    /// The dialects to try, in their order: with `auto` the one that is known, else the one whose usual port this is, else
+    /// as they stand.
     fn tries(&self, router: &RouterConfig) -> Vec<Try> {
-        let (first, why): Try = match (router.protocol, &self.known) {
-            (Protocol::Second, _) => return vec![(&SECOND, "RouterProtocol is 2")],
-            (Protocol::Third, _) => return vec![(&THIRD, "RouterProtocol is 3")],
-            (Protocol::Auto, Some((dialect, address, port)))
-                if (address, *port) == (&router.address, router.port) =>
-            {
-                (*dialect, "it answered in it before")
+        let known = self
+            .known
+            .as_ref()
+            .filter(|(_, address, port)| (address, *port) == (&router.address, router.port));
+        let first = |dialect: &dyn Dialect| match (router.protocol, known) {
+            (Protocol::Only(generation), _) => {
+                (generation.number == dialect.generation()).then_some("RouterProtocol says so")
             }
-            (Protocol::Auto, _) if router.port == THIRD_PORT => {
-                (&THIRD, "tried first on port 8063")
+            (Protocol::Auto, Some((known, ..))) => {
+                (known.name() == dialect.name()).then_some("it answered in it before")
             }
-            (Protocol::Auto, _) => (&SECOND, "tried first on ports other than 8063"),
+            (Protocol::Auto, None) => {
+                (usual_port(dialect) == Some(router.port)).then_some("this is its usual port")
+            }
         };
-        let others = DIALECTS.into_iter().filter(|other| other.name() != first.name());
-        let others = others.map(|other| (other, "it does not answer in another"));
-        std::iter::once((first, why)).chain(others).collect()
+        let mut tries: Vec<Try> =
+            DIALECTS.into_iter().filter_map(|dialect| Some((dialect, first(dialect)?))).collect();
+        if router.protocol == Protocol::Auto {
+            for dialect in DIALECTS.into_iter().filter(|dialect| first(*dialect).is_none()) {
+                let is_first = tries.is_empty();
+                let why = if is_first { "tried first" } else { "it does not answer in another" };
+                tries.push((dialect, why));
+            }
+        }
+        tries
     }
 
     /// Connects and authenticates. With `RouterProtocol` `auto`, a Router that hangs up or answers in another frame
@@ -138,11 +146,18 @@ async fn link(
     established.map(|established| (connection, established))
 }
 
+/// Where Routers that speak a dialect listen for relays unless they were told otherwise.
+fn usual_port(dialect: &dyn Dialect) -> Option<u16> {
+    let generation = GENERATIONS.into_iter().find(|known| known.number == dialect.generation());
+    generation.map(|generation| generation.port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::parse;
     use crate::crypto::PrivateKey;
+    use crate::link::third::THIRD;
 
     fn router(protocol: Protocol, port: u16) -> RouterConfig {
         RouterConfig {
@@ -161,6 +176,12 @@ mod tests {
     }
 
     #[test]
+    fn every_dialect_can_be_set_and_every_setting_is_a_dialect() {
+        let dialects = DIALECTS.map(|dialect| dialect.generation());
+        assert_eq!(dialects, GENERATIONS.map(|generation| generation.number));
+    }
+
+    #[test]
     fn the_port_says_what_is_tried_first_until_something_is_known() {
         let auto = |port| router(Protocol::Auto, port);
         let mut choice = Choice::default();
@@ -170,7 +191,7 @@ mod tests {
         assert_eq!(names(&choice, &auto(8060)), ["3.0", "2.x"]);
         // That is no knowledge of another Router.
         assert_eq!(names(&choice, &auto(8061)), ["2.x", "3.0"]);
-        assert_eq!(names(&choice, &router(Protocol::Second, 8060)), ["2.x"]);
-        assert_eq!(names(&choice, &router(Protocol::Third, 8061)), ["3.0"]);
+        assert_eq!(names(&choice, &router(parse::protocol("2").unwrap(), 8060)), ["2.x"]);
+        assert_eq!(names(&choice, &router(parse::protocol("3").unwrap(), 8061)), ["3.0"]);
     }
 }

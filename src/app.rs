@@ -13,6 +13,8 @@ use crate::admin::certificates::Certificates;
 use crate::admin::kind::Kind;
 use crate::config::{Config, Loaded};
 use crate::crypto::{self, CryptoError};
+use crate::forward::Method;
+use crate::forward::pipe::MAX_PIPES;
 use crate::handle::{Handle, Parts};
 use crate::listen::bind::{self, BindError};
 use crate::log::{LogLevel, START};
@@ -23,6 +25,7 @@ use crate::state::sessions::End;
 use crate::state::shared::SharedState;
 use crate::tls::TlsError;
 use crate::trace::Tracer;
+use crate::workers::Workers;
 
 /// Sessions that outlive the drain timeout end within this time before it, one after the other, so that
 /// their peers do not come back all at once.
@@ -75,6 +78,24 @@ pub struct Listeners {
     pub metrics: Option<TcpListener>,
 }
 
+/// Where and how a relay moves bytes.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Where sessions live.
+    pub workers: Workers,
+    /// How their bytes are moved.
+    pub method: Method,
+    /// Most pipes that are open at once.
+    pub max_pipes: usize,
+}
+
+impl Engine {
+    /// The usual way, on these threads.
+    pub fn on(workers: Workers) -> Self {
+        Self { workers, method: Method::Adaptive, max_pipes: MAX_PIPES }
+    }
+}
+
 /// A relay that listens but does not run yet.
 pub struct App {
     peers: TcpListener,
@@ -86,7 +107,7 @@ pub struct App {
 
 impl App {
     /// Listens on everything, on the sockets of `handed_over` where there are any. `log` is what the admin interface
-    /// changes the level of, `tracer` makes the traces of sessions.
+    /// changes the level of, `tracer` makes the traces of sessions, `engine` moves their bytes.
     ///
     /// # Errors
     /// [`StartError`].
@@ -95,6 +116,7 @@ impl App {
         handed_over: Listeners,
         log: LogLevel,
         tracer: Tracer,
+        engine: Engine,
     ) -> Result<Self, StartError> {
         let mut base = [0; 4];
         crypto::random(&mut base)?;
@@ -119,7 +141,9 @@ impl App {
             http.push((kind, listener));
         }
         let key_base = u32::from_be_bytes(base);
-        let handle = Handle::new(Parts { loaded, key_base, address, log })?;
+        let Engine { workers, method, max_pipes } = engine;
+        let parts = Parts { loaded, key_base, address, log, workers, method, max_pipes };
+        let handle = Handle::new(parts)?;
         let certificates = Certificates::load(handle.clone())?;
         Ok(Self { peers, http, certificates, tracer, handle })
     }
@@ -165,6 +189,7 @@ impl App {
         let peers = Peers::new(
             state.clone(),
             handle.settings(),
+            handle.runner().clone(),
             handle.peer_metrics().clone(),
             tracer,
             handle.accepting().clone(),

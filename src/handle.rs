@@ -12,15 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::report::Report;
 use crate::config::{Config, Loaded};
+use crate::forward::metrics::ForwardMetrics;
+use crate::forward::pipe::Pipes;
+use crate::forward::{Forwarding, Method};
 use crate::listen::accept::Accepting;
 use crate::log::LogLevel;
 use crate::metrics::gauge;
 use crate::peer::metrics::PeerMetrics;
-use crate::peer::session::Way;
+use crate::peer::session::{Runner, Way};
 use crate::router::metrics::RouterMetrics;
 use crate::router::status::LinkStatus;
 use crate::state::metrics::StateMetrics;
 use crate::state::shared::SharedState;
+use crate::workers::Workers;
 
 /// The commit that was built, where the build was told (`ASPIA_RELAY_REVISION`).
 pub const REVISION: &str = match option_env!("ASPIA_RELAY_REVISION") {
@@ -43,6 +47,9 @@ pub(crate) struct Parts {
     pub(crate) key_base: u32,
     pub(crate) address: SocketAddr,
     pub(crate) log: LogLevel,
+    pub(crate) workers: Workers,
+    pub(crate) method: Method,
+    pub(crate) max_pipes: usize,
 }
 
 /// A handle on a relay; cheap to clone.
@@ -52,6 +59,7 @@ pub struct Handle(Arc<Inner>);
 struct Inner {
     state: SharedState<Way>,
     config: watch::Sender<Arc<Config>>,
+    runner: Runner,
     report: Mutex<Arc<Report>>,
     waiting: Mutex<Vec<&'static str>>,
     link: watch::Sender<LinkStatus>,
@@ -80,7 +88,8 @@ impl fmt::Debug for Handle {
 impl Handle {
     /// Makes the state and the metrics of a relay.
     pub(crate) fn new(parts: Parts) -> prometheus::Result<Self> {
-        let Parts { loaded: Loaded { config, report }, key_base, address, log } = parts;
+        let Parts { loaded, key_base, address, log, workers, method, max_pipes } = parts;
+        let Loaded { config, report } = loaded;
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -106,15 +115,28 @@ impl Handle {
             "When the configuration in force was read, in seconds since 1970.",
         )?;
         let metrics = StateMetrics::new(&registry)?;
+        let peer_metrics = PeerMetrics::new(&registry)?;
+        let pipes = Pipes::new(max_pipes, ForwardMetrics::new(&registry)?);
+        let state = SharedState::new(config.max_sessions, key_base, metrics);
+        let config = watch::Sender::new(Arc::new(config));
+        let forwarding = Forwarding { method, pipes };
+        let runner = Runner::new(
+            state.clone(),
+            config.subscribe(),
+            peer_metrics.clone(),
+            workers,
+            forwarding,
+        );
         let handle = Self(Arc::new(Inner {
-            state: SharedState::new(config.max_sessions, key_base, metrics),
-            config: watch::Sender::new(Arc::new(config)),
+            state,
+            config,
+            runner,
             report: Mutex::new(Arc::new(report)),
             waiting: Mutex::default(),
             link: watch::Sender::new(LinkStatus::new()),
             accepting: Accepting::default(),
             router_metrics: RouterMetrics::new(&registry)?,
-            peer_metrics: PeerMetrics::new(&registry)?,
+            peer_metrics,
             reload_successful,
             reload_timestamp,
             certificate_expiry: IntGauge::new(
@@ -162,6 +184,11 @@ impl Handle {
     /// The state, to look at.
     pub fn state(&self) -> &SharedState<Way> {
         &self.0.state
+    }
+
+    /// Runs sessions; takes them apart and puts them together.
+    pub fn runner(&self) -> &Runner {
+        &self.0.runner
     }
 
     /// The settings in force.

@@ -13,7 +13,7 @@
 //! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
 //! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
-//! | work | [`forward`] | moves bytes between two sockets |
+//! | work | [`workers`], [`forward`] | the threads on which sessions live; moves bytes between two sockets |
 //! | state | [`state`] | keys, waiting peers, sessions: functions of events and time |
 //! | protocol | [`link`] | the dialects of Routers; authentication, sealing and keep-alive, without I/O |
 //! | command line | [`cli`] | what it is asked to do |
@@ -49,3 +49,4 @@ pub mod tcp_info;
 pub mod tls;
 pub mod trace;
 pub mod wire;
+pub mod workers;

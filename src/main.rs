@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use aspia_relay::admin::client;
-use aspia_relay::app::{App, Listeners, Stopped};
+use aspia_relay::app::{App, Engine, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::Sources;
@@ -18,6 +18,7 @@ use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
+use aspia_relay::workers::{self, Workers};
 use aspia_relay::{clock, memory, open_files};
 use clap::Parser;
 use tracing::{error, info, warn};
@@ -236,17 +237,16 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
         }
     }
     check_machine(&loaded.config);
-    let worker_threads = loaded.config.startup.worker_threads;
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if worker_threads > 0 {
-        runtime.worker_threads(worker_threads);
-    }
-    let runtime = runtime
-        .enable_all()
-        .build()
-        .map_err(|error| (FAILED, format!("cannot start the worker threads: {error}")))?;
+    let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
+    let workers = match loaded.config.startup.worker_threads {
+        0 => workers::default_count(),
+        count => count,
+    };
+    let engine = Engine::on(Workers::start(workers).map_err(threads)?);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(threads)?;
     let outcome = runtime.block_on(async {
-        let app = App::bind(loaded, Listeners::default(), log, tracer)
+        let app = App::bind(loaded, Listeners::default(), log, tracer, engine)
             .map_err(|error| (FAILED, error.to_string()))?;
         let signals = signals(app.handle(), sources.clone())
             .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;

@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["admin"],
     &["handle"],
     &["router", "peer"],
-    &["forward"],
+    &["workers", "forward"],
     &["state"],
     &["link"],
     &["cli"],

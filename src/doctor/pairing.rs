@@ -18,9 +18,12 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::config::parse::ListenAddress;
 use crate::crypto::{self, Iv, PublicKey};
+use crate::forward::metrics::ForwardMetrics;
+use crate::forward::pipe::Pipes;
+use crate::forward::{Forwarding, Method};
 use crate::listen::accept::Accepting;
 use crate::peer::metrics::PeerMetrics;
-use crate::peer::session::Way;
+use crate::peer::session::{Runner, Way};
 use crate::peer::{Peers, first_message};
 use crate::state::keys::KeyId;
 use crate::state::metrics::StateMetrics;
@@ -28,6 +31,7 @@ use crate::state::shared::SharedState;
 use crate::trace::Tracer;
 use crate::wire;
 use crate::wire::peer::Secret;
+use crate::workers::Workers;
 
 use super::address::Addresses;
 use super::port::Port;
@@ -247,10 +251,20 @@ impl TestRelay {
         let max_pending_peers = config.max_pending_peers.max(2 * tries + ROOM);
         let settings = Config { max_pending_peers, ..config.clone() };
         let (_settings, settings) = watch::channel(Arc::new(settings));
+        let metrics = PeerMetrics::new(&registry)?;
+        let pipes = Pipes::new(0, ForwardMetrics::new(&registry)?);
+        let runner = Runner::new(
+            state.clone(),
+            settings.clone(),
+            metrics.clone(),
+            Workers::here(),
+            Forwarding { method: Method::Copy, pipes },
+        );
         let peers = Peers::new(
             state.clone(),
             settings,
-            PeerMetrics::new(&registry)?,
+            runner,
+            metrics,
             Tracer::default(),
             Accepting::default(),
             stop.clone(),

@@ -8,21 +8,25 @@
 //!   unread bytes would reset it, and a reset overtakes what was delivered);
 //! - nothing is held for a direction in which nothing moves.
 
-use std::cell::RefCell;
-use std::io;
-use std::net::Shutdown;
+mod direction;
+pub mod metrics;
+#[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
+pub mod pipe;
+
+use std::future::poll_fn;
 use std::pin::pin;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::state::sessions::{End, Traffic};
 use crate::tcp_info;
 
-/// Bytes moved by one read, at most.
-const CHUNK: usize = 64 * 1024;
+use direction::{Ended, Work, is_transient, with_scratch};
+use pipe::Pipes;
+
+pub use direction::{BUDGET, Direction, Method};
 
 /// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
 /// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
@@ -32,19 +36,28 @@ pub const LINGER: Duration = Duration::from_secs(60);
 /// back, and not a load for those who take long.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
-thread_local! {
-    /// The buffer of a worker: a direction owns only what the other side could not take yet.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+/// How bytes are moved; shared by all sessions.
+#[derive(Debug, Clone)]
+pub struct Forwarding {
+    /// Which way.
+    pub method: Method,
+    /// Those that there are.
+    pub pipes: Pipes,
 }
 
-/// Forwards until nothing more can be delivered. Cancelling it leaves the sockets as they are.
+/// Forwards between two sockets until nothing more can be delivered. Cancelling it leaves the sockets and the
+/// directions as they are: nothing is lost when it is called with them again.
 pub async fn forward<'a>(
-    first: &'a TcpStream,
-    second: &'a TcpStream,
+    sockets: &'a [TcpStream; 2],
+    directions: &mut [Direction; 2],
     traffic: &Traffic,
+    forwarding: &Forwarding,
 ) -> Closing<'a> {
-    let mut there = pin!(carry(first, second, traffic));
-    let mut back = pin!(carry(second, first, traffic));
+    let [first, second] = sockets;
+    let [there, back] = directions;
+    let work = Work { method: forwarding.method, pipes: &forwarding.pipes, traffic };
+    let mut there = pin!(poll_fn(|context| there.poll(context, first, second, &work)));
+    let mut back = pin!(poll_fn(|context| back.poll(context, second, first, &work)));
     let (end, survivor) = tokio::select! {
         ended = &mut there => rest(first, ended, second, back).await,
         ended = &mut back => rest(second, ended, first, there).await,
@@ -90,24 +103,6 @@ async fn delivered(stream: &TcpStream) {
     }
 }
 
-/// How a direction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// The sender finished, and everything is delivered.
-    Finished,
-    /// The sender's connection failed; what it had sent is delivered.
-    SenderGone,
-    /// The receiver's connection is over. `reset` is false where it had closed in order and only got something
-    /// that it no longer wanted.
-    ReceiverGone { reset: bool },
-}
-
-impl Ended {
-    fn by_reset(self) -> bool {
-        matches!(self, Self::SenderGone | Self::ReceiverGone { reset: true })
-    }
-}
-
 /// What is left when the direction from `sender` has ended: the other one, from `other_sender`. Gives how the session
 /// ended, and who of the two is still there.
 async fn rest<'a>(
@@ -137,81 +132,6 @@ async fn rest<'a>(
     (if reset { End::Reset } else { End::Closed }, survivor)
 }
 
-enum Step {
-    /// Nothing to do at the moment.
-    Wait,
-    /// All that was read has been written.
-    Moved,
-    /// The receiver took only a part.
-    Rest(Vec<u8>),
-    /// No more steps.
-    Ended(Ended),
-}
-
-/// Moves bytes one way until that way ends. The receiver is told of an end, unless it is gone.
-async fn carry(from: &TcpStream, to: &TcpStream, traffic: &Traffic) -> Ended {
-    let ended = loop {
-        // Neither reading nor writing below takes from the budget of the task; without this, a fast direction
-        // would keep its worker, and the other direction, waiting.
-        tokio::task::consume_budget().await;
-        let step = match from.readable().await {
-            Ok(()) => step(from, to, traffic),
-            Err(_) => Step::Ended(Ended::SenderGone),
-        };
-        match step {
-            Step::Wait | Step::Moved => {}
-            Step::Rest(rest) => {
-                if let Err(error) = deliver(to, &rest, traffic).await {
-                    break receiver_gone(&error);
-                }
-            }
-            Step::Ended(ended) => break ended,
-        }
-    };
-    // The receiver may be gone already; then there is nobody to tell.
-    let _ = SockRef::from(to).shutdown(Shutdown::Write);
-    ended
-}
-
-/// Reads once and writes once, without waiting.
-fn step(from: &TcpStream, to: &TcpStream, traffic: &Traffic) -> Step {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let read = match from.try_read(scratch) {
-            Ok(0) => return Step::Ended(Ended::Finished),
-            Ok(read) => &scratch[..read],
-            Err(error) if is_transient(&error) => return Step::Wait,
-            Err(_) => return Step::Ended(Ended::SenderGone),
-        };
-        let written = match to.try_write(read) {
-            Ok(written) => written,
-            Err(error) if is_transient(&error) => 0,
-            Err(error) => return Step::Ended(receiver_gone(&error)),
-        };
-        if written > 0 {
-            traffic.record(written, Instant::now());
-        }
-        match &read[written..] {
-            [] => Step::Moved,
-            rest => Step::Rest(rest.to_vec()),
-        }
-    })
-}
-
-async fn deliver(to: &TcpStream, mut rest: &[u8], traffic: &Traffic) -> io::Result<()> {
-    while !rest.is_empty() {
-        to.writable().await?;
-        match to.try_write(rest) {
-            Ok(written) => {
-                traffic.record(written, Instant::now());
-                rest = &rest[written..];
-            }
-            Err(error) if is_transient(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// Reads and forgets until the sender ends.
 async fn throw_away(from: &TcpStream) {
     loop {
@@ -219,20 +139,11 @@ async fn throw_away(from: &TcpStream) {
         if from.readable().await.is_err() {
             return;
         }
-        match SCRATCH.with_borrow_mut(|scratch| from.try_read(scratch)) {
+        match with_scratch(|scratch| from.try_read(scratch)) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if is_transient(&error) => {}
             Err(_) => return,
         }
     }
-}
-
-/// A broken pipe is what writing to a peer gives that had closed in order before; anything else is a failure.
-fn receiver_gone(error: &io::Error) -> Ended {
-    Ended::ReceiverGone { reset: error.kind() != io::ErrorKind::BrokenPipe }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -1,5 +1,6 @@
 //! The peers' side: accept, read the first message, pair, run the session.
 
+pub mod departures;
 pub mod error;
 pub mod first_message;
 mod gone;
@@ -20,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 use crate::config::Config;
 use crate::listen::accept::{Accepting, accept};
@@ -34,8 +35,7 @@ use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace
 
 use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
 use metrics::{Connection, PeerMetrics};
-use path::Paths;
-use session::{Partner, Way};
+use session::{Joined, Partner, Runner, Way};
 
 /// The socket that peers dial.
 pub const PURPOSE: Purpose =
@@ -57,7 +57,7 @@ pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
     pending: Arc<AtomicUsize>,
-    paths: Paths,
+    runner: Runner,
     metrics: PeerMetrics,
     tracer: Tracer,
     accepting: Accepting,
@@ -72,6 +72,7 @@ impl Peers {
     pub fn new(
         state: SharedState<Way>,
         config: watch::Receiver<Arc<Config>>,
+        runner: Runner,
         metrics: PeerMetrics,
         tracer: Tracer,
         accepting: Accepting,
@@ -82,7 +83,7 @@ impl Peers {
             state,
             config,
             pending: Arc::default(),
-            paths: Paths::new(metrics.clone()),
+            runner,
             metrics,
             tracer,
             accepting,
@@ -98,15 +99,18 @@ impl Peers {
             self.start(stream, address);
         });
         self.tasks.spawn({
-            let (paths, stop) = (self.paths.clone(), self.stop.clone());
+            let (runner, stop) = (self.runner.clone(), self.stop.clone());
             async move {
-                stop.run_until_cancelled(paths.keep_looking()).await;
+                stop.run_until_cancelled(runner.keep_looking()).await;
             }
         });
         self.stop.run_until_cancelled(accept).await;
         drop(listener);
+        self.state.stop_all_sessions(End::Drain);
         self.tasks.close();
         self.tasks.wait().await;
+        // Nobody pairs any more.
+        self.runner.ended().await;
     }
 
     fn start(&self, stream: TcpStream, address: SocketAddr) {
@@ -139,11 +143,7 @@ impl Peers {
         };
         self.metrics.connections.count(outcome);
         match admitted {
-            Ok(Some((stream, first, partner))) => {
-                let trace = self.trace(first, &partner);
-                let config = self.config.clone();
-                session::run(stream, partner, trace, config, &self.paths, &self.stop).await;
-            }
+            Ok(Some((stream, first, partner))) => self.join(stream, first, partner),
             Ok(None) => {}
             Err(error) => info!(%address, "peer refused: {error}"),
         }
@@ -193,6 +193,22 @@ impl Peers {
                 let waited = partner.facts.opened.duration_since(now);
                 self.metrics.pairing_wait.observe(waited.as_secs_f64());
                 Ok(Some((stream, facts, partner)))
+            }
+        }
+    }
+
+    fn join(&self, stream: TcpStream, facts: PeerFacts, partner: Partner) {
+        let trace = self.trace(facts, &partner);
+        let Partner { stream: second, session: active, .. } = partner;
+        match (stream.into_std(), second.into_std()) {
+            (Ok(first), Ok(second)) => self.runner.start(Joined {
+                sockets: [first, second],
+                in_flight: Default::default(),
+                active,
+                trace,
+            }),
+            (Err(error), _) | (_, Err(error)) => {
+                error!(session = active.session().id.0, %error, "session lost: a socket cannot be moved");
             }
         }
     }

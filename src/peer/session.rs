@@ -1,21 +1,25 @@
 //! One session from pairing to its end.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
 
 use crate::config::Config;
-use crate::forward::forward;
+use crate::forward::{Direction, Forwarding, forward};
 use crate::metrics::Label;
-use crate::state::sessions::{End, Session};
-use crate::state::shared::ActiveSession;
+use crate::state::sessions::{End, Session, SessionId};
+use crate::state::shared::{ActiveSession, SharedState};
 use crate::trace::session::{PeerFacts, SessionTrace};
+use crate::workers::Workers;
 
-use super::path::Paths;
+use super::departures::{Departures, Parts};
+use super::metrics::PeerMetrics;
+use super::path::{Paths, Sockets};
 
 /// How a second peer reaches the task of the first.
 pub type Way = oneshot::Sender<Partner>;
@@ -31,48 +35,188 @@ pub struct Partner {
     pub session: ActiveSession<Way>,
 }
 
-/// Forwards between the first peer and its partner until the session ends, for whatever reason.
-pub(super) async fn run(
-    first: TcpStream,
-    partner: Partner,
-    trace: SessionTrace,
-    mut config: watch::Receiver<Arc<Config>>,
-    paths: &Paths,
-    stop: &CancellationToken,
-) {
-    let Partner { stream: second, session: mut active, .. } = partner;
-    let session = active.session().clone();
-    let sockets = Arc::new([first, second]);
-    let watch = paths.watch(&session, &sockets);
-    let [first, second] = &*sockets;
-    announce(&session, config.borrow().log_peer_identity);
-    let end = tokio::select! {
-        closing = forward(first, second, &session.traffic) => {
-            // One who is told of the end is not idle; and whatever cuts this short is not why the session ended.
-            tokio::select! {
-                () = closing.linger() => {}
-                _ = &mut active.stop => {}
-                () = stop.cancelled() => {}
-            }
-            closing.end
+/// A session that is to run.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) sockets: [std::net::TcpStream; 2],
+    pub(super) in_flight: [Vec<u8>; 2],
+    pub(super) active: ActiveSession<Way>,
+    pub(super) trace: SessionTrace,
+}
+
+/// Runs sessions: what they share.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    state: SharedState<Way>,
+    config: watch::Receiver<Arc<Config>>,
+    workers: Workers,
+    forwarding: Forwarding,
+    paths: Paths,
+    departures: Departures,
+    tasks: TaskTracker,
+}
+
+impl Runner {
+    /// Sessions of `state` that live on `workers`.
+    pub fn new(
+        state: SharedState<Way>,
+        config: watch::Receiver<Arc<Config>>,
+        metrics: PeerMetrics,
+        workers: Workers,
+        forwarding: Forwarding,
+    ) -> Self {
+        Self {
+            state,
+            config,
+            workers,
+            forwarding,
+            paths: Paths::new(metrics),
+            departures: Departures::default(),
+            tasks: TaskTracker::new(),
         }
-        end = time_is_up(&session, &mut config) => end,
-        // Nobody drops the other end but the table, when the session has ended.
-        end = &mut active.stop => end.unwrap_or(End::Error),
-        () = stop.cancelled() => End::Drain,
+    }
+
+    /// Runs a session, on its worker.
+    pub(super) fn start(&self, joined: Joined) {
+        let runner = self.clone();
+        self.workers.spawn(self.tasks.track_future(async move { runner.run(joined).await }));
+    }
+
+    /// Takes a session apart, wherever its bytes are. `None` when there is no such session, or when it ends instead.
+    pub async fn take_apart(&self, id: SessionId) -> Option<Parts> {
+        self.departures.ask(id, &self.state).await
+    }
+
+    /// Goes on with a session that was taken apart. Its peers notice nothing.
+    pub fn put_together(&self, parts: Parts) {
+        let Parts { record, sockets, in_flight } = parts;
+        let active = self.state.adopt_session(record, Instant::now());
+        self.start(Joined { sockets, in_flight, active, trace: SessionTrace::default() });
+    }
+
+    /// Keeps the paths of all sessions in view, for ever.
+    pub(super) async fn keep_looking(&self) {
+        self.paths.keep_looking().await;
+    }
+
+    /// Returns when all sessions have ended; no more may begin.
+    pub(super) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Forwards between the two peers until the session ends, for whatever reason, or is taken apart.
+    async fn run(self, joined: Joined) {
+        let Joined { sockets, in_flight, active, trace } = joined;
+        let session = active.session().clone();
+        let [first, second] = sockets.map(TcpStream::from_std);
+        let (Ok(first), Ok(second)) = (first, second) else {
+            // The system has no room to watch them.
+            self.over(active, trace, End::Error);
+            return;
+        };
+        let sockets = Arc::new([first, second]);
+        let mut directions = in_flight.map(Direction::with);
+        announce(&session, self.config.borrow().log_peer_identity);
+        let watch = self.paths.watch(&session, &sockets);
+        let outcome = self.attend(&session, &sockets, &mut directions).await;
+        drop(watch);
+        match outcome {
+            Outcome::End(end) => {
+                // The sockets first: a place that is free again must not still hold two of them.
+                drop(sockets);
+                self.over(active, trace, end);
+            }
+            Outcome::Depart(to) => match take_apart(sockets, directions).await {
+                Ok((sockets, in_flight)) => {
+                    trace.end(DEPARTED, session.traffic.bytes());
+                    let record = active.leave();
+                    info!(session = record.id.0, bytes = record.bytes, "session goes on elsewhere");
+                    // Where nobody takes it any more, both connections are closed by that.
+                    let _ = to.send(Parts { record, sockets, in_flight });
+                }
+                Err(error) => {
+                    error!(session = session.id.0, %error, "session lost: it cannot be taken apart");
+                    self.over(active, trace, End::Error);
+                }
+            },
+        }
+        // Whoever asked for it while it ended waits in vain.
+        drop(self.departures.take(session.id));
+    }
+
+    fn over(&self, active: ActiveSession<Way>, trace: SessionTrace, end: End) {
+        let session = active.session().clone();
+        active.finish(end);
+        trace.end(end.name(), session.traffic.bytes());
+        info!(
+            session = session.id.0,
+            %end,
+            bytes = session.traffic.bytes(),
+            seconds = session.started.elapsed().as_secs(),
+            "session ended"
+        );
+    }
+
+    /// Forwards until somebody or something ends it.
+    async fn attend(
+        &self,
+        session: &Session,
+        sockets: &Sockets,
+        directions: &mut [Direction; 2],
+    ) -> Outcome {
+        let mut config = self.config.clone();
+        loop {
+            tokio::select! {
+                closing = forward(sockets, directions, &session.traffic, &self.forwarding) => {
+                    // One who is told of the end is not idle; and whatever cuts this short is not why the session
+                    // ended.
+                    tokio::select! {
+                        () = closing.linger() => {}
+                        () = self.ended_by_others(session) => {}
+                    }
+                    return Outcome::End(closing.end);
+                }
+                end = time_is_up(session, &mut config) => return Outcome::End(end),
+                end = session.bell.rung() => match (end, self.departures.take(session.id)) {
+                    (Some(end), _) => return Outcome::End(end),
+                    (None, Some(to)) => return Outcome::Depart(to),
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+
+    /// Returns when somebody wants the session ended. It does not depart any more.
+    async fn ended_by_others(&self, session: &Session) {
+        while session.bell.rung().await.is_none() {
+            drop(self.departures.take(session.id));
+        }
+    }
+}
+
+/// What the trace of a session says that goes on elsewhere.
+const DEPARTED: &str = "departed";
+
+enum Outcome {
+    End(End),
+    Depart(oneshot::Sender<Parts>),
+}
+
+/// What of a session is in the system's hands.
+type Taken = ([std::net::TcpStream; 2], [Vec<u8>; 2]);
+
+async fn take_apart(mut sockets: Arc<Sockets>, directions: [Direction; 2]) -> io::Result<Taken> {
+    // Whoever looks at its path holds the sockets for some microseconds.
+    let [first, second] = loop {
+        match Arc::try_unwrap(sockets) {
+            Ok(sockets) => break sockets,
+            Err(shared) => sockets = shared,
+        }
+        tokio::task::yield_now().await;
     };
-    // The sockets first: a place that is free again must not still hold two of them.
-    drop(watch);
-    drop(sockets);
-    active.finish(end);
-    trace.end(end.name(), session.traffic.bytes());
-    info!(
-        session = session.id.0,
-        %end,
-        bytes = session.traffic.bytes(),
-        seconds = session.started.elapsed().as_secs(),
-        "session ended"
-    );
+    let [there, back] = directions.map(Direction::into_in_flight);
+    Ok(([first.into_std()?, second.into_std()?], [there?, back?]))
 }
 
 fn announce(session: &Session, with_identity: bool) {

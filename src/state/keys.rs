@@ -266,6 +266,11 @@ impl Keys {
         true
     }
 
+    /// A session came without a key; it takes a place.
+    pub fn occupy(&mut self) {
+        self.active += 1;
+    }
+
     /// A session ended; its place is free.
     pub fn release(&mut self) {
         debug_assert!(self.active > 0, "a session ended twice");

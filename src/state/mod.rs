@@ -16,7 +16,6 @@ pub mod shared;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::crypto::SessionKey;
@@ -24,7 +23,7 @@ use crate::secret::Secret;
 
 use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
-use sessions::{End, Identity, Session, SessionId, Sessions};
+use sessions::{End, Identity, Record, Session, SessionId, Sessions};
 
 /// A peer whose first message opened.
 #[derive(Debug)]
@@ -52,8 +51,6 @@ pub enum Admission<W> {
         first: W,
         /// The session.
         session: Arc<Session>,
-        /// Hears of it when somebody wants the session ended.
-        stop: oneshot::Receiver<End>,
     },
 }
 
@@ -157,8 +154,8 @@ impl<W> State<W> {
                 debug_assert!(paired, "a key that was found can be paired");
                 self.pairing.close(key);
                 let addresses = [first.address, address];
-                let (session, stop) = self.sessions.start(identity, addresses, now);
-                Ok(Admission::Paired { first: first.way, session, stop })
+                let session = self.sessions.start(identity, addresses, now);
+                Ok(Admission::Paired { first: first.way, session })
             }
         }
     }
@@ -183,9 +180,25 @@ impl<W> State<W> {
         self.keys.next_expiry()
     }
 
+    /// An active session.
+    pub fn session(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.sessions.get(id)
+    }
+
     /// Asks for the end of a session. `false` when there is no such session.
-    pub fn stop_session(&mut self, id: SessionId, why: End) -> bool {
+    pub fn stop_session(&self, id: SessionId, why: End) -> bool {
         self.sessions.stop(id, why)
+    }
+
+    /// Asks for the end of all sessions, those included that begin from now on.
+    pub fn stop_all_sessions(&mut self, why: End) {
+        self.sessions.close(why);
+    }
+
+    /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.
+    pub fn adopt_session(&mut self, record: Record, now: Instant) -> Arc<Session> {
+        self.keys.occupy();
+        self.sessions.adopt(record, now)
     }
 
     /// A session has ended; its place is free. Only the first call for a session counts.
@@ -217,6 +230,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+    use tokio::sync::oneshot;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::metrics::{Label, labels};
@@ -93,8 +93,10 @@ fn shorten(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// A session's byte count and the time of its last byte; written without a lock by the task that forwards.
+/// A session's byte count and the time of its last byte. Only the task that forwards writes, so that it needs neither a
+/// lock nor an atomic addition; and nobody else's data shares its cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Traffic {
     started: Instant,
     bytes: AtomicU64,
@@ -102,14 +104,18 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    fn new(now: Instant) -> Self {
-        Self { started: now, bytes: AtomicU64::new(0), last_moved_ms: AtomicU64::new(0) }
+    fn new(started: Instant, bytes: u64, last_moved: Instant) -> Self {
+        let traffic =
+            Self { started, bytes: AtomicU64::new(bytes), last_moved_ms: AtomicU64::new(0) };
+        traffic.record(0, last_moved);
+        traffic
     }
 
-    /// `count` bytes reached a peer at `now`.
+    /// `count` bytes reached a peer at `now`. For the one task that forwards.
     pub fn record(&self, count: usize, now: Instant) {
         let elapsed = now.saturating_duration_since(self.started).as_millis();
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed) + count as u64;
+        self.bytes.store(bytes, Ordering::Relaxed);
         self.last_moved_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -140,6 +146,49 @@ impl Path {
     }
 }
 
+/// How others reach the task of a session.
+#[derive(Debug, Default)]
+pub struct Bell {
+    end: Mutex<Option<End>>,
+    rung: Notify,
+}
+
+impl Bell {
+    /// Asks the session to end. Only the first reason counts.
+    fn end(&self, why: End) {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.rung.notify_one();
+    }
+
+    /// Asks the session to look up from its work.
+    pub fn ring(&self) {
+        self.rung.notify_one();
+    }
+
+    /// Returns when somebody rang: why the session is to end, if it is. For the one task of the session.
+    pub async fn rung(&self) -> Option<End> {
+        self.rung.notified().await;
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a session is beside its sockets and what is in flight between them: enough to go on with it elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its number.
+    pub id: SessionId,
+    /// Time since it was paired.
+    pub age: Duration,
+    /// Time since bytes last moved.
+    pub idle: Duration,
+    /// Bytes that moved, both directions.
+    pub bytes: u64,
+    /// Who the peers are.
+    pub identity: Identity,
+    /// Where the peers connect from, the first to come first.
+    pub addresses: [SocketAddr; 2],
+}
+
 /// One session, shared by the task that forwards and by those who report.
 #[derive(Debug)]
 pub struct Session {
@@ -155,12 +204,22 @@ pub struct Session {
     pub traffic: Traffic,
     /// The paths to the two peers.
     pub paths: [Path; 2],
+    /// Calls its task.
+    pub bell: Bell,
 }
 
-#[derive(Debug)]
-struct Entry {
-    session: Arc<Session>,
-    stop: Option<oneshot::Sender<End>>,
+impl Session {
+    /// What it is at `now`.
+    pub fn record(&self, now: Instant) -> Record {
+        Record {
+            id: self.id,
+            age: now.saturating_duration_since(self.started),
+            idle: now.saturating_duration_since(self.traffic.last_moved()),
+            bytes: self.traffic.bytes(),
+            identity: self.identity.clone(),
+            addresses: self.addresses,
+        }
+    }
 }
 
 /// The table of active sessions. Every operation on one session costs O(1).
@@ -169,63 +228,87 @@ pub struct Sessions {
     last: u64,
     /// Bytes of the sessions that have ended.
     ended_bytes: u64,
-    active: HashMap<SessionId, Entry>,
+    /// Bytes that sessions had moved elsewhere before they came here.
+    brought_bytes: u64,
+    active: HashMap<SessionId, Arc<Session>>,
+    /// Why no session may go on any more, once that is so.
+    closed: Option<End>,
 }
 
 impl Sessions {
-    /// Begins a session; the receiver hears of it when somebody wants it ended.
+    /// Begins a session.
     pub fn start(
         &mut self,
         identity: Identity,
         addresses: [SocketAddr; 2],
         now: Instant,
-    ) -> (Arc<Session>, oneshot::Receiver<End>) {
-        self.last += 1;
-        let id = SessionId(self.last);
-        let traffic = Traffic::new(now);
+    ) -> Arc<Session> {
+        let (age, idle) = (Duration::ZERO, Duration::ZERO);
+        let id = SessionId(self.last + 1);
+        self.adopt(Record { id, age, idle, bytes: 0, identity, addresses }, now)
+    }
+
+    /// Goes on with a session that began elsewhere. It keeps its number, unless that is taken.
+    pub fn adopt(&mut self, record: Record, now: Instant) -> Arc<Session> {
+        let Record { id, age, idle, bytes, identity, addresses } = record;
+        let id = if self.active.contains_key(&id) { SessionId(self.last + 1) } else { id };
+        self.last = self.last.max(id.0);
+        self.brought_bytes += bytes;
+        let before = |time| now.checked_sub(time).unwrap_or(now);
+        let started = before(age);
         let session = Arc::new(Session {
             id,
-            started: now,
+            started,
             identity,
             addresses,
-            traffic,
+            traffic: Traffic::new(started, bytes, before(idle)),
             paths: Default::default(),
+            bell: Bell::default(),
         });
-        let (stop, stopped) = oneshot::channel();
-        self.active.insert(id, Entry { session: session.clone(), stop: Some(stop) });
-        (session, stopped)
+        if let Some(why) = self.closed {
+            session.bell.end(why);
+        }
+        self.active.insert(id, session.clone());
+        session
+    }
+
+    /// An active session.
+    pub fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.active.get(&id).cloned()
     }
 
     /// Asks the session's task to end it. `false` when there is no such session.
-    pub fn stop(&mut self, id: SessionId, why: End) -> bool {
-        let Some(entry) = self.active.get_mut(&id) else {
-            return false;
-        };
-        if let Some(stop) = entry.stop.take() {
-            // The task may be past listening: then it ends anyway.
-            let _ = stop.send(why);
-        }
-        true
+    pub fn stop(&self, id: SessionId, why: End) -> bool {
+        self.active.get(&id).is_some_and(|session| {
+            session.bell.end(why);
+            true
+        })
+    }
+
+    /// Asks all sessions to end, and those that begin from now on.
+    pub fn close(&mut self, why: End) {
+        self.closed = Some(why);
+        self.active.values().for_each(|session| session.bell.end(why));
     }
 
     /// Removes a session that has ended. `false` when there is no such session.
     pub fn end(&mut self, id: SessionId) -> bool {
-        let Some(entry) = self.active.remove(&id) else {
+        let Some(session) = self.active.remove(&id) else {
             return false;
         };
-        self.ended_bytes += entry.session.traffic.bytes();
+        self.ended_bytes += session.traffic.bytes();
         true
     }
 
-    /// Bytes of all sessions there ever were. Costs a look at each active one.
+    /// Bytes that all sessions there ever were have moved here. Costs a look at each active one.
     pub fn bytes(&self) -> u64 {
-        let active = self.active.values().map(|entry| entry.session.traffic.bytes());
-        self.ended_bytes + active.sum::<u64>()
+        let active = self.active.values().map(|session| session.traffic.bytes());
+        self.ended_bytes + active.sum::<u64>() - self.brought_bytes
     }
 
     /// All active sessions, in no order.
     pub fn list(&self) -> Vec<Arc<Session>> {
-        self.active.values().map(|entry| entry.session.clone()).collect()
+        self.active.values().cloned().collect()
     }
 
     /// Number of active sessions.
@@ -252,7 +335,7 @@ mod tests {
         let mut sessions = Sessions::default();
         let now = Instant::now();
         for expected in 1..4 {
-            let (session, _stop) = sessions.start(Identity::default(), addresses(), now);
+            let session = sessions.start(Identity::default(), addresses(), now);
             assert_eq!(session.id, SessionId(expected));
         }
         assert!(sessions.end(SessionId(2)));
@@ -262,20 +345,60 @@ mod tests {
         assert_eq!(ids, [1, 3]);
     }
 
-    #[test]
-    fn only_the_first_reason_to_stop_counts() {
+    #[tokio::test]
+    async fn only_the_first_reason_to_stop_counts() {
         let mut sessions = Sessions::default();
-        let (session, mut stop) = sessions.start(Identity::default(), addresses(), Instant::now());
+        let session = sessions.start(Identity::default(), addresses(), Instant::now());
+        session.bell.ring();
+        assert_eq!(session.bell.rung().await, None);
         assert!(sessions.stop(session.id, End::Disconnected));
         assert!(sessions.stop(session.id, End::Drain));
-        assert_eq!(stop.try_recv(), Ok(End::Disconnected));
+        assert_eq!(session.bell.rung().await, Some(End::Disconnected));
         assert!(!sessions.stop(SessionId(99), End::Drain));
+    }
+
+    #[tokio::test]
+    async fn once_closed_nobody_goes_on() {
+        let mut sessions = Sessions::default();
+        let before = sessions.start(Identity::default(), addresses(), Instant::now());
+        sessions.close(End::Drain);
+        let after = sessions.start(Identity::default(), addresses(), Instant::now());
+        assert_eq!(before.bell.rung().await, Some(End::Drain));
+        assert_eq!(after.bell.rung().await, Some(End::Drain));
+    }
+
+    #[test]
+    fn a_session_goes_on_elsewhere_as_what_it_was() {
+        let began = Instant::now();
+        let mut here = Sessions::default();
+        here.start(Identity::default(), addresses(), began);
+        let session = here.start(
+            Identity { client_user_name: "u".into(), ..Identity::default() },
+            addresses(),
+            began,
+        );
+        session.traffic.record(7, began + Duration::from_secs(2));
+        let now = began + Duration::from_secs(5);
+        let record = session.record(now);
+        assert_eq!((record.age, record.idle), (Duration::from_secs(5), Duration::from_secs(3)));
+        let mut there = Sessions::default();
+        let same = there.adopt(record.clone(), now);
+        assert_eq!(same.record(now), record);
+        // What moved before was counted where it moved.
+        assert_eq!(there.bytes(), 0);
+        same.traffic.record(1, now);
+        assert_eq!(there.bytes(), 1);
+        assert_eq!(there.start(Identity::default(), addresses(), now).id, SessionId(3));
+        // A number that is taken is not given twice.
+        assert_eq!(there.adopt(record, now).id, SessionId(4));
+        assert!(there.end(same.id));
+        assert_eq!(there.bytes(), 1);
     }
 
     #[test]
     fn traffic_adds_up_and_remembers_when() {
         let now = Instant::now();
-        let traffic = Traffic::new(now);
+        let traffic = Traffic::new(now, 0, now);
         assert_eq!((traffic.bytes(), traffic.last_moved()), (0, now));
         traffic.record(5, now + Duration::from_secs(2));
         traffic.record(6, now + Duration::from_secs(3));

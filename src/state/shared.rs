@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
 use super::metrics::{KeyEvent, StateMetrics};
 use super::pairing::Ticket;
-use super::sessions::{End, Session, SessionId};
+use super::sessions::{End, Record, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
 
 struct Inner<W> {
@@ -65,9 +65,16 @@ impl<W> Drop for WaitingPlace<W> {
 pub struct ActiveSession<W> {
     state: SharedState<W>,
     session: Arc<Session>,
-    end: End,
-    /// Hears of it when somebody wants the session ended.
-    pub stop: oneshot::Receiver<End>,
+    end: Ending,
+}
+
+/// How the guard of a session is dropped.
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    /// The session is over.
+    Over(End),
+    /// It goes on elsewhere.
+    Elsewhere,
 }
 
 impl<W> ActiveSession<W> {
@@ -78,18 +85,26 @@ impl<W> ActiveSession<W> {
 
     /// Ends the session and says why. One that is dropped without a reason has ended by an error.
     pub fn finish(mut self, end: End) {
-        self.end = end;
+        self.end = Ending::Over(end);
+    }
+
+    /// The session goes on elsewhere: here it leaves, and does not count as ended.
+    pub fn leave(mut self) -> Record {
+        self.end = Ending::Elsewhere;
+        self.session.record(Instant::now())
     }
 }
 
 impl<W> Drop for ActiveSession<W> {
     fn drop(&mut self) {
         self.state.lock().session_ended(self.session.id);
-        let metrics = &self.state.0.metrics;
-        metrics.ends.count(self.end);
-        metrics.session_seconds.observe(self.session.started.elapsed().as_secs_f64());
-        #[expect(clippy::cast_precision_loss, reason = "a histogram needs no exact number")]
-        metrics.session_bytes.observe(self.session.traffic.bytes() as f64);
+        if let Ending::Over(end) = self.end {
+            let metrics = &self.state.0.metrics;
+            metrics.ends.count(end);
+            metrics.session_seconds.observe(self.session.started.elapsed().as_secs_f64());
+            #[expect(clippy::cast_precision_loss, reason = "a histogram needs no exact number")]
+            metrics.session_bytes.observe(self.session.traffic.bytes() as f64);
+        }
         self.state.0.room.notify_one();
         self.state.0.left.notify_one();
     }
@@ -201,17 +216,36 @@ impl<W> SharedState<W> {
         self.0.room.notify_one();
         Ok(match admission {
             Admission::Wait(ticket) => Admitted::Wait(WaitingPlace { state: self.clone(), ticket }),
-            Admission::Paired { first, session, stop } => {
+            Admission::Paired { first, session } => {
                 self.0.metrics.key_events.count(KeyEvent::Paired);
-                let session = ActiveSession { state: self.clone(), session, end: End::Error, stop };
-                Admitted::Paired { first, session }
+                Admitted::Paired { first, session: self.guard(session) }
             }
         })
+    }
+
+    fn guard(&self, session: Arc<Session>) -> ActiveSession<W> {
+        ActiveSession { state: self.clone(), session, end: Ending::Over(End::Error) }
+    }
+
+    /// Goes on with a session that began elsewhere; see [`State::adopt_session`].
+    pub fn adopt_session(&self, record: Record, now: Instant) -> ActiveSession<W> {
+        let session = self.lock().adopt_session(record, now);
+        self.guard(session)
+    }
+
+    /// An active session.
+    pub fn session(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.lock().session(id)
     }
 
     /// Asks for the end of a session. `false` when there is no such session.
     pub fn stop_session(&self, id: SessionId, why: End) -> bool {
         self.lock().stop_session(id, why)
+    }
+
+    /// Asks for the end of all sessions; see [`State::stop_all_sessions`].
+    pub fn stop_all_sessions(&self, why: End) {
+        self.lock().stop_all_sessions(why);
     }
 
     /// All active sessions, oldest first.

@@ -261,6 +261,7 @@ async fn peers_over_ipv6_and_ipv4_meet() {
             aspia_relay::app::Listeners { peers: Some(listener), ..Default::default() },
             aspia_relay::log::LogLevel::default(),
             aspia_relay::trace::Tracer::default(),
+            aspia_relay::app::Engine::on(aspia_relay::workers::Workers::here()),
         )
         .unwrap();
         tokio::spawn(app.run());

@@ -3,13 +3,14 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use aspia_relay::app::{App, Failure, Listeners, Stopped};
+use aspia_relay::app::{App, Engine, Failure, Listeners, Stopped};
 use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Loaded};
 use aspia_relay::crypto::PublicKey;
 use aspia_relay::handle::Handle;
 use aspia_relay::log::LogLevel;
 use aspia_relay::trace::Tracer;
+use aspia_relay::workers::Workers;
 use tokio::task::JoinHandle;
 
 /// A relay that runs.
@@ -90,7 +91,8 @@ impl Relay {
         let listeners =
             Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
         let app =
-            App::bind(config, listeners, LogLevel::default(), tracer).map_err(io::Error::other)?;
+            App::bind(config, listeners, LogLevel::default(), tracer, Engine::on(Workers::here()))
+                .map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
         let (admin, metrics) = (admin_address, metrics_address);
         Ok(Self { address, admin, metrics, handle, task: tokio::spawn(app.run()) })

@@ -1,0 +1,336 @@
+//! One of the two directions of a session: what it holds, and how it moves bytes.
+//!
+//! Nothing is held while nothing moves. Bytes are read into a buffer of the thread and written at once; what the
+//! receiver does not take is kept, and nothing more is read until it has gone. A direction in which much arrives
+//! moves its bytes through a pipe instead, where the kernel passes them on without copying.
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::state::sessions::Traffic;
+
+use super::pipe::{Lease, Pipes};
+
+/// Bytes copied at a time, at most.
+pub(super) const CHUNK: usize = 64 * 1024;
+
+/// Bytes that a direction moves each time its task runs, at most; then it is the others' turn.
+pub const BUDGET: usize = 512 * 1024;
+
+/// So many times in a row a read filled the whole buffer: the sender is faster than we are, and its bytes are worth a
+/// pipe.
+const MANY: u8 = 4;
+/// So many times in a row less than [`LITTLE`] came through the pipe: it is not.
+const FEW: u8 = 8;
+/// Below it, copying costs less than two system calls on a pipe.
+const LITTLE: usize = 16 * 1024;
+
+thread_local! {
+    /// The buffer of a thread: a direction owns only what the other side could not take yet.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
+
+/// Runs something with the buffer of this thread.
+pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| work(scratch))
+}
+
+/// How bytes are moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// As it is cheaper, by what is seen.
+    Adaptive,
+    /// Always by reading and writing.
+    Copy,
+    /// Always through a pipe, where there is one.
+    Splice,
+}
+
+/// How a direction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The sender finished, and everything is delivered.
+    Finished,
+    /// The sender's connection failed; what it had sent is delivered.
+    SenderGone,
+    /// The receiver's connection is over. `reset` is false where it had closed in order and only got something
+    /// that it no longer wanted.
+    ReceiverGone { reset: bool },
+}
+
+impl Ended {
+    pub(super) fn by_reset(self) -> bool {
+        matches!(self, Self::SenderGone | Self::ReceiverGone { reset: true })
+    }
+
+    /// A broken pipe is what writing to a peer gives that had closed in order before; anything else is a failure.
+    fn receiver_gone(error: &io::Error) -> Self {
+        Self::ReceiverGone { reset: error.kind() != io::ErrorKind::BrokenPipe }
+    }
+}
+
+/// What was taken from the sender and not yet given to the receiver.
+#[derive(Debug, Default)]
+enum Held {
+    #[default]
+    Nothing,
+    /// The bytes after the first `done`.
+    Bytes { bytes: Box<[u8]>, done: usize },
+    /// So many in a pipe.
+    Piped { pipe: Lease, count: usize },
+}
+
+/// Which way the next bytes go, by what was seen of the latest.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// By copying; so many reads in a row filled the buffer.
+    Copying(u8),
+    /// Through a pipe; so many times in a row little came.
+    Piping(u8),
+}
+
+/// A direction. What it holds is consistent whenever it is not being polled: it can be taken apart at any time.
+#[derive(Debug)]
+pub struct Direction {
+    held: Held,
+    pace: Pace,
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self { held: Held::Nothing, pace: Pace::Copying(0) }
+    }
+}
+
+/// What a try to take bytes from the sender gave.
+enum Taken {
+    /// So many bytes. They are at the receiver, or held.
+    Bytes(usize),
+    /// There are none at the moment, or not for certain.
+    Nothing,
+    /// There will be none any more.
+    Ended(Ended),
+}
+
+impl Direction {
+    /// Goes on with bytes that were taken from the sender elsewhere.
+    pub fn with(in_flight: Vec<u8>) -> Self {
+        Self { held: hold(in_flight.into_boxed_slice()), ..Self::default() }
+    }
+
+    /// The bytes that were taken from the sender and have not been given to the receiver.
+    ///
+    /// # Errors
+    /// When a pipe does not give out what is in it, which the system does not do.
+    pub fn into_in_flight(self) -> io::Result<Vec<u8>> {
+        match self.held {
+            Held::Nothing => Ok(Vec::new()),
+            Held::Bytes { bytes, done } => Ok(bytes[done..].to_vec()),
+            Held::Piped { pipe, count } => pipe.empty(count),
+        }
+    }
+
+    /// Moves up to [`BUDGET`] bytes, and wakes the task again where there may be more. Ready when no more can be moved; the receiver has been
+    /// told then, unless it is gone.
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        work: &Work<'_>,
+    ) -> Poll<Ended> {
+        let ended = ready!(self.poll_moving(context, from, to, work));
+        self.held = Held::Nothing;
+        // The receiver may be gone already; then there is nobody to tell.
+        let _ = SockRef::from(to).shutdown(Shutdown::Write);
+        Poll::Ready(ended)
+    }
+
+    fn poll_moving(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        work: &Work<'_>,
+    ) -> Poll<Ended> {
+        let mut moved = 0;
+        loop {
+            while !matches!(self.held, Held::Nothing) {
+                let given = match ready!(to.poll_write_ready(context)) {
+                    Ok(()) => self.give(to, work),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = given {
+                    return Poll::Ready(Ended::receiver_gone(&error));
+                }
+            }
+            if moved >= BUDGET {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let taken = match ready!(from.poll_read_ready(context)) {
+                Ok(()) => self.take(from, to, BUDGET - moved, work),
+                Err(_) => Taken::Ended(Ended::SenderGone),
+            };
+            match taken {
+                Taken::Bytes(bytes) => moved += bytes,
+                Taken::Nothing => {}
+                Taken::Ended(ended) => return Poll::Ready(ended),
+            }
+        }
+    }
+
+    /// Takes bytes from the sender, in the way that suits what was seen.
+    fn take(&mut self, from: &TcpStream, to: &TcpStream, most: usize, work: &Work<'_>) -> Taken {
+        let piped = match work.method {
+            Method::Copy => false,
+            Method::Splice => true,
+            Method::Adaptive => matches!(self.pace, Pace::Piping(_)),
+        };
+        match piped.then(|| work.pipes.take()).flatten() {
+            Some(pipe) => self.fill(pipe, from, most),
+            None => self.copy(from, to, work),
+        }
+    }
+
+    fn copy(&mut self, from: &TcpStream, to: &TcpStream, work: &Work<'_>) -> Taken {
+        with_scratch(|scratch| {
+            let room = scratch.len();
+            let bytes = match exhausting(from, Interest::READABLE, room, || {
+                (&*SockRef::from(from)).read(scratch)
+            }) {
+                Ok(0) => return Taken::Ended(Ended::Finished),
+                Ok(read) => &scratch[..read],
+                Err(error) if is_transient(&error) => return Taken::Nothing,
+                Err(_) => return Taken::Ended(Ended::SenderGone),
+            };
+            self.pace = match self.pace {
+                Pace::Copying(_) if bytes.len() < room => Pace::Copying(0),
+                Pace::Copying(full) if full + 1 < MANY => Pace::Copying(full + 1),
+                Pace::Copying(_) => Pace::Piping(0),
+                piping @ Pace::Piping(_) => piping,
+            };
+            match write(to, bytes, work) {
+                Ok(written) => {
+                    self.held = hold(bytes[written..].into());
+                    Taken::Bytes(bytes.len())
+                }
+                Err(error) => Taken::Ended(Ended::receiver_gone(&error)),
+            }
+        })
+    }
+
+    /// Takes bytes into a pipe, which is empty.
+    fn fill(&mut self, pipe: Lease, from: &TcpStream, most: usize) -> Taken {
+        // A short one says nothing of the socket: what counts against the pipe is pieces, not bytes.
+        match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
+            Ok(0) => {
+                pipe.give_back();
+                Taken::Ended(Ended::Finished)
+            }
+            Ok(count) => {
+                self.pace = match self.pace {
+                    Pace::Piping(few) if count < LITTLE && few + 1 == FEW => Pace::Copying(0),
+                    Pace::Piping(few) if count < LITTLE => Pace::Piping(few + 1),
+                    _ => Pace::Piping(0),
+                };
+                self.held = Held::Piped { pipe, count };
+                Taken::Bytes(count)
+            }
+            Err(error) => {
+                pipe.give_back();
+                if is_transient(&error) { Taken::Nothing } else { Taken::Ended(Ended::SenderGone) }
+            }
+        }
+    }
+
+    /// Gives the receiver of what is held as much as it takes.
+    fn give(&mut self, to: &TcpStream, work: &Work<'_>) -> io::Result<()> {
+        self.held = match std::mem::take(&mut self.held) {
+            Held::Nothing => Held::Nothing,
+            Held::Bytes { bytes, done } => {
+                let done = done + write(to, &bytes[done..], work)?;
+                if done == bytes.len() { Held::Nothing } else { Held::Bytes { bytes, done } }
+            }
+            Held::Piped { pipe, count } => {
+                let given =
+                    transient_is_none(to.try_io(Interest::WRITABLE, || pipe.drain(to, count)))?;
+                work.traffic.record(given, work.now());
+                if given == count {
+                    pipe.give_back();
+                    Held::Nothing
+                } else {
+                    Held::Piped { pipe, count: count - given }
+                }
+            }
+        };
+        Ok(())
+    }
+}
+
+/// What moving bytes needs beside the sockets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) method: Method,
+    pub(super) pipes: &'a Pipes,
+    pub(super) traffic: &'a Traffic,
+}
+
+impl Work<'_> {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+fn hold(bytes: Box<[u8]>) -> Held {
+    if bytes.is_empty() { Held::Nothing } else { Held::Bytes { bytes, done: 0 } }
+}
+
+/// Writes as much as the receiver takes, perhaps nothing.
+fn write(to: &TcpStream, bytes: &[u8], work: &Work<'_>) -> io::Result<usize> {
+    let written = transient_is_none(exhausting(to, Interest::WRITABLE, bytes.len(), || {
+        (&*SockRef::from(to)).write(bytes)
+    }))?;
+    if written > 0 {
+        work.traffic.record(written, work.now());
+    }
+    Ok(written)
+}
+
+/// Reads or writes, and takes it for a sign that the socket is exhausted when less than `room` bytes were moved: that
+/// saves the next call, which would only say so.
+fn exhausting(
+    stream: &TcpStream,
+    interest: Interest,
+    room: usize,
+    mut work: impl FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut short = None;
+    let result = stream.try_io(interest, || match work()? {
+        moved if 0 < moved && moved < room => {
+            short = Some(moved);
+            // This is how the runtime is told that there is nothing to do until the next event.
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        moved => Ok(moved),
+    });
+    short.map_or(result, Ok)
+}
+
+fn transient_is_none(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if is_transient(&error) => Ok(0),
+        result => result,
+    }
+}
+
+pub(super) fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

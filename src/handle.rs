@@ -59,7 +59,7 @@ pub struct Handle(Arc<Inner>);
 struct Inner {
     state: SharedState<Way>,
     config: watch::Sender<Arc<Config>>,
-    runner: Runner,
+    runner: Arc<Runner>,
     report: Mutex<Arc<Report>>,
     waiting: Mutex<Vec<&'static str>>,
     link: watch::Sender<LinkStatus>,
@@ -187,7 +187,7 @@ impl Handle {
     }
 
     /// Runs sessions; takes them apart and puts them together.
-    pub fn runner(&self) -> &Runner {
+    pub fn runner(&self) -> &Arc<Runner> {
         &self.0.runner
     }
 
@@ -299,6 +299,7 @@ impl Handle {
         let changed = old.differences(&applied);
         self.0.state.set_capacity(applied.max_sessions);
         self.0.config.send_replace(Arc::new(applied));
+        self.0.state.ring_sessions();
         *self.0.report.lock().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(new.report.clone());
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&waiting);

@@ -54,29 +54,31 @@ impl Workers {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Runs a session to its end, on the thread that has the fewest.
-    pub fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a session to its end, on the thread that has the fewest. It holds its place as long as it is there.
+    pub fn spawn<F>(&self, session: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let least =
             self.0.workers.iter().min_by_key(|worker| worker.sessions.load(Ordering::Relaxed));
         let Some(worker) = least else {
-            tokio::spawn(session);
+            tokio::spawn(session(Place(None)));
             return;
         };
         worker.sessions.fetch_add(1, Ordering::Relaxed);
-        let leaves = Leaves(worker.sessions.clone());
-        worker.runtime.spawn(async move {
-            let _leaves = leaves;
-            session.await;
-        });
+        worker.runtime.spawn(session(Place(Some(worker.sessions.clone()))));
     }
 }
 
-/// A session that is counted until it is dropped.
-struct Leaves(Arc<AtomicUsize>);
+/// The place of a session on a thread, counted until it is dropped.
+#[derive(Debug)]
+pub struct Place(Option<Arc<AtomicUsize>>);
 
-impl Drop for Leaves {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if let Some(sessions) = &self.0 {
+            sessions.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

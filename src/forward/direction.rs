@@ -53,26 +53,26 @@ pub enum Method {
     Splice,
 }
 
-/// How a direction ended.
+/// How far a direction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// The sender finished, and everything is delivered.
+pub(super) enum Progress {
+    /// It goes on.
+    Moving,
+    /// The sender finished, everything is delivered, and the receiver was told.
     Finished,
-    /// The sender's connection failed; what it had sent is delivered.
+    /// The sender's connection failed; what it had sent is delivered, and the receiver was told.
     SenderGone,
-    /// The receiver's connection is over. `reset` is false where it had closed in order and only got something
-    /// that it no longer wanted.
-    ReceiverGone { reset: bool },
+    /// The receiver's connection is over, and what the sender still sends is thrown away. `reset` is false where it
+    /// had closed in order and only got something that it no longer wanted.
+    Discarding { reset: bool },
+    /// The same, and the sender has finished, too.
+    Discarded { reset: bool },
 }
 
-impl Ended {
-    pub(super) fn by_reset(self) -> bool {
-        matches!(self, Self::SenderGone | Self::ReceiverGone { reset: true })
-    }
-
+impl Progress {
     /// A broken pipe is what writing to a peer gives that had closed in order before; anything else is a failure.
     fn receiver_gone(error: &io::Error) -> Self {
-        Self::ReceiverGone { reset: error.kind() != io::ErrorKind::BrokenPipe }
+        Self::Discarding { reset: error.kind() != io::ErrorKind::BrokenPipe }
     }
 }
 
@@ -98,14 +98,15 @@ enum Pace {
 
 /// A direction. What it holds is consistent whenever it is not being polled: it can be taken apart at any time.
 #[derive(Debug)]
-pub struct Direction {
+pub(super) struct Direction {
     held: Held,
     pace: Pace,
+    progress: Progress,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { held: Held::Nothing, pace: Pace::Copying(0) }
+        Self { held: Held::Nothing, pace: Pace::Copying(0), progress: Progress::Moving }
     }
 }
 
@@ -116,12 +117,12 @@ enum Taken {
     /// There are none at the moment, or not for certain.
     Nothing,
     /// There will be none any more.
-    Ended(Ended),
+    Ended(Progress),
 }
 
 impl Direction {
     /// Goes on with bytes that were taken from the sender elsewhere.
-    pub fn with(in_flight: Vec<u8>) -> Self {
+    pub(super) fn with(in_flight: Vec<u8>) -> Self {
         Self { held: hold(in_flight.into_boxed_slice()), ..Self::default() }
     }
 
@@ -129,7 +130,7 @@ impl Direction {
     ///
     /// # Errors
     /// When a pipe does not give out what is in it, which the system does not do.
-    pub fn into_in_flight(self) -> io::Result<Vec<u8>> {
+    pub(super) fn into_in_flight(self) -> io::Result<Vec<u8>> {
         match self.held {
             Held::Nothing => Ok(Vec::new()),
             Held::Bytes { bytes, done } => Ok(bytes[done..].to_vec()),
@@ -137,29 +138,38 @@ impl Direction {
         }
     }
 
-    /// Moves up to [`BUDGET`] bytes, and wakes the task again where there may be more. Ready when no more can be moved; the receiver has been
-    /// told then, unless it is gone.
+    /// Moves up to [`BUDGET`] bytes, and wakes the task again where there may be more.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
         work: &Work<'_>,
-    ) -> Poll<Ended> {
-        let ended = ready!(self.poll_moving(context, from, to, work));
-        self.held = Held::Nothing;
-        // The receiver may be gone already; then there is nobody to tell.
-        let _ = SockRef::from(to).shutdown(Shutdown::Write);
-        Poll::Ready(ended)
+    ) -> Progress {
+        if self.progress == Progress::Moving
+            && let Poll::Ready(ended) = self.poll_moving(context, from, to, work)
+        {
+            self.progress = ended;
+            self.held = Held::Nothing;
+            // The receiver may be gone already; then there is nobody to tell.
+            let _ = SockRef::from(to).shutdown(Shutdown::Write);
+        }
+        if let Progress::Discarding { reset } = self.progress
+            && poll_discarding(context, from).is_ready()
+        {
+            self.progress = Progress::Discarded { reset };
+        }
+        self.progress
     }
 
+    /// Ready with how it ended when no more can be moved.
     fn poll_moving(
         &mut self,
         context: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
         work: &Work<'_>,
-    ) -> Poll<Ended> {
+    ) -> Poll<Progress> {
         let mut moved = 0;
         loop {
             while !matches!(self.held, Held::Nothing) {
@@ -168,7 +178,7 @@ impl Direction {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = given {
-                    return Poll::Ready(Ended::receiver_gone(&error));
+                    return Poll::Ready(Progress::receiver_gone(&error));
                 }
             }
             if moved >= BUDGET {
@@ -177,7 +187,7 @@ impl Direction {
             }
             let taken = match ready!(from.poll_read_ready(context)) {
                 Ok(()) => self.take(from, to, BUDGET - moved, work),
-                Err(_) => Taken::Ended(Ended::SenderGone),
+                Err(_) => Taken::Ended(Progress::SenderGone),
             };
             match taken {
                 Taken::Bytes(bytes) => moved += bytes,
@@ -206,10 +216,10 @@ impl Direction {
             let bytes = match exhausting(from, Interest::READABLE, room, || {
                 (&*SockRef::from(from)).read(scratch)
             }) {
-                Ok(0) => return Taken::Ended(Ended::Finished),
+                Ok(0) => return Taken::Ended(Progress::Finished),
                 Ok(read) => &scratch[..read],
                 Err(error) if is_transient(&error) => return Taken::Nothing,
-                Err(_) => return Taken::Ended(Ended::SenderGone),
+                Err(_) => return Taken::Ended(Progress::SenderGone),
             };
             self.pace = match self.pace {
                 Pace::Copying(_) if bytes.len() < room => Pace::Copying(0),
@@ -222,7 +232,7 @@ impl Direction {
                     self.held = hold(bytes[written..].into());
                     Taken::Bytes(bytes.len())
                 }
-                Err(error) => Taken::Ended(Ended::receiver_gone(&error)),
+                Err(error) => Taken::Ended(Progress::receiver_gone(&error)),
             }
         })
     }
@@ -233,7 +243,7 @@ impl Direction {
         match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
             Ok(0) => {
                 pipe.give_back();
-                Taken::Ended(Ended::Finished)
+                Taken::Ended(Progress::Finished)
             }
             Ok(count) => {
                 self.pace = match self.pace {
@@ -246,7 +256,11 @@ impl Direction {
             }
             Err(error) => {
                 pipe.give_back();
-                if is_transient(&error) { Taken::Nothing } else { Taken::Ended(Ended::SenderGone) }
+                if is_transient(&error) {
+                    Taken::Nothing
+                } else {
+                    Taken::Ended(Progress::SenderGone)
+                }
             }
         }
     }
@@ -287,6 +301,24 @@ impl Work<'_> {
     fn now(&self) -> Instant {
         Instant::now()
     }
+}
+
+/// Reads and forgets a budget of bytes. Ready when the sender has ended.
+pub(super) fn poll_discarding(context: &mut Context<'_>, from: &TcpStream) -> Poll<()> {
+    let mut read = 0;
+    while read < BUDGET {
+        if ready!(from.poll_read_ready(context)).is_err() {
+            return Poll::Ready(());
+        }
+        match with_scratch(|scratch| from.try_read(scratch)) {
+            Ok(0) => return Poll::Ready(()),
+            Ok(count) => read += count,
+            Err(error) if is_transient(&error) => {}
+            Err(_) => return Poll::Ready(()),
+        }
+    }
+    context.waker().wake_by_ref();
+    Poll::Pending
 }
 
 fn hold(bytes: Box<[u8]>) -> Held {
@@ -331,6 +363,6 @@ fn transient_is_none(result: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-pub(super) fn is_transient(error: &io::Error) -> bool {
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -14,7 +14,8 @@ pub mod metrics;
 pub mod pipe;
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::io;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -23,10 +24,10 @@ use tokio::time::{sleep, timeout};
 use crate::state::sessions::{End, Traffic};
 use crate::tcp_info;
 
-use direction::{Ended, Work, is_transient, with_scratch};
+use direction::{Direction, Progress, Work, poll_discarding};
 use pipe::Pipes;
 
-pub use direction::{BUDGET, Direction, Method};
+pub use direction::{BUDGET, Method};
 
 /// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
 /// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
@@ -45,52 +46,95 @@ pub struct Forwarding {
     pub pipes: Pipes,
 }
 
-/// Forwards between two sockets until nothing more can be delivered. Cancelling it leaves the sockets and the
-/// directions as they are: nothing is lost when it is called with them again.
-pub async fn forward<'a>(
-    sockets: &'a [TcpStream; 2],
-    directions: &mut [Direction; 2],
-    traffic: &Traffic,
-    forwarding: &Forwarding,
-) -> Closing<'a> {
-    let [first, second] = sockets;
-    let [there, back] = directions;
-    let work = Work { method: forwarding.method, pipes: &forwarding.pipes, traffic };
-    let mut there = pin!(poll_fn(|context| there.poll(context, first, second, &work)));
-    let mut back = pin!(poll_fn(|context| back.poll(context, second, first, &work)));
-    let (end, survivor) = tokio::select! {
-        ended = &mut there => rest(first, ended, second, back).await,
-        ended = &mut back => rest(second, ended, first, there).await,
-    };
-    Closing { end, both: [first, second], survivor }
+/// The two connections of a session.
+pub type Sockets = [TcpStream; 2];
+
+/// Both directions of a session: the first is from the first socket to the second. Whenever it is not being polled, it
+/// can be taken apart, and nothing is lost when another one goes on with the same sockets.
+#[derive(Debug, Default)]
+pub struct Forward {
+    directions: [Direction; 2],
 }
 
 /// Everything is handed to the kernel; perhaps one of the two is still there.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a survivor that is closed at once may lose what it has not read yet"]
-pub struct Closing<'a> {
+pub struct Over {
     /// Why forwarding ended: closed, or reset.
     pub end: End,
-    both: [&'a TcpStream; 2],
-    survivor: Option<&'a TcpStream>,
+    /// Which of the two may still send what nobody takes.
+    survivor: Option<usize>,
 }
 
-impl Closing<'_> {
-    /// Gives the survivor, who has been sent the end, time to read what was delivered and to close, whatever it sends;
-    /// and the kernel time to bring both what it still holds. A program may end with its last session, and where it is
-    /// the first one of a container, the network and what is in it end as well. At most [`LINGER`] for all of it.
-    pub async fn linger(&self) {
-        let all = async {
-            if let Some(survivor) = self.survivor {
-                throw_away(survivor).await;
-            }
-            for stream in self.both {
-                delivered(stream).await;
-            }
-        };
-        // Who did not take everything in time: then it is closed for it.
-        let _ = timeout(LINGER, all).await;
+impl Forward {
+    /// Goes on with what was taken from each socket elsewhere.
+    pub fn with(in_flight: [Vec<u8>; 2]) -> Self {
+        Self { directions: in_flight.map(Direction::with) }
     }
+
+    /// What was taken from each socket and has not been given to the other.
+    ///
+    /// # Errors
+    /// When a pipe does not give out what is in it, which the system does not do.
+    pub fn into_in_flight(self) -> io::Result<[Vec<u8>; 2]> {
+        let [there, back] = self.directions.map(Direction::into_in_flight);
+        Ok([there?, back?])
+    }
+
+    /// Moves a budget of bytes each way, and wakes the task again where there may be more. Ready when nothing more can
+    /// be delivered.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        sockets: &Sockets,
+        traffic: &Traffic,
+        forwarding: &Forwarding,
+    ) -> Poll<Over> {
+        let work = Work { method: forwarding.method, pipes: &forwarding.pipes, traffic };
+        let [first, second] = sockets;
+        let [there, back] = &mut self.directions;
+        let there = there.poll(context, first, second, &work);
+        let back = back.poll(context, second, first, &work);
+        over(there, back)
+    }
+}
+
+/// Whether a session is over whose directions are like this.
+fn over(there: Progress, back: Progress) -> Poll<Over> {
+    use Progress::{Discarded, Discarding, Finished, Moving, SenderGone};
+
+    let is_reset = |direction| {
+        matches!(direction, SenderGone | Discarding { reset: true } | Discarded { reset: true })
+    };
+    // Which socket may still send something: it is told of the end, and what it sends is thrown away.
+    let survivor = match (there, back) {
+        (Moving, SenderGone) | (Discarding { .. }, Finished | SenderGone) => Some(0),
+        (SenderGone, Moving) | (Finished | SenderGone, Discarding { .. }) => Some(1),
+        // Both receivers are gone, and so is everybody.
+        (Discarding { .. } | Discarded { .. }, Discarding { .. } | Discarded { .. }) => None,
+        (Moving, _) | (_, Moving) => return Poll::Pending,
+        (Finished | SenderGone | Discarded { .. }, Finished | SenderGone | Discarded { .. }) => {
+            None
+        }
+    };
+    let end = if is_reset(there) || is_reset(back) { End::Reset } else { End::Closed };
+    Poll::Ready(Over { end, survivor })
+}
+
+/// Gives the survivor, who has been sent the end, time to read what was delivered and to close, whatever it sends;
+/// and the kernel time to bring both what it still holds. A program may end with its last session, and where it is
+/// the first one of a container, the network and what is in it end as well. At most [`LINGER`] for all of it.
+pub async fn linger(sockets: &Sockets, over: Over) {
+    let all = async {
+        if let Some(survivor) = over.survivor.and_then(|number| sockets.get(number)) {
+            throw_away(survivor).await;
+        }
+        for stream in sockets {
+            delivered(stream).await;
+        }
+    };
+    // Who did not take everything in time: then it is closed for it.
+    let _ = timeout(LINGER, all).await;
 }
 
 /// Returns when the peer's system has everything, or does not want it any more.
@@ -103,47 +147,7 @@ async fn delivered(stream: &TcpStream) {
     }
 }
 
-/// What is left when the direction from `sender` has ended: the other one, from `other_sender`. Gives how the session
-/// ended, and who of the two is still there.
-async fn rest<'a>(
-    sender: &'a TcpStream,
-    ended: Ended,
-    other_sender: &'a TcpStream,
-    mut other: impl Future<Output = Ended> + Unpin,
-) -> (End, Option<&'a TcpStream>) {
-    let (other_ended, survivor) = match ended {
-        // Nothing that the other one still sends can be delivered.
-        Ended::SenderGone => return (End::Reset, Some(other_sender)),
-        Ended::ReceiverGone { .. } => {
-            // It may have sent something before it went: that arrives meanwhile, and then the end.
-            let mut thrown_away = pin!(throw_away(sender));
-            tokio::select! {
-                other_ended = &mut other => (other_ended, Some(sender)),
-                () = &mut thrown_away => (other.await, None),
-            }
-        }
-        Ended::Finished => {
-            let other_ended = other.await;
-            let gone = matches!(other_ended, Ended::ReceiverGone { .. });
-            (other_ended, gone.then_some(other_sender))
-        }
-    };
-    let reset = ended.by_reset() || other_ended.by_reset();
-    (if reset { End::Reset } else { End::Closed }, survivor)
-}
-
 /// Reads and forgets until the sender ends.
 async fn throw_away(from: &TcpStream) {
-    loop {
-        tokio::task::consume_budget().await;
-        if from.readable().await.is_err() {
-            return;
-        }
-        match with_scratch(|scratch| from.try_read(scratch)) {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) if is_transient(&error) => {}
-            Err(_) => return,
-        }
-    }
+    poll_fn(|context| poll_discarding(context, from)).await;
 }

@@ -57,7 +57,7 @@ pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
     pending: Arc<AtomicUsize>,
-    runner: Runner,
+    runner: Arc<Runner>,
     metrics: PeerMetrics,
     tracer: Tracer,
     accepting: Accepting,
@@ -72,7 +72,7 @@ impl Peers {
     pub fn new(
         state: SharedState<Way>,
         config: watch::Receiver<Arc<Config>>,
-        runner: Runner,
+        runner: Arc<Runner>,
         metrics: PeerMetrics,
         tracer: Tracer,
         accepting: Accepting,

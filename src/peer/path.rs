@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
+use crate::forward::Sockets;
 use crate::state::sessions::{Session, SessionId};
 use crate::tcp_info;
 
@@ -20,9 +20,6 @@ const SLICE: usize = 32;
 /// Shortest pause between two goes. With more sessions than fit into a period, rounds take longer instead of more.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
-/// The two connections of a session.
-pub(super) type Sockets = [TcpStream; 2];
-
 #[derive(Debug)]
 struct Watched {
     session: Arc<Session>,
@@ -31,40 +28,32 @@ struct Watched {
 }
 
 /// The sessions whose paths are looked at. The tasks that forward are not woken for it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Paths {
-    watched: Arc<Mutex<BTreeMap<SessionId, Watched>>>,
+    watched: Mutex<BTreeMap<SessionId, Watched>>,
     metrics: PeerMetrics,
-}
-
-/// Has the paths of a session looked at until it is dropped.
-pub(super) struct Watch<'a> {
-    paths: &'a Paths,
-    session: Arc<Session>,
-    sockets: Arc<Sockets>,
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        self.paths.lock().remove(&self.session.id);
-        // What was sent again since the last look counts, too.
-        self.paths.look(&self.session, &self.sockets, false);
-    }
 }
 
 impl Paths {
     pub(super) fn new(metrics: PeerMetrics) -> Self {
-        Self { watched: Arc::default(), metrics }
+        Self { watched: Mutex::default(), metrics }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionId, Watched>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn watch(&self, session: &Arc<Session>, sockets: &Arc<Sockets>) -> Watch<'_> {
+    /// Has the paths of a session looked at.
+    pub(super) fn watch(&self, session: &Arc<Session>, sockets: &Arc<Sockets>) {
         let watched = Watched { session: session.clone(), sockets: Arc::downgrade(sockets) };
         self.lock().insert(session.id, watched);
-        Watch { paths: self, session: session.clone(), sockets: sockets.clone() }
+    }
+
+    /// Looks at the paths of a session for the last time.
+    pub(super) fn forget(&self, session: &Session, sockets: &Sockets) {
+        self.lock().remove(&session.id);
+        // What was sent again since the last look counts, too.
+        self.look(session, sockets, false);
     }
 
     /// Looks at all sessions, round after round, for ever. In the order of their numbers: each comes after the same time,

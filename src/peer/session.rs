@@ -1,25 +1,28 @@
 //! One session from pairing to its end.
 
+use std::fmt;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
 use crate::config::Config;
-use crate::forward::{Direction, Forwarding, forward};
+use crate::forward::{Forward, Forwarding, Sockets, linger};
 use crate::metrics::Label;
 use crate::state::sessions::{End, Session, SessionId};
 use crate::state::shared::{ActiveSession, SharedState};
 use crate::trace::session::{PeerFacts, SessionTrace};
-use crate::workers::Workers;
+use crate::workers::{Place, Workers};
 
 use super::departures::{Departures, Parts};
 use super::metrics::PeerMetrics;
-use super::path::{Paths, Sockets};
+use super::path::Paths;
 
 /// How a second peer reaches the task of the first.
 pub type Way = oneshot::Sender<Partner>;
@@ -35,17 +38,8 @@ pub struct Partner {
     pub session: ActiveSession<Way>,
 }
 
-/// A session that is to run.
-#[derive(Debug)]
-pub(super) struct Joined {
-    pub(super) sockets: [std::net::TcpStream; 2],
-    pub(super) in_flight: [Vec<u8>; 2],
-    pub(super) active: ActiveSession<Way>,
-    pub(super) trace: SessionTrace,
-}
-
 /// Runs sessions: what they share.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Runner {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
@@ -64,8 +58,8 @@ impl Runner {
         metrics: PeerMetrics,
         workers: Workers,
         forwarding: Forwarding,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             state,
             config,
             workers,
@@ -73,13 +67,13 @@ impl Runner {
             paths: Paths::new(metrics),
             departures: Departures::default(),
             tasks: TaskTracker::new(),
-        }
+        })
     }
 
-    /// Runs a session, on its worker.
-    pub(super) fn start(&self, joined: Joined) {
-        let runner = self.clone();
-        self.workers.spawn(self.tasks.track_future(async move { runner.run(joined).await }));
+    /// Runs a session, on its thread.
+    pub(super) fn start(self: &Arc<Self>, joined: Joined) {
+        self.workers
+            .spawn(|place| self.tasks.track_future(Running::new(self.clone(), joined, place)));
     }
 
     /// Takes a session apart, wherever its bytes are. `None` when there is no such session, or when it ends instead.
@@ -88,7 +82,7 @@ impl Runner {
     }
 
     /// Goes on with a session that was taken apart. Its peers notice nothing.
-    pub fn put_together(&self, parts: Parts) {
+    pub fn put_together(self: &Arc<Self>, parts: Parts) {
         let Parts { record, sockets, in_flight } = parts;
         let active = self.state.adopt_session(record, Instant::now());
         self.start(Joined { sockets, in_flight, active, trace: SessionTrace::default() });
@@ -104,51 +98,163 @@ impl Runner {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
 
-    /// Forwards between the two peers until the session ends, for whatever reason, or is taken apart.
-    async fn run(self, joined: Joined) {
+/// A session that is to run.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) sockets: [std::net::TcpStream; 2],
+    pub(super) in_flight: [Vec<u8>; 2],
+    pub(super) active: ActiveSession<Way>,
+    pub(super) trace: SessionTrace,
+}
+
+/// What the trace of a session says that goes on elsewhere.
+const DEPARTED: &str = "departed";
+
+/// The task of a session. Written by hand rather than as an `async fn`: there are thousands of them, most of them
+/// quiet, and this takes a quarter of the memory.
+#[derive(Debug)]
+pub(super) struct Running {
+    runner: Arc<Runner>,
+    /// `None` once it is over.
+    active: Option<ActiveSession<Way>>,
+    trace: SessionTrace,
+    /// From its first moment on its thread.
+    sockets: Option<Arc<Sockets>>,
+    stage: Stage,
+    _place: Place,
+}
+
+enum Stage {
+    /// The runtime of its thread does not know its sockets yet.
+    New {
+        sockets: [std::net::TcpStream; 2],
+        in_flight: [Vec<u8>; 2],
+    },
+    /// Bytes move.
+    Forwarding {
+        forward: Forward,
+        timer: Pin<Box<Sleep>>,
+    },
+    /// Nothing is left to forward.
+    Lingering {
+        end: End,
+        linger: Pin<Box<dyn Future<Output = ()> + Send>>,
+    },
+    /// It is taken apart as soon as nobody else holds its sockets.
+    Departing {
+        forward: Forward,
+        to: oneshot::Sender<Parts>,
+    },
+    Over,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::New { .. } => "New",
+            Self::Forwarding { .. } => "Forwarding",
+            Self::Lingering { .. } => "Lingering",
+            Self::Departing { .. } => "Departing",
+            Self::Over => "Over",
+        })
+    }
+}
+
+/// What comes after a stage has been polled.
+enum Next {
+    /// It goes on when it is woken.
+    Wait,
+    /// Another stage, at once.
+    Go(Stage),
+    /// The session is over.
+    End(End),
+}
+
+impl Running {
+    pub(super) fn new(runner: Arc<Runner>, joined: Joined, place: Place) -> Self {
         let Joined { sockets, in_flight, active, trace } = joined;
-        let session = active.session().clone();
+        let stage = Stage::New { sockets, in_flight };
+        Self { runner, active: Some(active), trace, sockets: None, stage, _place: place }
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        self.active.as_ref().map(|active| active.session().clone())
+    }
+
+    fn begin(
+        &mut self,
+        session: &Arc<Session>,
+        sockets: [std::net::TcpStream; 2],
+        in_flight: [Vec<u8>; 2],
+    ) -> Next {
         let [first, second] = sockets.map(TcpStream::from_std);
         let (Ok(first), Ok(second)) = (first, second) else {
-            // The system has no room to watch them.
-            self.over(active, trace, End::Error);
-            return;
+            error!(session = session.id.0, "session lost: the system does not watch more sockets");
+            return Next::End(End::Error);
         };
         let sockets = Arc::new([first, second]);
-        let mut directions = in_flight.map(Direction::with);
-        announce(&session, self.config.borrow().log_peer_identity);
-        let watch = self.paths.watch(&session, &sockets);
-        let outcome = self.attend(&session, &sockets, &mut directions).await;
-        drop(watch);
-        match outcome {
-            Outcome::End(end) => {
-                // The sockets first: a place that is free again must not still hold two of them.
-                drop(sockets);
-                self.over(active, trace, end);
+        self.runner.paths.watch(session, &sockets);
+        self.sockets = Some(sockets);
+        let config = self.runner.config.borrow();
+        announce(session, config.log_peer_identity);
+        match time_is_up(session, &config, Instant::now()) {
+            Ok(end) => Next::End(end),
+            Err(later) => Next::Go(Stage::Forwarding {
+                forward: Forward::with(in_flight),
+                timer: Box::pin(sleep_until(later)),
+            }),
+        }
+    }
+
+    /// Takes it apart and hands it over.
+    fn depart(
+        &mut self,
+        context: &mut Context<'_>,
+        session: &Session,
+        forward: Forward,
+        to: oneshot::Sender<Parts>,
+    ) -> Next {
+        let Some(sockets) = self.sockets.take() else {
+            return Next::End(End::Error);
+        };
+        self.runner.paths.forget(session, &sockets);
+        let [first, second] = match Arc::try_unwrap(sockets) {
+            Ok(sockets) => sockets,
+            Err(sockets) => {
+                // Whoever looks at its path holds them for some microseconds.
+                self.sockets = Some(sockets);
+                self.stage = Stage::Departing { forward, to };
+                context.waker().wake_by_ref();
+                return Next::Wait;
             }
-            Outcome::Depart(to) => match take_apart(sockets, directions).await {
-                Ok((sockets, in_flight)) => {
-                    trace.end(DEPARTED, session.traffic.bytes());
-                    let record = active.leave();
+        };
+        let taken =
+            || io::Result::Ok(([first.into_std()?, second.into_std()?], forward.into_in_flight()?));
+        match taken() {
+            Ok((sockets, in_flight)) => {
+                std::mem::take(&mut self.trace).end(DEPARTED, session.traffic.bytes());
+                if let Some(record) = self.active.take().map(ActiveSession::leave) {
                     info!(session = record.id.0, bytes = record.bytes, "session goes on elsewhere");
                     // Where nobody takes it any more, both connections are closed by that.
                     let _ = to.send(Parts { record, sockets, in_flight });
                 }
-                Err(error) => {
-                    error!(session = session.id.0, %error, "session lost: it cannot be taken apart");
-                    self.over(active, trace, End::Error);
-                }
-            },
+                Next::Wait
+            }
+            Err(error) => {
+                error!(session = session.id.0, %error, "session lost: it cannot be taken apart");
+                Next::End(End::Error)
+            }
         }
-        // Whoever asked for it while it ended waits in vain.
-        drop(self.departures.take(session.id));
     }
 
-    fn over(&self, active: ActiveSession<Way>, trace: SessionTrace, end: End) {
-        let session = active.session().clone();
-        active.finish(end);
-        trace.end(end.name(), session.traffic.bytes());
+    fn end(&mut self, session: &Session, end: End) {
+        self.close(session);
+        if let Some(active) = self.active.take() {
+            active.finish(end);
+        }
+        std::mem::take(&mut self.trace).end(end.name(), session.traffic.bytes());
         info!(
             session = session.id.0,
             %end,
@@ -156,67 +262,126 @@ impl Runner {
             seconds = session.started.elapsed().as_secs(),
             "session ended"
         );
+        // Whoever asked for it while it ended waits in vain.
+        drop(self.runner.departures.take(session.id));
     }
 
-    /// Forwards until somebody or something ends it.
-    async fn attend(
-        &self,
-        session: &Session,
-        sockets: &Sockets,
-        directions: &mut [Direction; 2],
-    ) -> Outcome {
-        let mut config = self.config.clone();
+    /// Closes the sockets. Before the session ends: a place that is free again must not still hold two of them.
+    fn close(&mut self, session: &Session) {
+        self.stage = Stage::Over;
+        if let Some(sockets) = self.sockets.take() {
+            self.runner.paths.forget(session, &sockets);
+        }
+    }
+}
+
+/// Forwards, and heeds the time and those who ring.
+fn attend(
+    context: &mut Context<'_>,
+    runner: &Runner,
+    session: &Session,
+    sockets: &Arc<Sockets>,
+    forward: &mut Forward,
+    timer: &mut Pin<Box<Sleep>>,
+) -> Next {
+    if let Poll::Ready(over) = forward.poll(context, sockets, &session.traffic, &runner.forwarding)
+    {
+        let sockets = sockets.clone();
+        let linger = Box::pin(async move { linger(&sockets, over).await });
+        return Next::Go(Stage::Lingering { end: over.end, linger });
+    }
+    let mut look = false;
+    if let Poll::Ready(end) = session.bell.poll_rung(context) {
+        match (end, runner.departures.take(session.id)) {
+            (Some(end), _) => return Next::End(end),
+            (None, Some(to)) => {
+                return Next::Go(Stage::Departing { forward: std::mem::take(forward), to });
+            }
+            // The settings have changed.
+            (None, None) => look = true,
+        }
+    }
+    while look || timer.as_mut().poll(context).is_ready() {
+        look = false;
+        match time_is_up(session, &runner.config.borrow(), Instant::now()) {
+            Ok(end) => return Next::End(end),
+            Err(later) => timer.as_mut().reset(later),
+        }
+    }
+    Next::Wait
+}
+
+/// Waits until the peers have everything. The session does not depart any more, and is not idle.
+fn wait(
+    context: &mut Context<'_>,
+    runner: &Runner,
+    session: &Session,
+    end: End,
+    linger: &mut Pin<Box<dyn Future<Output = ()> + Send>>,
+) -> Next {
+    while let Poll::Ready(wanted) = session.bell.poll_rung(context) {
+        drop(runner.departures.take(session.id));
+        if wanted.is_some() {
+            // Whatever cuts this short is not why the session ended.
+            return Next::End(end);
+        }
+    }
+    match linger.as_mut().poll(context) {
+        Poll::Ready(()) => Next::End(end),
+        Poll::Pending => Next::Wait,
+    }
+}
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
         loop {
-            tokio::select! {
-                closing = forward(sockets, directions, &session.traffic, &self.forwarding) => {
-                    // One who is told of the end is not idle; and whatever cuts this short is not why the session
-                    // ended.
-                    tokio::select! {
-                        () = closing.linger() => {}
-                        () = self.ended_by_others(session) => {}
-                    }
-                    return Outcome::End(closing.end);
+            let Some(active) = &this.active else {
+                return Poll::Ready(());
+            };
+            let next = match (&mut this.stage, &this.sockets) {
+                (Stage::Forwarding { forward, timer }, Some(sockets)) => {
+                    attend(context, &this.runner, active.session(), sockets, forward, timer)
                 }
-                end = time_is_up(session, &mut config) => return Outcome::End(end),
-                end = session.bell.rung() => match (end, self.departures.take(session.id)) {
-                    (Some(end), _) => return Outcome::End(end),
-                    (None, Some(to)) => return Outcome::Depart(to),
-                    (None, None) => {}
+                (Stage::Lingering { end, linger }, _) => {
+                    wait(context, &this.runner, active.session(), *end, linger)
+                }
+                _ => {
+                    let session = active.session().clone();
+                    match std::mem::replace(&mut this.stage, Stage::Over) {
+                        Stage::New { sockets, in_flight } => {
+                            this.begin(&session, sockets, in_flight)
+                        }
+                        Stage::Departing { forward, to } => {
+                            this.depart(context, &session, forward, to)
+                        }
+                        _ => Next::End(End::Error),
+                    }
+                }
+            };
+            match next {
+                Next::Wait if this.active.is_some() => return Poll::Pending,
+                Next::Wait => {}
+                Next::Go(stage) => this.stage = stage,
+                Next::End(end) => {
+                    if let Some(session) = this.session() {
+                        this.end(&session, end);
+                    }
                 }
             }
         }
     }
+}
 
-    /// Returns when somebody wants the session ended. It does not depart any more.
-    async fn ended_by_others(&self, session: &Session) {
-        while session.bell.rung().await.is_none() {
-            drop(self.departures.take(session.id));
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its runtime has ended before it.
+        if let Some(session) = self.session() {
+            self.close(&session);
         }
     }
-}
-
-/// What the trace of a session says that goes on elsewhere.
-const DEPARTED: &str = "departed";
-
-enum Outcome {
-    End(End),
-    Depart(oneshot::Sender<Parts>),
-}
-
-/// What of a session is in the system's hands.
-type Taken = ([std::net::TcpStream; 2], [Vec<u8>; 2]);
-
-async fn take_apart(mut sockets: Arc<Sockets>, directions: [Direction; 2]) -> io::Result<Taken> {
-    // Whoever looks at its path holds the sockets for some microseconds.
-    let [first, second] = loop {
-        match Arc::try_unwrap(sockets) {
-            Ok(sockets) => break sockets,
-            Err(shared) => sockets = shared,
-        }
-        tokio::task::yield_now().await;
-    };
-    let [there, back] = directions.map(Direction::into_in_flight);
-    Ok(([first.into_std()?, second.into_std()?], [there?, back?]))
 }
 
 fn announce(session: &Session, with_identity: bool) {
@@ -235,31 +400,16 @@ fn announce(session: &Session, with_identity: bool) {
     }
 }
 
-/// Returns when the session was idle for too long or lasts too long, by the settings in force at that time.
-async fn time_is_up(session: &Session, config: &mut watch::Receiver<Arc<Config>>) -> End {
-    loop {
-        let (idle, longest) = {
-            let config = config.borrow_and_update();
-            (config.peer_idle_timeout, config.max_session_duration)
-        };
-        let idle_end = session.traffic.last_moved() + idle;
-        let last_end = longest.map(|longest| session.started + longest);
-        let now = Instant::now();
-        if last_end.is_some_and(|end| end <= now) {
-            return End::MaxDuration;
-        }
-        if idle_end <= now {
-            return End::Idle;
-        }
-        let next = last_end.map_or(idle_end, |end| end.min(idle_end));
-        tokio::select! {
-            () = sleep_until(next) => {}
-            changed = config.changed() => {
-                if changed.is_err() {
-                    // Nobody changes settings any more: only the time is left to wait for.
-                    sleep_until(next).await;
-                }
-            }
-        }
+/// Why the session is to end at `now`, or when to look again: it was idle for too long, or lasts too long, by the
+/// settings in force.
+fn time_is_up(session: &Session, config: &Config, now: Instant) -> Result<End, Instant> {
+    let idle_end = session.traffic.last_moved() + config.peer_idle_timeout;
+    let last_end = config.max_session_duration.map(|longest| session.started + longest);
+    if last_end.is_some_and(|end| end <= now) {
+        return Ok(End::MaxDuration);
     }
+    if idle_end <= now {
+        return Ok(End::Idle);
+    }
+    Err(last_end.map_or(idle_end, |end| end.min(idle_end)))
 }

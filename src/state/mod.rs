@@ -195,6 +195,11 @@ impl<W> State<W> {
         self.sessions.close(why);
     }
 
+    /// Has all sessions look at the settings.
+    pub fn ring_sessions(&self) {
+        self.sessions.ring();
+    }
+
     /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.
     pub fn adopt_session(&mut self, record: Record, now: Instant) -> Arc<Session> {
         self.keys.occupy();

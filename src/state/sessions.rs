@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use atomic_waker::AtomicWaker;
 use tokio::time::Instant;
 
 use crate::metrics::{Label, labels};
@@ -150,25 +151,32 @@ impl Path {
 #[derive(Debug, Default)]
 pub struct Bell {
     end: Mutex<Option<End>>,
-    rung: Notify,
+    rung: AtomicBool,
+    task: AtomicWaker,
 }
 
 impl Bell {
     /// Asks the session to end. Only the first reason counts.
     fn end(&self, why: End) {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        self.rung.notify_one();
+        self.ring();
     }
 
     /// Asks the session to look up from its work.
     pub fn ring(&self) {
-        self.rung.notify_one();
+        self.rung.store(true, Ordering::Release);
+        self.task.wake();
     }
 
-    /// Returns when somebody rang: why the session is to end, if it is. For the one task of the session.
-    pub async fn rung(&self) -> Option<End> {
-        self.rung.notified().await;
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ready when somebody rang: why the session is to end, if it is. For the one task of the session; costs it no
+    /// lock while nobody rings.
+    pub fn poll_rung(&self, context: &Context<'_>) -> Poll<Option<End>> {
+        self.task.register(context.waker());
+        // Lowered before the reason is looked at: who rings meanwhile is heard the next time.
+        if !self.rung.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        Poll::Ready(*self.end.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -291,6 +299,11 @@ impl Sessions {
         self.active.values().for_each(|session| session.bell.end(why));
     }
 
+    /// Has all sessions look up from their work.
+    pub fn ring(&self) {
+        self.active.values().for_each(|session| session.bell.ring());
+    }
+
     /// Removes a session that has ended. `false` when there is no such session.
     pub fn end(&mut self, id: SessionId) -> bool {
         let Some(session) = self.active.remove(&id) else {
@@ -326,6 +339,10 @@ impl Sessions {
 mod tests {
     use super::*;
 
+    async fn rung(session: &Session) -> Option<End> {
+        std::future::poll_fn(|context| session.bell.poll_rung(context)).await
+    }
+
     fn addresses() -> [SocketAddr; 2] {
         [([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into()]
     }
@@ -350,10 +367,10 @@ mod tests {
         let mut sessions = Sessions::default();
         let session = sessions.start(Identity::default(), addresses(), Instant::now());
         session.bell.ring();
-        assert_eq!(session.bell.rung().await, None);
+        assert_eq!(rung(&session).await, None);
         assert!(sessions.stop(session.id, End::Disconnected));
         assert!(sessions.stop(session.id, End::Drain));
-        assert_eq!(session.bell.rung().await, Some(End::Disconnected));
+        assert_eq!(rung(&session).await, Some(End::Disconnected));
         assert!(!sessions.stop(SessionId(99), End::Drain));
     }
 
@@ -363,8 +380,8 @@ mod tests {
         let before = sessions.start(Identity::default(), addresses(), Instant::now());
         sessions.close(End::Drain);
         let after = sessions.start(Identity::default(), addresses(), Instant::now());
-        assert_eq!(before.bell.rung().await, Some(End::Drain));
-        assert_eq!(after.bell.rung().await, Some(End::Drain));
+        assert_eq!(rung(&before).await, Some(End::Drain));
+        assert_eq!(rung(&after).await, Some(End::Drain));
     }
 
     #[test]

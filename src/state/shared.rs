@@ -248,6 +248,11 @@ impl<W> SharedState<W> {
         self.lock().stop_all_sessions(why);
     }
 
+    /// Has all sessions look at the settings.
+    pub fn ring_sessions(&self) {
+        self.lock().ring_sessions();
+    }
+
     /// All active sessions, oldest first.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         let mut sessions = self.lock().sessions();

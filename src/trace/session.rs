@@ -45,7 +45,7 @@ pub struct SessionFacts {
 
 /// The spans of a session that are not over yet. Dropped, it ends as one that failed.
 #[derive(Debug, Default)]
-pub struct SessionTrace(Option<Spans>);
+pub struct SessionTrace(Option<Box<Spans>>);
 
 #[derive(Debug)]
 struct Spans {
@@ -72,7 +72,7 @@ impl Clock {
 impl Tracer {
     /// Begins the trace of a session that has just been paired. `facts` are only asked for where traces are on.
     pub fn session(&self, facts: impl FnOnce() -> SessionFacts) -> SessionTrace {
-        SessionTrace(self.0.as_ref().map(|tracer| Spans::begin(tracer, facts())))
+        SessionTrace(self.0.as_ref().map(|tracer| Box::new(Spans::begin(tracer, facts()))))
     }
 }
 

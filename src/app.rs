@@ -187,8 +187,6 @@ impl App {
             link.clone(),
         );
         let peers = Peers::new(
-            state.clone(),
-            handle.settings(),
             handle.runner().clone(),
             handle.peer_metrics().clone(),
             tracer,

@@ -255,14 +255,12 @@ impl TestRelay {
         let pipes = Pipes::new(0, ForwardMetrics::new(&registry)?);
         let runner = Runner::new(
             state.clone(),
-            settings.clone(),
+            settings,
             metrics.clone(),
             Workers::here(),
             Forwarding { method: Method::Copy, pipes },
         );
         let peers = Peers::new(
-            state.clone(),
-            settings,
             runner,
             metrics,
             Tracer::default(),

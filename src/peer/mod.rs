@@ -67,11 +67,9 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Peers that meet in `state`; `accepting` says whether new ones are taken; all their tasks end when `stop` is cancelled. `draining` only changes what is
+    /// Peers whose sessions `runner` runs, and who meet in its state; `accepting` says whether new ones are taken; all their tasks end when `stop` is cancelled. `draining` only changes what is
     /// said of those whose keys were withdrawn.
     pub fn new(
-        state: SharedState<Way>,
-        config: watch::Receiver<Arc<Config>>,
         runner: Arc<Runner>,
         metrics: PeerMetrics,
         tracer: Tracer,
@@ -80,8 +78,8 @@ impl Peers {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            state,
-            config,
+            state: runner.state().clone(),
+            config: runner.config().clone(),
             pending: Arc::default(),
             runner,
             metrics,

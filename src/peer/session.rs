@@ -70,6 +70,14 @@ impl Runner {
         })
     }
 
+    pub(super) fn state(&self) -> &SharedState<Way> {
+        &self.state
+    }
+
+    pub(super) fn config(&self) -> &watch::Receiver<Arc<Config>> {
+        &self.config
+    }
+
     /// Runs a session, on its thread.
     pub(super) fn start(self: &Arc<Self>, joined: Joined) {
         self.workers

@@ -14,7 +14,7 @@ use crate::config::report::Report;
 use crate::config::{Config, Loaded};
 use crate::forward::metrics::ForwardMetrics;
 use crate::forward::pipe::Pipes;
-use crate::forward::{Forwarding, Method};
+use crate::forward::{BUDGET, Forwarding, Method};
 use crate::listen::accept::Accepting;
 use crate::log::LogLevel;
 use crate::metrics::gauge;
@@ -119,7 +119,7 @@ impl Handle {
         let pipes = Pipes::new(max_pipes, ForwardMetrics::new(&registry)?);
         let state = SharedState::new(config.max_sessions, key_base, metrics);
         let config = watch::Sender::new(Arc::new(config));
-        let forwarding = Forwarding { method, pipes };
+        let forwarding = Forwarding { method, pipes, budget: BUDGET };
         let runner = Runner::new(
             state.clone(),
             config.subscribe(),

@@ -20,7 +20,7 @@ use crate::config::parse::ListenAddress;
 use crate::crypto::{self, Iv, PublicKey};
 use crate::forward::metrics::ForwardMetrics;
 use crate::forward::pipe::Pipes;
-use crate::forward::{Forwarding, Method};
+use crate::forward::{BUDGET, Forwarding, Method};
 use crate::listen::accept::Accepting;
 use crate::peer::metrics::PeerMetrics;
 use crate::peer::session::{Runner, Way};
@@ -258,7 +258,7 @@ impl TestRelay {
             settings,
             metrics.clone(),
             Workers::here(),
-            Forwarding { method: Method::Copy, pipes },
+            Forwarding { method: Method::Copy, pipes, budget: BUDGET },
         );
         let peers = Peers::new(
             runner,

@@ -21,7 +21,7 @@ use super::pipe::{Lease, Pipes};
 /// Bytes copied at a time, at most.
 pub(super) const CHUNK: usize = 64 * 1024;
 
-/// Bytes that a direction moves each time its task runs, at most; then it is the others' turn.
+/// The usual budget, in bytes: some hundred microseconds of work, and several times what a call costs.
 pub const BUDGET: usize = 512 * 1024;
 
 /// So many times in a row a read filled the whole buffer: the sender is faster than we are, and its bytes are worth a
@@ -138,7 +138,7 @@ impl Direction {
         }
     }
 
-    /// Moves up to [`BUDGET`] bytes, and wakes the task again where there may be more.
+    /// Moves up to a budget of bytes, and wakes the task again where there may be more.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -181,12 +181,12 @@ impl Direction {
                     return Poll::Ready(Progress::receiver_gone(&error));
                 }
             }
-            if moved >= BUDGET {
+            if moved >= work.budget {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             let taken = match ready!(from.poll_read_ready(context)) {
-                Ok(()) => self.take(from, to, BUDGET - moved, work),
+                Ok(()) => self.take(from, to, work.budget - moved, work),
                 Err(_) => Taken::Ended(Progress::SenderGone),
             };
             match taken {
@@ -206,13 +206,14 @@ impl Direction {
         };
         match piped.then(|| work.pipes.take()).flatten() {
             Some(pipe) => self.fill(pipe, from, most),
-            None => self.copy(from, to, work),
+            None => self.copy(from, to, most, work),
         }
     }
 
-    fn copy(&mut self, from: &TcpStream, to: &TcpStream, work: &Work<'_>) -> Taken {
+    fn copy(&mut self, from: &TcpStream, to: &TcpStream, most: usize, work: &Work<'_>) -> Taken {
         with_scratch(|scratch| {
-            let room = scratch.len();
+            let room = scratch.len().min(most);
+            let scratch = &mut scratch[..room];
             let bytes = match exhausting(from, Interest::READABLE, room, || {
                 (&*SockRef::from(from)).read(scratch)
             }) {
@@ -295,6 +296,7 @@ pub(super) struct Work<'a> {
     pub(super) method: Method,
     pub(super) pipes: &'a Pipes,
     pub(super) traffic: &'a Traffic,
+    pub(super) budget: usize,
 }
 
 impl Work<'_> {

@@ -44,6 +44,8 @@ pub struct Forwarding {
     pub method: Method,
     /// Those that there are.
     pub pipes: Pipes,
+    /// Bytes that a direction moves each time its task runs, at most; then it is the others' turn.
+    pub budget: usize,
 }
 
 /// The two connections of a session.
@@ -81,7 +83,7 @@ impl Forward {
         Ok([there?, back?])
     }
 
-    /// Moves a budget of bytes each way, and wakes the task again where there may be more. Ready when nothing more can
+    /// Moves up to a budget of bytes each way, and wakes the task again where there may be more. Ready when nothing more can
     /// be delivered.
     pub fn poll(
         &mut self,
@@ -90,7 +92,8 @@ impl Forward {
         traffic: &Traffic,
         forwarding: &Forwarding,
     ) -> Poll<Over> {
-        let work = Work { method: forwarding.method, pipes: &forwarding.pipes, traffic };
+        let Forwarding { method, pipes, budget } = forwarding;
+        let work = Work { method: *method, pipes, traffic, budget: *budget };
         let [first, second] = sockets;
         let [there, back] = &mut self.directions;
         let there = there.poll(context, first, second, &work);

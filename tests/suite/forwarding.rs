@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use relay_lab::log::CapturedLog;
-use relay_lab::relay::Lab;
+use relay_lab::relay::{Lab, Relay};
 use relay_lab::traffic;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::options;
+use super::{engine, options};
 
 const MIB: u64 = 1024 * 1024;
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn pair(settings: &[(&str, &str)]) -> (Lab, TcpStream, TcpStream) {
-    let lab = Lab::start(options(), settings).await.unwrap();
+    let lab = Lab::start_with(options(), settings, engine()).await.unwrap();
     let introduction = lab.router.introduce().await.unwrap();
     let (mut client, mut host) = introduction.connect_both().await.unwrap();
     // Paired for certain once a byte has passed each way.
@@ -261,7 +261,7 @@ async fn peers_over_ipv6_and_ipv4_meet() {
             aspia_relay::app::Listeners { peers: Some(listener), ..Default::default() },
             aspia_relay::log::LogLevel::default(),
             aspia_relay::trace::Tracer::default(),
-            aspia_relay::app::Engine::on(aspia_relay::workers::Workers::here()),
+            engine(),
         )
         .unwrap();
         tokio::spawn(app.run());
@@ -347,4 +347,92 @@ async fn a_stop_waits_until_the_peers_have_what_the_kernel_still_holds() {
     let received = traffic::receive(&mut client, None).await.unwrap();
     assert_eq!(received, (length, traffic::hash(1, length)));
     assert_eq!(stopped.await.unwrap(), aspia_relay::app::Stopped::Drained);
+}
+
+/// Takes a session from one relay and gives it to another.
+async fn move_session(from: &Relay, to: &Relay) -> usize {
+    let id = from.handle().state().sessions()[0].id;
+    let parts = from.handle().runner().take_apart(id).await.unwrap();
+    let in_flight = parts.in_flight.iter().map(Vec::len).sum();
+    to.handle().runner().put_together(parts);
+    in_flight
+}
+
+#[tokio::test]
+async fn a_session_moves_to_another_relay_and_back_in_the_middle_of_a_transfer() {
+    let (lab, client, host) = pair(&[]).await;
+    let there = Lab::start_with(options(), &[], engine()).await.unwrap();
+    let relays = [&lab.relay, &there.relay];
+    let length = 24 * MIB;
+    let end = |stream: TcpStream, seed: u64, expected: u64| async move {
+        // A reader that is slow at times: bytes are on their way at every move.
+        SockRef::from(&stream).set_recv_buffer_size(64 * 1024).unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let send = tokio::spawn(async move {
+            traffic::send(&mut write, seed, length).await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        let received = traffic::receive(&mut read, None).await.unwrap();
+        assert_eq!(received, (length, traffic::hash(expected, length)));
+        send.await.unwrap();
+    };
+    let client = tokio::spawn(end(client, 1, 2));
+    let host = tokio::spawn(end(host, 2, 1));
+    let (mut moves, mut in_flight, mut bytes) = (0, 0, 0);
+    let id = lab.relay.handle().state().sessions()[0].id;
+    while bytes < 2 * length * 9 / 10 {
+        let here = relays[moves % 2];
+        let session = here.handle().state().sessions().remove(0);
+        assert_eq!(session.id, id, "it keeps its number");
+        if session.traffic.bytes() < bytes + MIB {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        bytes = session.traffic.bytes();
+        drop(session);
+        in_flight += move_session(here, relays[(moves + 1) % 2]).await;
+        assert!(here.handle().state().is_empty() || here.handle().state().sessions().is_empty());
+        moves += 1;
+    }
+    client.await.unwrap();
+    host.await.unwrap();
+    assert!(moves > 10 && in_flight > 0, "{moves} moves with {in_flight} bytes in flight");
+    let now = relays[moves % 2];
+    while !now.handle().state().sessions().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Each counted what it moved, and both together everything.
+    let counted: u64 = relays.iter().map(|relay| relay.handle().state().refresh_metrics().1).sum();
+    assert_eq!(counted, 2 * length + 2);
+}
+
+#[tokio::test]
+async fn a_half_closed_session_moves_and_the_reply_arrives() {
+    let (lab, mut client, mut host) = pair(&[]).await;
+    let there = Lab::start_with(options(), &[], engine()).await.unwrap();
+    traffic::send(&mut client, 1, 1000).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(traffic::receive(&mut host, None).await.unwrap(), (1000, traffic::hash(1, 1000)));
+    move_session(&lab.relay, &there.relay).await;
+    let send = async {
+        traffic::send(&mut host, 2, MIB).await.unwrap();
+        host.shutdown().await.unwrap();
+    };
+    let (received, ()) = tokio::join!(traffic::receive(&mut client, None), send);
+    assert_eq!(received.unwrap(), (MIB, traffic::hash(2, MIB)));
+    while !there.relay.handle().state().sessions().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_cannot_be_taken_apart() {
+    let (lab, client, host) = pair(&[]).await;
+    let runner = lab.relay.handle().runner().clone();
+    let session = lab.relay.handle().state().sessions().remove(0);
+    drop((client, host));
+    while !lab.relay.handle().state().sessions().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(runner.take_apart(session.id).await.is_none());
 }

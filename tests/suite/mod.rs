@@ -1,5 +1,7 @@
 //! What holds with every Router; compiled once for each dialect, with `crate::ROUTER` for the Router.
 
+use aspia_relay::app::Engine;
+use aspia_relay::workers::Workers;
 use relay_lab::relay::Lab;
 use relay_lab::router::Options;
 use relay_lab::traffic;
@@ -12,6 +14,11 @@ mod stopping;
 /// A Router of the dialect that the suite runs on.
 pub(crate) fn options() -> Options {
     Options { version: crate::ROUTER, ..Options::default() }
+}
+
+/// How the relay moves bytes.
+pub(crate) fn engine() -> Engine {
+    Engine::on(Workers::here())
 }
 
 /// `RouterProtocol` for it.

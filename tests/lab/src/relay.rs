@@ -73,6 +73,19 @@ impl Relay {
         Self::start_traced(router, router_key, settings, Tracer::default())
     }
 
+    /// Starts a relay that moves bytes in a certain way.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with(
+        router: SocketAddr,
+        router_key: PublicKey,
+        settings: &[(&str, &str)],
+        engine: Engine,
+    ) -> io::Result<Self> {
+        Self::launch(router, router_key, settings, Tracer::default(), engine)
+    }
+
     /// Starts a relay whose sessions are traced.
     ///
     /// # Errors
@@ -83,6 +96,16 @@ impl Relay {
         settings: &[(&str, &str)],
         tracer: Tracer,
     ) -> io::Result<Self> {
+        Self::launch(router, router_key, settings, tracer, Engine::on(Workers::here()))
+    }
+
+    fn launch(
+        router: SocketAddr,
+        router_key: PublicKey,
+        settings: &[(&str, &str)],
+        tracer: Tracer,
+        engine: Engine,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let config = config(router, router_key, listener.local_addr()?.port(), settings)?;
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
@@ -90,9 +113,8 @@ impl Relay {
         let (admin_address, metrics_address) = (admin.local_addr()?, metrics.local_addr()?);
         let listeners =
             Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
-        let app =
-            App::bind(config, listeners, LogLevel::default(), tracer, Engine::on(Workers::here()))
-                .map_err(io::Error::other)?;
+        let app = App::bind(config, listeners, LogLevel::default(), tracer, engine)
+            .map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
         let (admin, metrics) = (admin_address, metrics_address);
         Ok(Self { address, admin, metrics, handle, task: tokio::spawn(app.run()) })
@@ -144,8 +166,20 @@ impl Lab {
         options: crate::router::Options,
         settings: &[(&str, &str)],
     ) -> io::Result<Self> {
+        Self::start_with(options, settings, Engine::on(Workers::here())).await
+    }
+
+    /// Starts both; the relay moves bytes in a certain way.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub async fn start_with(
+        options: crate::router::Options,
+        settings: &[(&str, &str)],
+        engine: Engine,
+    ) -> io::Result<Self> {
         let router = crate::router::LabRouter::start(options).await?;
-        let relay = Relay::start(router.address(), router.public_key(), settings)?;
+        let relay = Relay::start_with(router.address(), router.public_key(), settings, engine)?;
         Ok(Self { router, relay })
     }
 }

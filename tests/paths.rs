@@ -1,0 +1,149 @@
+//! Every way in which bytes can be moved does all that forwarding must do: the same tests, each way forced. And each is
+//! seen to have been the one that was taken.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(clippy::duplicate_mod, reason = "the same tests, once for each way")]
+#![cfg(target_os = "linux")]
+
+use std::time::Duration;
+
+use aspia_relay::app::{Engine, Stopped};
+use aspia_relay::forward::Method;
+use aspia_relay::forward::pipe::MAX_PIPES;
+use aspia_relay::workers::Workers;
+use relay_lab::relay::{Lab, Relay};
+use relay_lab::router::Options;
+use relay_lab::traffic;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+const MIB: u64 = 1024 * 1024;
+
+fn options() -> Options {
+    Options::default()
+}
+
+fn engine(method: Method, max_pipes: usize) -> Engine {
+    Engine { workers: Workers::here(), method, max_pipes }
+}
+
+#[path = "suite"]
+mod copy {
+    use super::{Engine, Method, engine as with, options};
+
+    fn engine() -> Engine {
+        with(Method::Copy, 0)
+    }
+
+    #[path = "forwarding.rs"]
+    mod forwarding;
+}
+
+#[path = "suite"]
+mod splice {
+    use super::{Engine, MAX_PIPES, Method, engine as with, options};
+
+    fn engine() -> Engine {
+        with(Method::Splice, MAX_PIPES)
+    }
+
+    #[path = "forwarding.rs"]
+    mod forwarding;
+}
+
+/// One pipe for all: who gets none copies.
+#[path = "suite"]
+mod fallback {
+    use super::{Engine, Method, engine as with, options};
+
+    fn engine() -> Engine {
+        with(Method::Splice, 1)
+    }
+
+    #[path = "forwarding.rs"]
+    mod forwarding;
+}
+
+/// The value of a metric of a relay.
+fn metric(relay: &Relay, name: &str) -> f64 {
+    let families = relay.handle().gather();
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    let metric = &family.get_metric()[0];
+    metric.get_gauge().get_value() + metric.get_counter().get_value()
+}
+
+/// `MIB` mebibytes each way through a relay of this engine, verified.
+async fn transfer(lab: &Lab, mib: u64) {
+    let (client, host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    let end = |stream: TcpStream, seed: u64, expected: u64| async move {
+        let (mut read, mut write) = stream.into_split();
+        let send = tokio::spawn(async move {
+            traffic::send(&mut write, seed, mib * MIB).await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        let received = traffic::receive(&mut read, None).await.unwrap();
+        assert_eq!(received, (mib * MIB, traffic::hash(expected, mib * MIB)));
+        send.await.unwrap();
+    };
+    tokio::join!(end(client, 1, 2), end(host, 2, 1));
+}
+
+async fn lab(engine: Engine) -> Lab {
+    Lab::start_with(options(), &[], engine).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_way_is_the_one_that_was_asked_for() {
+    let copies = lab(engine(Method::Copy, MAX_PIPES)).await;
+    transfer(&copies, 8).await;
+    assert_eq!(metric(&copies.relay, "aspia_relay_pipes"), 0.0);
+    assert_eq!(metric(&copies.relay, "aspia_relay_pipe_fallbacks_total"), 0.0);
+    let splices = lab(engine(Method::Splice, MAX_PIPES)).await;
+    transfer(&splices, 8).await;
+    assert!(metric(&splices.relay, "aspia_relay_pipes") >= 1.0);
+    assert_eq!(metric(&splices.relay, "aspia_relay_pipe_fallbacks_total"), 0.0);
+    let without = lab(engine(Method::Splice, 0)).await;
+    transfer(&without, 8).await;
+    assert_eq!(metric(&without.relay, "aspia_relay_pipes"), 0.0);
+    assert!(metric(&without.relay, "aspia_relay_pipe_fallbacks_total") > 0.0);
+}
+
+#[tokio::test]
+async fn little_is_copied_and_much_goes_through_a_pipe() {
+    let lab = lab(engine(Method::Adaptive, MAX_PIPES)).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    for _ in 0..200 {
+        client.write_all(&[1; 2000]).await.unwrap();
+        host.read_exact(&mut [0; 2000]).await.unwrap();
+    }
+    assert_eq!(metric(&lab.relay, "aspia_relay_pipes"), 0.0);
+    // Whatever is sent piles up before the relay's task runs: everything is on one thread.
+    transfer(&lab, 64).await;
+    assert!(metric(&lab.relay, "aspia_relay_pipes") >= 1.0);
+    // A pipe with bytes in it is closed with its session; those that are kept are few.
+    drop((client, host));
+    assert!(metric(&lab.relay, "aspia_relay_pipes") <= 8.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_threads_of_their_own_sessions_lose_nothing_either() {
+    let lab = lab(Engine::on(Workers::start(2).unwrap())).await;
+    let lab = std::sync::Arc::new(lab);
+    let mut together = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let lab = lab.clone();
+        together.spawn(async move { transfer(&lab, 4).await });
+    }
+    while let Some(done) = together.join_next().await {
+        done.unwrap();
+    }
+    while !lab.relay.handle().state().sessions().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // A session that is there ends with the relay, at once, and so do the threads.
+    let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    lab.relay.handle().stop();
+    assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+    let lab = std::sync::Arc::into_inner(lab).unwrap();
+    assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::AtOnce);
+}

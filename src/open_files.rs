@@ -2,9 +2,12 @@
 
 use crate::config::Config;
 
+/// Most pipes that forwarding has open at once. At 512 KiB each that is all that Linux gives an unprivileged user
+/// unless told otherwise (`fs.pipe-user-pages-soft`, 16384 pages).
+pub const MAX_PIPES: usize = 128;
 /// Descriptors beside those of peers: the Router link, both HTTP listeners with their connections, logs, the
-/// runtime's own.
-const RESERVE: u64 = 256;
+/// runtimes' own, two for each pipe.
+const RESERVE: u64 = 256 + 2 * MAX_PIPES as u64;
 
 /// Descriptors that may be needed at once: two for each session, one for each connection that is not paired.
 pub fn needed(config: &Config) -> u64 {

@@ -490,14 +490,14 @@ fn the_limit_on_open_files_is_raised_or_complained_of() {
         relay.wait().unwrap();
         (said, limits.unwrap_or_default())
     };
-    let (said, limits) = start("1356");
+    let (said, limits) = start("1612");
     assert!(!said.contains("files may be open"), "{said}");
     if cfg!(target_os = "linux") {
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        assert!(line.contains("1356"), "{line}");
+        assert!(line.contains("1612"), "{line}");
     }
-    let (said, _) = start("1355");
-    assert!(said.contains("only 1355 files may be open") && said.contains("need 1356"), "{said}");
+    let (said, _) = start("1611");
+    assert!(said.contains("only 1611 files may be open") && said.contains("need 1612"), "{said}");
 }
 
 #[cfg(target_os = "linux")]
@@ -520,11 +520,11 @@ fn a_reload_raises_the_limit_on_open_files_too() {
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
         line.split_whitespace().nth(3).unwrap().to_owned()
     };
-    assert_eq!(limit(), "286");
+    assert_eq!(limit(), "542");
     write(&path, 1, port, KEY, r#", "MaxPeerCount": "100", "MaxPendingPeers": "10""#);
     relay.signal("HUP");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while limit() != "466" {
+    while limit() != "722" {
         assert!(Instant::now() < deadline, "{}", limit());
         std::thread::sleep(Duration::from_millis(5));
     }

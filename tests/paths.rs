@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aspia_relay::app::{Engine, Stopped};
 use aspia_relay::forward::Method;
-use aspia_relay::forward::pipe::MAX_PIPES;
+use aspia_relay::open_files::MAX_PIPES;
 use aspia_relay::workers::Workers;
 use relay_lab::relay::{Lab, Relay};
 use relay_lab::router::Options;

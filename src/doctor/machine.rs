@@ -154,9 +154,19 @@ pub(super) fn memory(config: &Config, available: Option<u64>) -> Step {
     }
 }
 
-/// Nothing can be wrong with them as long as the relay copies.
-pub(super) fn pipes() -> Step {
-    Step::skipped(PIPES, "not looked at: this version copies and needs none")
+/// Whether bulk can go through pipes. Where it cannot, it is copied: that costs CPU and nothing else.
+pub(super) fn pipes(probed: Result<usize, String>) -> Step {
+    match probed {
+        Ok(size) => Step::ok(
+            PIPES,
+            format!(
+                "one has {} KiB; up to {} at once carry bulk without copying",
+                size / 1024,
+                open_files::MAX_PIPES
+            ),
+        ),
+        Err(why) => Step::hint(PIPES, format!("bulk will be copied, which takes more CPU: {why}")),
+    }
 }
 
 #[cfg(test)]
@@ -164,6 +174,17 @@ mod tests {
     use super::*;
     use crate::doctor::report::Outcome;
     use crate::doctor::testing::config;
+
+    #[test]
+    fn pipes_that_are_too_small_are_a_hint() {
+        assert!(pipes(Ok(512 * 1024)).seen.contains("512 KiB"));
+        let small = pipes(Err("a pipe has only 8192 bytes".into()));
+        assert_eq!(small.outcome, Outcome::Hint);
+        assert!(small.seen.contains("8192"), "{small}");
+        if cfg!(target_os = "linux") {
+            assert_eq!(pipes(crate::forward::pipe::probe()).outcome, Outcome::Ok);
+        }
+    }
 
     #[test]
     fn memory_is_compared_with_the_limits() {

@@ -19,6 +19,7 @@ use crate::config::exposed::{self, SecretFile};
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
 use crate::config::{self, Config, Loaded};
+use crate::forward::pipe;
 use crate::trace;
 use crate::trace::settings::TraceSettings;
 
@@ -79,7 +80,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
             })),
         }
         self.collector(sources).await;
-        self.note(machine::pipes());
+        self.note(machine::pipes(pipe::probe()));
     }
 
     /// The steps of [`NEED_CONFIGURATION`].

@@ -17,12 +17,12 @@ use tokio::net::TcpStream;
 
 use super::metrics::ForwardMetrics;
 
-/// Most pipes that are open at once, in use or not.
-pub const MAX_PIPES: usize = 128;
 /// Size of a pipe in bytes, as far as the system gives it.
 const WANTED: usize = 512 * 1024;
 /// A smaller one is not worth its two system calls. What a user beyond its limit gets is 8 KiB.
 const LEAST: usize = 64 * 1024;
+/// What is said where there are no good pipes.
+const REMEDY: &str = "fs.pipe-user-pages-soft and fs.pipe-max-size limit them";
 /// Pipes that are kept for the next direction; more are closed.
 const KEPT: usize = 8;
 
@@ -46,13 +46,27 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// `None` where the system has none to give, or only a small one.
-    fn open() -> Option<Self> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+    /// A pipe, and its size in bytes.
+    fn open() -> io::Result<(Self, usize)> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Without the right to this size, what the system gave counts.
         let _ = fcntl_setpipe_size(&write, WANTED);
-        let size = fcntl_getpipe_size(&write).ok()?;
-        (size >= LEAST).then_some(Self { read, write })
+        let size = fcntl_getpipe_size(&write)?;
+        Ok((Self { read, write }, size))
+    }
+}
+
+/// The size in bytes of the pipe that this process gets now.
+///
+/// # Errors
+/// In words, where it gets none, or one that is too small to be used.
+pub fn probe() -> Result<usize, String> {
+    match Pipe::open() {
+        Ok((_, size)) if size >= LEAST => Ok(size),
+        Ok((_, size)) => {
+            Err(format!("a pipe has only {size} bytes, {LEAST} are the least that helps; {REMEDY}"))
+        }
+        Err(error) => Err(format!("there is no pipe ({error}); {REMEDY}")),
     }
 }
 
@@ -87,7 +101,7 @@ impl Pipes {
     fn open(&self) -> Option<Pipe> {
         let enter = |open| (open < self.0.limit).then_some(open + 1);
         self.0.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok()?;
-        let pipe = Pipe::open();
+        let pipe = Pipe::open().ok().filter(|(_, size)| *size >= LEAST).map(|(pipe, _)| pipe);
         if pipe.is_some() {
             self.gauge().inc();
         } else {

@@ -84,7 +84,7 @@ impl Drop for Place {
 
 impl Worker {
     fn start(number: usize, stop: CancellationToken) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let handle = runtime.handle().clone();
         let thread = std::thread::Builder::new()
             .name(format!("forward-{number}"))

@@ -95,9 +95,8 @@ fn shorten(text: &str) -> String {
 }
 
 /// A session's byte count and the time of its last byte. Only the task that forwards writes, so that it needs neither a
-/// lock nor an atomic addition; and nobody else's data shares its cache line.
+/// lock nor an atomic addition.
 #[derive(Debug)]
-#[repr(align(64))]
 pub struct Traffic {
     started: Instant,
     bytes: AtomicU64,
@@ -198,7 +197,11 @@ pub struct Record {
 }
 
 /// One session, shared by the task that forwards and by those who report.
+///
+/// In this order in memory: what the task writes is more than a cache line away from both ends, so that it shares
+/// none with another session, and no alignment wastes memory for it.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Session {
     /// Its number.
     pub id: SessionId,

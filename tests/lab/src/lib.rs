@@ -8,8 +8,10 @@
 //! - [`control`]: how peers on another machine get introduced;
 //! - [`http`]: asking a relay over HTTP;
 //! - [`browser`]: a real browser that looks at its page;
-//! - [`demo`] and [`load`]: what `relay-lab` shows and measures.
+//! - [`demo`], [`load`] and `bench` (Linux): what `relay-lab` shows and measures.
 
+#[cfg(target_os = "linux")]
+pub mod bench;
 pub mod browser;
 pub mod control;
 pub mod demo;

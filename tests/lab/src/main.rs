@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use aspia_relay::crypto::PrivateKey;
 use clap::{Parser, Subcommand};
+#[cfg(target_os = "linux")]
+use relay_lab::bench;
 use relay_lab::load::{Kind, Load};
 use relay_lab::router::{LabRouter, Options, RouterVersion};
 use relay_lab::{control, demo, load, say, traffic};
@@ -82,6 +84,55 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What forwarding costs: ours and others side by side, on this machine alone
+    #[cfg(target_os = "linux")]
+    Bench(BenchArguments),
+    /// The plain proxy of `bench`
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    BenchCopy { listen: SocketAddr, to: SocketAddr },
+}
+
+#[cfg(target_os = "linux")]
+#[derive(Debug, clap::Args)]
+struct BenchArguments {
+    /// What sessions carry
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "bulk,bulk-both,desktop,ping-pong,churn,idle"
+    )]
+    loads: Vec<bench::Kind>,
+    /// Sessions at once, instead of the numbers that belong to each load
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=9000))]
+    sessions: Vec<u16>,
+    /// Who is measured beside ours
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "haproxy,haproxy-splice,nginx,copy,direct"
+    )]
+    against: Vec<bench::Baseline>,
+    /// Our relay, as PATH or NAME=PATH; several are compared. The one beside this program where none is given
+    #[arg(long, value_name = "[NAME=]PATH")]
+    relay: Vec<String>,
+    /// A variable for our relays
+    #[arg(long, value_name = "KEY=VALUE")]
+    env: Vec<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    repeats: u16,
+    /// How long each time
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write drawings of the desktop mix
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -155,7 +206,56 @@ async fn run(command: Command) -> io::Result<()> {
             let load = Load { control, sessions: sessions.into(), kind, duration };
             run_load(&load, rounds, json).await
         }
+        #[cfg(target_os = "linux")]
+        Command::Bench(arguments) => run_bench(arguments).await,
+        // On one thread, as what it stands for.
+        #[cfg(target_os = "linux")]
+        Command::BenchCopy { listen, to } => {
+            let work = move || {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?
+                    .block_on(bench::serve_copy(listen, to))
+            };
+            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        }
     }
+}
+
+#[cfg(target_os = "linux")]
+async fn run_bench(arguments: BenchArguments) -> io::Result<()> {
+    let pair = |text: &str| text.split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned()));
+    let beside = std::env::current_exe()?.with_file_name("aspia_relay");
+    let mut relays: Vec<(String, PathBuf)> = arguments
+        .relay
+        .iter()
+        .map(|text| pair(text).unwrap_or_else(|| ("ours".into(), text.clone())))
+        .map(|(name, path)| (name, path.into()))
+        .collect();
+    if relays.is_empty() {
+        relays.push(("ours".into(), beside));
+    }
+    let environment = arguments.env.iter().map(|text| {
+        pair(text).ok_or_else(|| io::Error::other(format!("--env {text}: expected KEY=VALUE")))
+    });
+    let plan = bench::Plan {
+        relays,
+        environment: environment.collect::<Result<_, _>>()?,
+        against: arguments.against,
+        kinds: arguments.loads,
+        sessions: arguments.sessions.into_iter().map(usize::from).collect(),
+        repeats: arguments.repeats.into(),
+        time: Duration::from_secs(arguments.seconds),
+    };
+    let results = bench::run(&plan).await?;
+    say(&results.table());
+    if let Some(path) = arguments.json {
+        std::fs::write(path, format!("{:#}\n", results.json()))?;
+    }
+    if let Some(path) = arguments.svg {
+        std::fs::write(path, results.svg())?;
+    }
+    Ok(())
 }
 
 async fn router(

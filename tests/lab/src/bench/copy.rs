@@ -1,0 +1,30 @@
+//! A plain proxy that moves bytes as the original relay does: one thread, 8 KiB for each direction of each session.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Bytes that each direction keeps.
+const BUFFER: usize = 8 * 1024;
+
+/// Passes whatever comes to `listen` on to `to`, for ever, on the thread of its runtime.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn serve(listen: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    loop {
+        let Ok((mut near, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
+        tokio::spawn(async move {
+            let mut far = TcpStream::connect(to).await?;
+            near.set_nodelay(true)?;
+            far.set_nodelay(true)?;
+            copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await
+        });
+    }
+}

@@ -1,0 +1,306 @@
+//! Those who forward: started as processes of their own, configured alike, ended when they are dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aspia_relay::config::settings::variable;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::router::{LabRouter, Options};
+
+use super::{Baseline, Who};
+
+/// Longest wait for a program, a connection or a pairing.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Sessions that open at once.
+const OPENING: usize = 64;
+/// nginx's module, where Debian puts it.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Whether a baseline can be had; why not, in words.
+pub(super) fn program(baseline: Baseline) -> Result<(), String> {
+    let needed = match baseline {
+        Baseline::Haproxy | Baseline::HaproxySplice => ["/usr/sbin/haproxy"].as_slice(),
+        Baseline::Nginx => &["/usr/sbin/nginx", NGINX_STREAM],
+        Baseline::Copy | Baseline::Direct => &[],
+    };
+    match needed.iter().find(|path| !Path::new(path).exists()) {
+        Some(missing) => Err(format!(
+            "{baseline:?}: {missing} is not there (Debian: apt install haproxy nginx libnginx-mod-stream)"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Where forwarders are started, one at a time.
+#[derive(Debug)]
+pub(super) struct Lab {
+    directory: PathBuf,
+    environment: Vec<(String, String)>,
+    count: AtomicU64,
+}
+
+impl Lab {
+    pub(super) fn new(environment: Vec<(String, String)>) -> io::Result<Self> {
+        let directory =
+            std::env::temp_dir().join(format!("relay-lab-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&directory)?;
+        Ok(Self { directory, environment, count: AtomicU64::new(0) })
+    }
+
+    /// Starts one with room for so many sessions.
+    pub(super) async fn start(&self, who: &Who, sessions: usize) -> io::Result<Forwarder> {
+        let far = FarEnd::listen().await?;
+        let front: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+        let file = self.directory.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
+        let connections = 2 * sessions + 1000;
+        let (command, way) = match who {
+            Who::Baseline(Baseline::Direct) => (None, Way::Through(far.address)),
+            Who::Baseline(Baseline::Copy) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["bench-copy", &front.to_string(), &far.address.to_string()]);
+                (Some(command), Way::Through(front))
+            }
+            Who::Baseline(baseline @ (Baseline::Haproxy | Baseline::HaproxySplice)) => {
+                let splice = *baseline == Baseline::HaproxySplice;
+                std::fs::write(&file, haproxy(front, far.address, connections, splice))?;
+                let mut command = Command::new("/usr/sbin/haproxy");
+                command.arg("-db").arg("-q").arg("-f").arg(&file);
+                (Some(command), Way::Through(front))
+            }
+            Who::Baseline(Baseline::Nginx) => {
+                std::fs::write(&file, nginx(front, far.address, connections))?;
+                let mut command = Command::new("/usr/sbin/nginx");
+                command.arg("-p").arg(&self.directory).arg("-c").arg(&file);
+                command.args(["-g", "daemon off; error_log stderr emerg;"]);
+                (Some(command), Way::Through(front))
+            }
+            Who::Ours(_, path) => {
+                let router = LabRouter::start(Options::default()).await?;
+                let mut command = Command::new(path);
+                for (key, value) in [
+                    ("RouterAddress", router.address().ip().to_string()),
+                    ("RouterPort", router.address().port().to_string()),
+                    ("RouterPublicKey", router.public_key().to_string()),
+                    ("PeerAddress", front.ip().to_string()),
+                    ("PeerPort", front.port().to_string()),
+                    ("ListenInterface", front.ip().to_string()),
+                    ("AdminListen", "off".to_owned()),
+                    ("MaxPeerCount", (sessions + 100).to_string()),
+                    ("MaxPendingPeers", connections.to_string()),
+                    ("PeerIdleTimeout", "60".to_owned()),
+                ] {
+                    command.env(variable(key), value);
+                }
+                command.env("ASPIA_LOG_TO_STDOUT", "0").envs(self.environment.iter().cloned());
+                (Some(command), Way::Pairing(Box::new(router)))
+            }
+        };
+        let child = command
+            .map(|mut command| {
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+            })
+            .transpose()
+            .map_err(|error| io::Error::other(format!("{} does not start: {error}", who.name())))?;
+        let pids = child.as_ref().map(Child::id).into_iter().collect();
+        let forwarder = Forwarder { child, pids, way, far, tokens: AtomicU64::new(1) };
+        let first = async {
+            while forwarder.open().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, first).await.map_err(|_| {
+            io::Error::other(format!("{} forwards nothing within {PATIENCE:?}", who.name()))
+        })?;
+        Ok(forwarder)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Left behind where it cannot be removed; it holds no secret.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn haproxy(front: SocketAddr, to: SocketAddr, connections: usize, splice: bool) -> String {
+    let option = if splice { "option splice-auto" } else { "" };
+    format!(
+        "global\n    maxconn {connections}\n    {maxpipes}\ndefaults\n    mode tcp\n    {option}\n    \
+         timeout connect 10s\n    timeout client 1h\n    timeout server 1h\n\
+         listen bench\n    bind {front}\n    maxconn {connections}\n    server far {to}\n",
+        maxpipes = if splice { "maxpipes 256" } else { "" },
+    )
+}
+
+fn nginx(front: SocketAddr, to: SocketAddr, connections: usize) -> String {
+    let connections = 2 * connections;
+    format!(
+        "load_module {NGINX_STREAM};\nworker_processes auto;\npid bench.pid;\nevents {{ worker_connections {connections}; }}\n\
+         stream {{\n    server {{\n        listen {front};\n        proxy_pass {to};\n        proxy_timeout 1h;\n        \
+         tcp_nodelay on;\n    }}\n}}\n"
+    )
+}
+
+/// How the two ends of a session come together.
+enum Way {
+    /// The client dials here, and somebody dials the far end.
+    Through(SocketAddr),
+    /// Both are introduced, and dial the relay.
+    Pairing(Box<LabRouter>),
+}
+
+/// Who forwards now.
+pub(super) struct Forwarder {
+    child: Option<Child>,
+    pids: Vec<u32>,
+    way: Way,
+    far: FarEnd,
+    tokens: AtomicU64,
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // SIGTERM first: nginx's workers outlive a master that is killed.
+            #[cfg(unix)]
+            if let Some(pid) =
+                i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw)
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Forwarder {
+    pub(super) fn pids(&self) -> &[u32] {
+        &self.pids
+    }
+
+    /// Whether it costs anything: the peers may be connected directly.
+    pub(super) fn is_there(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// The client's and the host's end of a session through which bytes have passed.
+    pub(super) async fn open(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "a session did not open in time");
+        timeout(PATIENCE, self.open_unbounded()).await.map_err(late)?
+    }
+
+    async fn open_unbounded(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        match &self.way {
+            Way::Through(front) => {
+                let host = self.far.expect(token);
+                let socket = TcpSocket::new_v4()?;
+                // Many addresses have many ports.
+                let from = u8::try_from(token % 200).unwrap_or(0) + 2;
+                socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into())?;
+                let mut client = socket.connect(*front).await?;
+                client.set_nodelay(true)?;
+                client.write_all(&token.to_be_bytes()).await?;
+                let host = host.await.map_err(io::Error::other)?;
+                Ok((client, host))
+            }
+            Way::Pairing(router) => {
+                let (mut client, mut host) = router.introduce().await?.connect_both().await?;
+                client.write_all(&token.to_be_bytes()).await?;
+                let mut seen = [0; 8];
+                host.read_exact(&mut seen).await?;
+                if seen != token.to_be_bytes() {
+                    return Err(io::Error::other("the wrong peers met"));
+                }
+                Ok((client, host))
+            }
+        }
+    }
+
+    /// Many of them.
+    pub(super) async fn open_many(
+        self: &Arc<Self>,
+        count: usize,
+    ) -> io::Result<Vec<(TcpStream, TcpStream)>> {
+        let (mut opening, mut open) = (JoinSet::new(), Vec::with_capacity(count));
+        for _ in 0..count {
+            if opening.len() >= OPENING
+                && let Some(done) = opening.join_next().await
+            {
+                open.push(done.map_err(io::Error::other)??);
+            }
+            let forwarder = self.clone();
+            opening.spawn(async move { forwarder.open().await });
+        }
+        while let Some(done) = opening.join_next().await {
+            open.push(done.map_err(io::Error::other)??);
+        }
+        Ok(open)
+    }
+}
+
+type Expected = Arc<Mutex<HashMap<u64, oneshot::Sender<TcpStream>>>>;
+
+/// The listening end behind a proxy; it knows its connections by the first eight bytes.
+#[derive(Debug)]
+struct FarEnd {
+    address: SocketAddr,
+    expected: Expected,
+    task: AbortHandle,
+}
+
+impl Drop for FarEnd {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl FarEnd {
+    async fn listen() -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let listener = socket.listen(4096)?;
+        let (address, expected) = (listener.local_addr()?, Expected::default());
+        let task = tokio::spawn(Self::accept(listener, expected.clone())).abort_handle();
+        Ok(Self { address, expected, task })
+    }
+
+    async fn accept(listener: TcpListener, expected: Expected) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let expected = expected.clone();
+            tokio::spawn(async move {
+                let mut token = [0; 8];
+                if stream.set_nodelay(true).is_ok() && stream.read_exact(&mut token).await.is_ok() {
+                    let token = u64::from_be_bytes(token);
+                    let way =
+                        expected.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+                    // Nobody waits any more for one that came too late.
+                    let _ = way.map(|way| way.send(stream));
+                }
+            });
+        }
+    }
+
+    fn expect(&self, token: u64) -> oneshot::Receiver<TcpStream> {
+        let (way, stream) = oneshot::channel();
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(token, way);
+        stream
+    }
+}

@@ -1,0 +1,525 @@
+//! The loads: each opens its sessions, warms up, and measures a window of time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream as StdStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::forwarder::Forwarder;
+use super::report::Figures;
+use super::{Kind, meter};
+
+/// Before the window: buffers and windows have grown, threads are where they stay.
+const WARM_UP: Duration = Duration::from_millis(800);
+/// Bytes written or read at a time in bulk.
+const CHUNK: usize = 128 * 1024;
+/// Short sessions at once.
+const CHURNING: usize = 16;
+/// Length of what follows, and when it was sent, in nanoseconds.
+const HEADER: usize = 12;
+const FRAME: usize = 8 * 1024;
+const LARGE_FRAME: usize = 100 * 1024;
+const EVENT: usize = 64;
+/// Shortest sleep of the sender: messages are sent one by one, and yet it does not spin.
+const NAP: Duration = Duration::from_micros(100);
+/// Sent at once on each session of a burst.
+const BURST: usize = 256 * 1024;
+/// After a burst, until memory is looked at again.
+const AFTER_BURST: Duration = Duration::from_secs(60);
+
+/// One load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Load {
+    Bulk { sessions: usize, both: bool },
+    Desktop { sessions: usize },
+    PingPong { size: usize },
+    Churn,
+    Idle { sessions: usize },
+    Burst { sessions: usize },
+}
+
+impl Load {
+    /// Those of a kind, with these numbers of sessions or with its own.
+    pub(super) fn of(kind: Kind, sessions: &[usize]) -> Vec<Self> {
+        let numbers = |own: &[usize]| if sessions.is_empty() { own } else { sessions }.to_vec();
+        let each =
+            |own: &[usize], load: fn(usize) -> Self| numbers(own).into_iter().map(load).collect();
+        match kind {
+            Kind::Bulk => each(&[1, 16, 64], |sessions| Self::Bulk { sessions, both: false }),
+            Kind::BulkBoth => each(&[1, 16, 64], |sessions| Self::Bulk { sessions, both: true }),
+            Kind::Desktop => each(&[10, 100, 400], |sessions| Self::Desktop { sessions }),
+            Kind::PingPong => vec![Self::PingPong { size: 64 }, Self::PingPong { size: 4096 }],
+            Kind::Churn => vec![Self::Churn],
+            Kind::Idle => each(&[1000, 8000], |sessions| Self::Idle { sessions }),
+            Kind::Burst => each(&[1000], |sessions| Self::Burst { sessions }),
+        }
+    }
+
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Bulk { sessions, both: false } => format!("bulk {sessions}"),
+            Self::Bulk { sessions, both: true } => format!("bulk-both {sessions}"),
+            Self::Desktop { sessions } => format!("desktop {sessions}"),
+            Self::PingPong { size } => format!("ping-pong {size} B"),
+            Self::Churn => "churn".into(),
+            Self::Idle { sessions } => format!("idle {sessions}"),
+            Self::Burst { sessions } => format!("burst {sessions}"),
+        }
+    }
+
+    /// Sessions that it needs at once.
+    pub(super) fn sessions(self) -> usize {
+        match self {
+            Self::Bulk { sessions, .. }
+            | Self::Desktop { sessions }
+            | Self::Idle { sessions }
+            | Self::Burst { sessions } => sessions,
+            Self::PingPong { .. } => 1,
+            Self::Churn => 8 * CHURNING,
+        }
+    }
+
+    /// Runs it for so long.
+    pub(super) async fn run(self, forwarder: Forwarder, time: Duration) -> io::Result<Figures> {
+        let forwarder = Arc::new(forwarder);
+        match self {
+            Self::Bulk { sessions, both } => bulk(&forwarder, sessions, both, time).await,
+            Self::Desktop { sessions } => desktop(&forwarder, sessions, time).await,
+            Self::PingPong { size } => ping_pong(&forwarder, size, time).await,
+            Self::Churn => churn(&forwarder, time).await,
+            Self::Idle { sessions } => idle(&forwarder, sessions).await,
+            Self::Burst { sessions } => burst(&forwarder, sessions).await,
+        }
+    }
+}
+
+/// What a window of time cost.
+struct Window {
+    cpu: f64,
+    seconds: f64,
+}
+
+/// Lets the load run for a moment, then measures; `mark` is called at both ends of the window.
+async fn window(forwarder: &Forwarder, time: Duration, mut mark: impl FnMut()) -> Window {
+    sleep(WARM_UP).await;
+    let (before, began) = (meter(forwarder).cpu, Instant::now());
+    mark();
+    sleep(time).await;
+    mark();
+    let (seconds, cpu) = (began.elapsed().as_secs_f64(), meter(forwarder).cpu - before);
+    Window { cpu, seconds }
+}
+
+/// What was done in a window, by the second and by the second of CPU.
+fn rates(forwarder: &Forwarder, window: &Window, done: f64, unit: f64) -> Figures {
+    let mut figures = Figures::default();
+    figures.set("rate", done / unit / window.seconds);
+    if forwarder.is_there() {
+        figures.set("cpu", window.cpu / window.seconds);
+        figures.set("per_cpu_s", done / unit / window.cpu);
+    }
+    figures
+}
+
+async fn bulk(
+    forwarder: &Arc<Forwarder>,
+    sessions: usize,
+    both: bool,
+    time: Duration,
+) -> io::Result<Figures> {
+    let bytes = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for (client, host) in forwarder.open_many(sessions).await? {
+        let (client, host) = (client.into_split(), host.into_split());
+        let mut ways = vec![(host.1, client.0)];
+        if both {
+            ways.push((client.1, host.0));
+        } else {
+            // The other halves stay open: a half-closed session is another load.
+            tasks.spawn(async move {
+                let _open = (client.1, host.0);
+                std::future::pending::<()>().await;
+            });
+        }
+        for (mut to, mut from) in ways {
+            let bytes = bytes.clone();
+            tasks.spawn(async move {
+                let chunk = vec![0x5a; CHUNK];
+                while to.write_all(&chunk).await.is_ok() {}
+            });
+            tasks.spawn(async move {
+                let mut buffer = vec![0; 2 * CHUNK];
+                while let Ok(read @ 1..) = from.read(&mut buffer).await {
+                    bytes.fetch_add(read as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+    let mut marks = Vec::new();
+    let window = window(forwarder, time, || marks.push(bytes.load(Ordering::Relaxed) as f64)).await;
+    let done = marks[1] - marks[0];
+    if done == 0.0 {
+        return Err(io::Error::other("nothing moved"));
+    }
+    tasks.shutdown().await;
+    Ok(rates(forwarder, &window, done, 1e6))
+}
+
+/// Sends what is due, each message at its own time.
+struct Sender {
+    zero: Instant,
+    outs: Vec<Out>,
+    due: BinaryHeap<Reverse<(Instant, usize)>>,
+}
+
+/// One that sends: its socket, what the socket did not take, how often, how many.
+struct Out {
+    stream: StdStream,
+    rest: Vec<u8>,
+    period: Duration,
+    number: u64,
+    is_host: bool,
+}
+
+impl Sender {
+    fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
+        let message = vec![0; LARGE_FRAME];
+        while !stop.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            while let Some(Reverse((at, out))) = self.due.peek().copied()
+                && at <= now
+            {
+                self.due.pop();
+                self.send(out, &message)?;
+                self.due.push(Reverse((at + self.outs[out].period, out)));
+            }
+            for out in self.outs.iter_mut().filter(|out| !out.rest.is_empty()) {
+                let rest = std::mem::take(&mut out.rest);
+                out.put(&rest)?;
+            }
+            let next = self.due.peek().map_or(now, |Reverse((at, _))| *at);
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).max(NAP));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, out: usize, padding: &[u8]) -> io::Result<()> {
+        let out = &mut self.outs[out];
+        let length = match (out.is_host, out.number % 60) {
+            (true, 59) => LARGE_FRAME,
+            (true, _) => FRAME,
+            (false, _) => EVENT,
+        };
+        out.number += 1;
+        let mut message = padding[..length].to_vec();
+        let rest = u32::try_from(length - HEADER).map_err(io::Error::other)?;
+        message[..4].copy_from_slice(&rest.to_be_bytes());
+        let sent = u64::try_from(self.zero.elapsed().as_nanos()).map_err(io::Error::other)?;
+        message[4..HEADER].copy_from_slice(&sent.to_be_bytes());
+        out.put(&message)
+    }
+}
+
+impl Out {
+    /// Sends what the socket takes, behind what waits already.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.rest.is_empty() {
+            self.rest.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match self.stream.write(bytes) {
+            Ok(written) => self.rest.extend_from_slice(&bytes[written..]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.rest.extend_from_slice(bytes);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// Delays in nanoseconds of what was sent within the window.
+#[derive(Debug, Default)]
+struct Delays {
+    from: AtomicU64,
+    to: AtomicU64,
+    messages: AtomicU64,
+    list: Mutex<Vec<u64>>,
+}
+
+/// Reads messages to the end, and notes how long each was under way.
+async fn receive(
+    stream: TcpStream,
+    zero: Instant,
+    delays: Arc<Delays>,
+    keep: bool,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    let (mut header, mut have, mut body, mut sent) = ([0; HEADER], 0, 0_usize, 0_u64);
+    loop {
+        stream.readable().await?;
+        let read = match stream.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        let now = u64::try_from(zero.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut bytes = &buffer[..read];
+        while !bytes.is_empty() {
+            if body == 0 {
+                let more = bytes.len().min(HEADER - have);
+                header[have..have + more].copy_from_slice(&bytes[..more]);
+                (have, bytes) = (have + more, &bytes[more..]);
+                if have < HEADER {
+                    break;
+                }
+                let number =
+                    |bytes: &[u8]| bytes.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b));
+                (have, sent) = (0, number(&header[4..]));
+                body = usize::try_from(number(&header[..4])).unwrap_or(usize::MAX);
+                if body == 0 || body > LARGE_FRAME {
+                    return Err(io::Error::other(format!(
+                        "a message of {body} bytes was never sent"
+                    )));
+                }
+            }
+            let part = bytes.len().min(body);
+            (body, bytes) = (body - part, &bytes[part..]);
+            if body == 0
+                && (delays.from.load(Ordering::Relaxed)..delays.to.load(Ordering::Relaxed))
+                    .contains(&sent)
+            {
+                delays.messages.fetch_add(1, Ordering::Relaxed);
+                if keep {
+                    let mut list = delays.list.lock().unwrap_or_else(PoisonError::into_inner);
+                    list.push(now.saturating_sub(sent));
+                }
+            }
+        }
+    }
+}
+
+async fn desktop(
+    forwarder: &Arc<Forwarder>,
+    sessions: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let pairs = forwarder.open_many(sessions).await?;
+    let zero = Instant::now();
+    let delays = Arc::new(Delays::default());
+    delays.from.store(u64::MAX, Ordering::Relaxed);
+    delays.to.store(u64::MAX, Ordering::Relaxed);
+    let mut sender = Sender { zero, outs: Vec::new(), due: BinaryHeap::new() };
+    let mut receivers = Vec::new();
+    for (number, (client, host)) in (0_u32..).zip(pairs) {
+        for (stream, is_host) in [(client, false), (host, true)] {
+            let stream = stream.into_std()?;
+            let period = Duration::from_secs(1) / if is_host { 30 } else { 60 };
+            // Sessions do not beat in time.
+            let first = zero + period * number / u32::try_from(sessions).unwrap_or(1).max(1);
+            sender.due.push(Reverse((first, sender.outs.len())));
+            receivers.push((stream.try_clone()?, is_host));
+            sender.outs.push(Out {
+                stream,
+                rest: Vec::new(),
+                period,
+                number: number.into(),
+                is_host,
+            });
+        }
+    }
+    // Receivers have a thread of their own, and so has the sender: neither waits for the other.
+    let stop = Arc::new(AtomicBool::new(false));
+    let sending = std::thread::spawn({
+        let stop = stop.clone();
+        move || sender.run(&stop)
+    });
+    let receiving = std::thread::spawn({
+        let (stop, delays) = (stop.clone(), delays.clone());
+        move || -> io::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut tasks = JoinSet::new();
+                for (stream, is_host) in receivers {
+                    let stream = TcpStream::from_std(stream)?;
+                    // Events go from client to host; their delay is what a person feels.
+                    tasks.spawn(receive(stream, zero, delays.clone(), is_host));
+                }
+                while !stop.load(Ordering::Relaxed) {
+                    sleep(Duration::from_millis(50)).await;
+                    if let Some(ended) = tasks.try_join_next() {
+                        ended.map_err(io::Error::other)??;
+                        return Err(io::Error::other("a session ended too early"));
+                    }
+                }
+                Ok(())
+            })
+        }
+    });
+    let mut first = true;
+    let window = window(forwarder, time, || {
+        let now = u64::try_from(zero.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mark = if std::mem::take(&mut first) { &delays.from } else { &delays.to };
+        mark.store(now, Ordering::Relaxed);
+    })
+    .await;
+    // What is still under way arrives.
+    sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::Relaxed);
+    let ended = |thread: std::thread::JoinHandle<io::Result<()>>| {
+        thread.join().map_err(|_| io::Error::other("a thread of the load panicked"))?
+    };
+    ended(receiving)?;
+    ended(sending)?;
+    let messages = delays.messages.load(Ordering::Relaxed) as f64;
+    let mut figures = rates(forwarder, &window, messages, 1.0);
+    if forwarder.is_there() {
+        figures.set("cpu_ms_session", 1e3 * window.cpu / window.seconds / sessions as f64);
+    }
+    let mut list = std::mem::take(&mut *delays.list.lock().unwrap_or_else(PoisonError::into_inner));
+    figures.set_delays(&mut list);
+    Ok(figures)
+}
+
+async fn ping_pong(forwarder: &Arc<Forwarder>, size: usize, time: Duration) -> io::Result<Figures> {
+    let (client, host) = forwarder.open().await?;
+    let (mut client, mut host) = (client.into_std()?, host.into_std()?);
+    client.set_nonblocking(false)?;
+    host.set_nonblocking(false)?;
+    let echo = std::thread::spawn(move || {
+        let mut message = vec![0; size];
+        while host.read_exact(&mut message).is_ok() && host.write_all(&message).is_ok() {}
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let times: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let asking = std::thread::spawn({
+        let (stop, times) = (stop.clone(), times.clone());
+        move || -> io::Result<()> {
+            let mut message = vec![1; size];
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                client.write_all(&message)?;
+                client.read_exact(&mut message)?;
+                let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                times.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+            }
+            Ok(())
+        }
+    });
+    let (mut counts, mut first) = (Vec::new(), 0);
+    let window = window(forwarder, time, || {
+        let count = times.lock().unwrap_or_else(PoisonError::into_inner).len();
+        first = if counts.is_empty() { count } else { first };
+        counts.push(count as f64);
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    asking.join().map_err(|_| io::Error::other("a thread of the load panicked"))??;
+    echo.join().map_err(|_| io::Error::other("a thread of the load panicked"))?;
+    let mut figures = rates(forwarder, &window, counts[1] - counts[0], 1.0);
+    let mut times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
+    figures.set_delays(&mut times[first..]);
+    Ok(figures)
+}
+
+async fn churn(forwarder: &Arc<Forwarder>, time: Duration) -> io::Result<Figures> {
+    let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut tasks = JoinSet::new();
+    for _ in 0..CHURNING {
+        let (forwarder, done, failed) = (forwarder.clone(), done.clone(), failed.clone());
+        tasks.spawn(async move {
+            loop {
+                match short(&forwarder).await {
+                    Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => failed.fetch_add(1, Ordering::Relaxed),
+                };
+            }
+        });
+    }
+    let mut marks = Vec::new();
+    let window = window(forwarder, time, || marks.push(done.load(Ordering::Relaxed) as f64)).await;
+    tasks.shutdown().await;
+    let sessions = marks[1] - marks[0];
+    let mut figures = rates(forwarder, &window, sessions, 1.0);
+    if forwarder.is_there() {
+        figures.set("cpu_us_session", 1e6 * window.cpu / sessions);
+    }
+    figures.set("failed", failed.load(Ordering::Relaxed) as f64);
+    Ok(figures)
+}
+
+/// A session of 1 KiB each way.
+async fn short(forwarder: &Forwarder) -> io::Result<()> {
+    let (mut client, mut host) = forwarder.open().await?;
+    let mut message = [7; 1024];
+    client.write_all(&message).await?;
+    host.read_exact(&mut message).await?;
+    host.write_all(&message).await?;
+    client.read_exact(&mut message).await?;
+    Ok(())
+}
+
+/// Bytes and descriptors of a forwarder for each of so many sessions.
+fn memory(figures: &mut Figures, forwarder: &Forwarder, empty: super::Meter, sessions: usize) {
+    let now = meter(forwarder);
+    figures.set("pss_session", (now.pss - empty.pss) / sessions as f64);
+    figures.set("files_session", (now.files - empty.files) / sessions as f64);
+}
+
+async fn idle(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figures> {
+    sleep(Duration::from_secs(1)).await;
+    let empty = meter(forwarder);
+    let _open = forwarder.open_many(sessions).await?;
+    sleep(Duration::from_secs(2)).await;
+    let mut figures = Figures::default();
+    memory(&mut figures, forwarder, empty, sessions);
+    Ok(figures)
+}
+
+async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figures> {
+    let open = forwarder.open_many(sessions).await?;
+    sleep(Duration::from_secs(2)).await;
+    let before = meter(forwarder).pss;
+    let mut tasks = JoinSet::new();
+    let mut most = before;
+    for (client, mut host) in open {
+        // A reader that is slow: everything backs up.
+        SockRef::from(&host).set_recv_buffer_size(4096)?;
+        tasks.spawn(async move {
+            let mut client = client;
+            let writing = client.write_all(&[1; BURST]);
+            let reading = async {
+                sleep(Duration::from_secs(3)).await;
+                let mut buffer = vec![0; CHUNK];
+                let mut read = 0;
+                while read < BURST {
+                    read += host.read(&mut buffer).await?.max(1);
+                }
+                io::Result::Ok(())
+            };
+            let (written, read) = tokio::join!(writing, reading);
+            written.and(read).map(|()| (client, host))
+        });
+    }
+    sleep(Duration::from_secs(2)).await;
+    most = meter(forwarder).pss.max(most);
+    let mut open = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        open.push(done.map_err(io::Error::other)??);
+    }
+    sleep(AFTER_BURST).await;
+    let mut figures = Figures::default();
+    figures.set("pss_burst", most / before);
+    figures.set("pss_after", meter(forwarder).pss / before);
+    Ok(figures)
+}

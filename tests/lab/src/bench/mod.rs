@@ -1,0 +1,214 @@
+//! `relay-lab bench`: what forwarding costs, ours against others, side by side in one run.
+//!
+//! Every forwarder gets the same load over the same kind of connections: peers dial a proxy in front of a listening
+//! end, or pair through a relay, or (the limit of the machine) dial the listening end itself. Forwarders take turns, so
+//! that a machine whose speed drifts is the same for all; what counts is ratios of medians.
+
+mod copy;
+mod forwarder;
+mod load;
+mod meter;
+mod plot;
+mod report;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use copy::serve as serve_copy;
+pub use report::Results;
+
+use forwarder::{Forwarder, Lab};
+use load::Load;
+use meter::Meter;
+
+use crate::say;
+
+/// Who can be measured beside our relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Baseline {
+    /// HAProxy in TCP mode.
+    Haproxy,
+    /// HAProxy with `option splice-auto`.
+    HaproxySplice,
+    /// nginx with its stream module.
+    Nginx,
+    /// One thread, 8 KiB for each direction of each session, as the original relay does.
+    Copy,
+    /// Nobody: the peers are connected directly.
+    Direct,
+}
+
+/// What sessions carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// As much as they can, from host to client.
+    Bulk,
+    /// As much as they can, both ways.
+    BulkBoth,
+    /// 30 frames a second of 8 KiB with one of 100 KiB every two seconds one way, 60 events of 64 bytes the other way.
+    Desktop,
+    /// One message there and back at a time, 64 bytes and 4 KiB.
+    PingPong,
+    /// Sessions that pair, send 1 KiB each way and close.
+    Churn,
+    /// Sessions in which nothing moves.
+    Idle,
+    /// Memory after much has moved in many of them, and backed up.
+    Burst,
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Our relays: a name and a program each.
+    pub relays: Vec<(String, PathBuf)>,
+    /// Settings for them: environment variables.
+    pub environment: Vec<(String, String)>,
+    /// The others.
+    pub against: Vec<Baseline>,
+    /// The loads.
+    pub kinds: Vec<Kind>,
+    /// Numbers of sessions, instead of those that belong to each load.
+    pub sessions: Vec<usize>,
+    /// How often each is measured.
+    pub repeats: usize,
+    /// How long each time.
+    pub time: Duration,
+}
+
+/// Who forwards, by name.
+#[derive(Debug, Clone)]
+enum Who {
+    Ours(String, PathBuf),
+    Baseline(Baseline),
+}
+
+impl Who {
+    fn name(&self) -> String {
+        use clap::ValueEnum;
+
+        match self {
+            Self::Ours(name, _) => name.clone(),
+            Self::Baseline(baseline) => baseline
+                .to_possible_value()
+                .map(|value| value.get_name().to_owned())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// Measures everything, in turn. Says each figure as soon as it is known.
+///
+/// # Errors
+/// When nothing can be measured.
+pub async fn run(plan: &Plan) -> io::Result<Results> {
+    // Two descriptors for each session here, and children have the same limit.
+    raise_limit();
+    let lab = Lab::new(plan.environment.clone())?;
+    let mut whos: Vec<Who> =
+        plan.relays.iter().map(|(name, path)| Who::Ours(name.clone(), path.clone())).collect();
+    for baseline in &plan.against {
+        match forwarder::program(*baseline) {
+            Ok(()) => whos.push(Who::Baseline(*baseline)),
+            Err(why) => say(&format!("*** LEFT OUT: {why}")),
+        }
+    }
+    let mut results = Results::new(plan.relays.first().map(|(name, _)| name.clone()));
+    for load in plan.kinds.iter().flat_map(|kind| Load::of(*kind, &plan.sessions)) {
+        for repeat in 0..plan.repeats {
+            for turn in 0..whos.len() {
+                // Nobody is always the first, or always behind the same one.
+                let who = &whos[(turn + repeat) % whos.len()];
+                let forwarder = lab.start(who, load.sessions()).await?;
+                let figures = load.run(forwarder, plan.time).await?;
+                say(&format!("{:24} {:16} {}", load.name(), who.name(), figures.line()));
+                results.add(&load.name(), &who.name(), figures);
+            }
+        }
+    }
+    results.x25519 = x25519();
+    Ok(results)
+}
+
+/// Time of the three X25519 operations of a session on this machine, in microseconds: one key made, two agreements.
+fn x25519() -> f64 {
+    use aspia_relay::crypto::PrivateKey;
+
+    const OPERATIONS: u32 = 500;
+    let began = std::time::Instant::now();
+    for _ in 0..OPERATIONS {
+        let (Ok(one), Ok(other)) = (PrivateKey::generate(), PrivateKey::generate()) else {
+            return 0.0;
+        };
+        // Both directions of the agreement; the second key generated is the peer's.
+        let _ = (one.agree(&other.public()), other.agree(&one.public()));
+    }
+    let pair = began.elapsed().as_secs_f64() * 1e6 / f64::from(OPERATIONS);
+    let began = std::time::Instant::now();
+    for _ in 0..OPERATIONS {
+        let _ = PrivateKey::generate();
+    }
+    pair - began.elapsed().as_secs_f64() * 1e6 / f64::from(OPERATIONS)
+}
+
+#[cfg(unix)]
+fn raise_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    // What cannot be raised shows where sessions do not open.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+#[cfg(not(unix))]
+fn raise_limit() {}
+
+/// What a forwarder has taken so far.
+fn meter(forwarder: &Forwarder) -> Meter {
+    Meter::of(forwarder.pids())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_load_runs_and_gives_its_figures() {
+        // Nobody between the peers: whether programs are there and how fast they are is not what is tested here.
+        let plan = Plan {
+            relays: Vec::new(),
+            environment: Vec::new(),
+            against: vec![Baseline::Direct],
+            kinds: vec![
+                Kind::Bulk,
+                Kind::BulkBoth,
+                Kind::Desktop,
+                Kind::PingPong,
+                Kind::Churn,
+                Kind::Idle,
+            ],
+            sessions: vec![2],
+            repeats: 1,
+            time: Duration::from_millis(200),
+        };
+        let results = run(&plan).await.unwrap();
+        let loads = results.json()["loads"].clone();
+        for (load, figure) in [
+            ("bulk 2", "rate"),
+            ("bulk-both 2", "rate"),
+            ("desktop 2", "p99_us"),
+            ("desktop 2", "rate"),
+            ("ping-pong 64 B", "p50_us"),
+            ("ping-pong 4096 B", "p50_us"),
+            ("churn", "rate"),
+        ] {
+            let value = loads[load]["direct"][figure]["median"].as_f64();
+            assert!(value.is_some_and(|value| value > 0.0), "{load}: {loads:#}");
+        }
+        assert_eq!(loads["churn"]["direct"]["failed"]["max"], 0.0);
+        // Nobody takes nothing.
+        assert_eq!(loads["idle 2"]["direct"]["pss_session"]["median"], 0.0);
+        assert!(results.x25519 > 0.0);
+    }
+}

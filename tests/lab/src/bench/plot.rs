@@ -1,0 +1,90 @@
+//! Lines over a number of sessions, as SVG. Some dozen lines of text: no library for drawing is needed for them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Points of each line, by its name.
+type Series = BTreeMap<String, Vec<(f64, f64)>>;
+
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 320.0;
+/// Room for texts around a drawing.
+const MARGIN: f64 = 48.0;
+const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555"];
+
+/// Drawings one below the other, each with its title.
+pub(super) fn svg(drawings: &[(&str, Series)]) -> String {
+    let height = HEIGHT * drawings.len() as f64;
+    let mut text = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>\n"
+    );
+    for (number, (title, series)) in drawings.iter().enumerate() {
+        let _ = writeln!(text, "<g transform=\"translate(0 {})\">", HEIGHT * number as f64);
+        draw(&mut text, title, series);
+        text += "</g>\n";
+    }
+    text + "</svg>\n"
+}
+
+fn draw(text: &mut String, title: &str, series: &Series) {
+    let points = || series.values().flatten();
+    let most = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(0.0, f64::max).max(1e-9);
+    let (right, top) = (most(|point| point.0), most(|point| point.1));
+    let x = |value: f64| MARGIN + value / right * (WIDTH - 4.0 * MARGIN);
+    let y = |value: f64| HEIGHT - MARGIN - value / top * (HEIGHT - 2.0 * MARGIN);
+    let _ = writeln!(text, "<text x=\"{MARGIN}\" y=\"24\" font-size=\"14\">{title}</text>");
+    let _ = writeln!(
+        text,
+        "<path d=\"M{0} {1}V{2}H{3}\" fill=\"none\" stroke=\"black\"/>",
+        x(0.0),
+        y(top),
+        y(0.0),
+        x(right)
+    );
+    for part in [0.0, 0.5, 1.0] {
+        let (sessions, value) = (right * part, top * part);
+        let _ = writeln!(
+            text,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{sessions:.0}</text>\
+             <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{value:.2}</text>",
+            x(sessions),
+            y(0.0) + 18.0,
+            x(0.0) - 4.0,
+            y(value) + 4.0
+        );
+    }
+    for ((name, points), (number, colour)) in series.iter().zip(COLOURS.iter().cycle().enumerate())
+    {
+        let line: Vec<String> = points
+            .iter()
+            .map(|(sessions, value)| format!("{:.1},{:.1}", x(*sessions), y(*value)))
+            .collect();
+        let _ = writeln!(
+            text,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\
+             <text x=\"{}\" y=\"{}\" fill=\"{colour}\">{name}</text>",
+            line.join(" "),
+            WIDTH - 2.8 * MARGIN,
+            MARGIN + 16.0 * number as f64
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_drawn_within_the_picture() {
+        let series = Series::from([
+            ("a".into(), vec![(10.0, 1.0), (400.0, 3.0)]),
+            ("b".into(), vec![(10.0, 2.0)]),
+        ]);
+        let text = svg(&[("one", series.clone()), ("two", series)]);
+        assert_eq!(text.matches("<polyline").count(), 4);
+        assert_eq!(text.matches("<g ").count(), text.matches("</g>").count());
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+        assert!(svg(&[("nothing", Series::new())]).ends_with("</svg>\n"));
+    }
+}

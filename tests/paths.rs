@@ -64,6 +64,20 @@ mod fallback {
     mod forwarding;
 }
 
+/// Sessions leave their place whenever they have moved bytes, whatever they hold then, as those do that go to another
+/// thread.
+#[path = "suite"]
+mod restless {
+    use super::{Engine, Workers, options};
+
+    fn engine() -> Engine {
+        Engine::on(Workers::here_and_restless())
+    }
+
+    #[path = "forwarding.rs"]
+    mod forwarding;
+}
+
 /// The value of a metric of a relay.
 fn metric(relay: &Relay, name: &str) -> f64 {
     let families = relay.handle().gather();

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::forward::Forward;
 use crate::listen::accept::{Accepting, accept};
 use crate::listen::bind::Purpose;
 use crate::state::keys::KeyId;
@@ -206,7 +207,7 @@ impl Peers {
         match (stream.into_std(), second.into_std()) {
             (Ok(first), Ok(second)) => self.runner.start(Joined {
                 sockets: [first, second],
-                in_flight: Default::default(),
+                forward: Forward::default(),
                 active,
                 trace,
             }),

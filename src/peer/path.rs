@@ -49,11 +49,13 @@ impl Paths {
         self.lock().insert(session.id, watched);
     }
 
-    /// Looks at the paths of a session for the last time.
-    pub(super) fn forget(&self, session: &Session, sockets: &Sockets) {
+    /// Looks at the paths of a session for the last time, if it still has any.
+    pub(super) fn forget(&self, session: &Session, sockets: Option<&Sockets>) {
         self.lock().remove(&session.id);
         // What was sent again since the last look counts, too.
-        self.look(session, sockets, false);
+        if let Some(sockets) = sockets {
+            self.look(session, sockets, false);
+        }
     }
 
     /// Looks at all sessions, round after round, for ever. In the order of their numbers: each comes after the same time,

@@ -1,7 +1,6 @@
 //! One session from pairing to its end.
 
 use std::fmt;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TrackedFuture;
 use tracing::{error, info};
 
 use crate::config::Config;
@@ -78,10 +78,14 @@ impl Runner {
         &self.config
     }
 
-    /// Runs a session, on its thread.
+    /// Runs a session, on a thread that has time for it.
     pub(super) fn start(self: &Arc<Self>, joined: Joined) {
-        self.workers
-            .spawn(|place| self.tasks.track_future(Running::new(self.clone(), joined, place)));
+        announce(joined.active.session(), self.config.borrow().log_peer_identity);
+        self.workers.spawn(|place| self.run(joined, place));
+    }
+
+    fn run(self: &Arc<Self>, joined: Joined, place: Place) -> TrackedFuture<Running> {
+        self.tasks.track_future(Running::new(self.clone(), joined, place))
     }
 
     /// Takes a session apart, wherever its bytes are. `None` when there is no such session, or when it ends instead.
@@ -93,12 +97,13 @@ impl Runner {
     pub fn put_together(self: &Arc<Self>, parts: Parts) {
         let Parts { record, sockets, in_flight } = parts;
         let active = self.state.adopt_session(record, Instant::now());
-        self.start(Joined { sockets, in_flight, active, trace: SessionTrace::default() });
+        let (forward, trace) = (Forward::with(in_flight), SessionTrace::default());
+        self.start(Joined { sockets, forward, active, trace });
     }
 
-    /// Keeps the paths of all sessions in view, for ever.
+    /// Keeps the paths of all sessions in view, and their threads balanced, for ever.
     pub(super) async fn keep_looking(&self) {
-        self.paths.keep_looking().await;
+        tokio::join!(self.paths.keep_looking(), self.workers.keep_balanced());
     }
 
     /// Returns when all sessions have ended; no more may begin.
@@ -112,7 +117,7 @@ impl Runner {
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) sockets: [std::net::TcpStream; 2],
-    pub(super) in_flight: [Vec<u8>; 2],
+    pub(super) forward: Forward,
     pub(super) active: ActiveSession<Way>,
     pub(super) trace: SessionTrace,
 }
@@ -131,14 +136,14 @@ pub(super) struct Running {
     /// From its first moment on its thread.
     sockets: Option<Arc<Sockets>>,
     stage: Stage,
-    _place: Place,
+    place: Place,
 }
 
 enum Stage {
     /// The runtime of its thread does not know its sockets yet.
     New {
         sockets: [std::net::TcpStream; 2],
-        in_flight: [Vec<u8>; 2],
+        forward: Forward,
     },
     /// Bytes move.
     Forwarding {
@@ -150,12 +155,21 @@ enum Stage {
         end: End,
         linger: Pin<Box<dyn Future<Output = ()> + Send>>,
     },
-    /// It is taken apart as soon as nobody else holds its sockets.
-    Departing {
+    /// It leaves its thread as soon as nobody else holds its sockets.
+    Leaving {
         forward: Forward,
-        to: oneshot::Sender<Parts>,
+        to: Destination,
     },
     Over,
+}
+
+/// Where a session goes on.
+#[derive(Debug)]
+enum Destination {
+    /// On another thread.
+    Worker(usize),
+    /// Somewhere else, taken apart.
+    Elsewhere(oneshot::Sender<Parts>),
 }
 
 impl fmt::Debug for Stage {
@@ -164,7 +178,7 @@ impl fmt::Debug for Stage {
             Self::New { .. } => "New",
             Self::Forwarding { .. } => "Forwarding",
             Self::Lingering { .. } => "Lingering",
-            Self::Departing { .. } => "Departing",
+            Self::Leaving { .. } => "Leaving",
             Self::Over => "Over",
         })
     }
@@ -182,9 +196,9 @@ enum Next {
 
 impl Running {
     pub(super) fn new(runner: Arc<Runner>, joined: Joined, place: Place) -> Self {
-        let Joined { sockets, in_flight, active, trace } = joined;
-        let stage = Stage::New { sockets, in_flight };
-        Self { runner, active: Some(active), trace, sockets: None, stage, _place: place }
+        let Joined { sockets, forward, active, trace } = joined;
+        let stage = Stage::New { sockets, forward };
+        Self { runner, active: Some(active), trace, sockets: None, stage, place }
     }
 
     fn session(&self) -> Option<Arc<Session>> {
@@ -195,7 +209,7 @@ impl Running {
         &mut self,
         session: &Arc<Session>,
         sockets: [std::net::TcpStream; 2],
-        in_flight: [Vec<u8>; 2],
+        forward: Forward,
     ) -> Next {
         let [first, second] = sockets.map(TcpStream::from_std);
         let (Ok(first), Ok(second)) = (first, second) else {
@@ -205,55 +219,78 @@ impl Running {
         let sockets = Arc::new([first, second]);
         self.runner.paths.watch(session, &sockets);
         self.sockets = Some(sockets);
-        let config = self.runner.config.borrow();
-        announce(session, config.log_peer_identity);
-        match time_is_up(session, &config, Instant::now()) {
+        match time_is_up(session, &self.runner.config.borrow(), Instant::now()) {
             Ok(end) => Next::End(end),
-            Err(later) => Next::Go(Stage::Forwarding {
-                forward: Forward::with(in_flight),
-                timer: Box::pin(sleep_until(later)),
-            }),
+            Err(later) => {
+                Next::Go(Stage::Forwarding { forward, timer: Box::pin(sleep_until(later)) })
+            }
         }
     }
 
-    /// Takes it apart and hands it over.
-    fn depart(
+    /// Takes it from its thread, and hands it over.
+    fn leave(
         &mut self,
         context: &mut Context<'_>,
         session: &Session,
         forward: Forward,
-        to: oneshot::Sender<Parts>,
+        to: Destination,
     ) -> Next {
         let Some(sockets) = self.sockets.take() else {
             return Next::End(End::Error);
         };
-        self.runner.paths.forget(session, &sockets);
+        if let Destination::Elsewhere(_) = to {
+            self.runner.paths.forget(session, Some(&sockets));
+        }
         let [first, second] = match Arc::try_unwrap(sockets) {
             Ok(sockets) => sockets,
             Err(sockets) => {
                 // Whoever looks at its path holds them for some microseconds.
                 self.sockets = Some(sockets);
-                self.stage = Stage::Departing { forward, to };
+                self.stage = Stage::Leaving { forward, to };
                 context.waker().wake_by_ref();
                 return Next::Wait;
             }
         };
-        let taken =
-            || io::Result::Ok(([first.into_std()?, second.into_std()?], forward.into_in_flight()?));
-        match taken() {
-            Ok((sockets, in_flight)) => {
-                std::mem::take(&mut self.trace).end(DEPARTED, session.traffic.bytes());
-                if let Some(record) = self.active.take().map(ActiveSession::leave) {
-                    info!(session = record.id.0, bytes = record.bytes, "session goes on elsewhere");
-                    // Where nobody takes it any more, both connections are closed by that.
-                    let _ = to.send(Parts { record, sockets, in_flight });
-                }
-                Next::Wait
+        let left = match (first.into_std(), second.into_std(), to) {
+            (Ok(first), Ok(second), Destination::Worker(number)) => {
+                self.go_on_at(number, [first, second], forward);
+                Ok(())
             }
+            (Ok(first), Ok(second), Destination::Elsewhere(to)) => forward
+                .into_in_flight()
+                .map(|in_flight| self.go_elsewhere([first, second], in_flight, to)),
+            (Err(error), ..) | (_, Err(error), _) => Err(error),
+        };
+        match left {
+            Ok(()) => Next::Wait,
             Err(error) => {
-                error!(session = session.id.0, %error, "session lost: it cannot be taken apart");
+                error!(session = session.id.0, %error, "session lost: it cannot leave its thread");
                 Next::End(End::Error)
             }
+        }
+    }
+
+    /// Nobody but its threads knows that it has moved.
+    fn go_on_at(&mut self, number: usize, sockets: [std::net::TcpStream; 2], forward: Forward) {
+        if let Some(active) = self.active.take() {
+            let trace = std::mem::take(&mut self.trace);
+            let joined = Joined { sockets, forward, active, trace };
+            let runner = &self.runner;
+            runner.workers.spawn_at(number, |place| runner.run(joined, place));
+        }
+    }
+
+    fn go_elsewhere(
+        &mut self,
+        sockets: [std::net::TcpStream; 2],
+        in_flight: [Vec<u8>; 2],
+        to: oneshot::Sender<Parts>,
+    ) {
+        if let Some(record) = self.active.take().map(ActiveSession::leave) {
+            std::mem::take(&mut self.trace).end(DEPARTED, record.bytes);
+            info!(session = record.id.0, bytes = record.bytes, "session goes on elsewhere");
+            // Where nobody takes it any more, both connections are closed by that.
+            let _ = to.send(Parts { record, sockets, in_flight });
         }
     }
 
@@ -277,9 +314,8 @@ impl Running {
     /// Closes the sockets. Before the session ends: a place that is free again must not still hold two of them.
     fn close(&mut self, session: &Session) {
         self.stage = Stage::Over;
-        if let Some(sockets) = self.sockets.take() {
-            self.runner.paths.forget(session, &sockets);
-        }
+        let sockets = self.sockets.take();
+        self.runner.paths.forget(session, sockets.as_deref());
     }
 }
 
@@ -291,7 +327,9 @@ fn attend(
     sockets: &Arc<Sockets>,
     forward: &mut Forward,
     timer: &mut Pin<Box<Sleep>>,
+    place: &mut Place,
 ) -> Next {
+    let (began, bytes) = (place.now(), session.traffic.bytes());
     if let Poll::Ready(over) = forward.poll(context, sockets, &session.traffic, &runner.forwarding)
     {
         let sockets = sockets.clone();
@@ -303,7 +341,8 @@ fn attend(
         match (end, runner.departures.take(session.id)) {
             (Some(end), _) => return Next::End(end),
             (None, Some(to)) => {
-                return Next::Go(Stage::Departing { forward: std::mem::take(forward), to });
+                let to = Destination::Elsewhere(to);
+                return Next::Go(Stage::Leaving { forward: std::mem::take(forward), to });
             }
             // The settings have changed.
             (None, None) => look = true,
@@ -316,7 +355,13 @@ fn attend(
             Err(later) => timer.as_mut().reset(later),
         }
     }
-    Next::Wait
+    match place.worked(began, session.traffic.bytes() != bytes) {
+        Some(number) => {
+            let to = Destination::Worker(number);
+            Next::Go(Stage::Leaving { forward: std::mem::take(forward), to })
+        }
+        None => Next::Wait,
+    }
 }
 
 /// Waits until the peers have everything. The session does not depart any more, and is not idle.
@@ -351,7 +396,8 @@ impl Future for Running {
             };
             let next = match (&mut this.stage, &this.sockets) {
                 (Stage::Forwarding { forward, timer }, Some(sockets)) => {
-                    attend(context, &this.runner, active.session(), sockets, forward, timer)
+                    let (runner, place) = (&this.runner, &mut this.place);
+                    attend(context, runner, active.session(), sockets, forward, timer, place)
                 }
                 (Stage::Lingering { end, linger }, _) => {
                     wait(context, &this.runner, active.session(), *end, linger)
@@ -359,11 +405,9 @@ impl Future for Running {
                 _ => {
                     let session = active.session().clone();
                     match std::mem::replace(&mut this.stage, Stage::Over) {
-                        Stage::New { sockets, in_flight } => {
-                            this.begin(&session, sockets, in_flight)
-                        }
-                        Stage::Departing { forward, to } => {
-                            this.depart(context, &session, forward, to)
+                        Stage::New { sockets, forward } => this.begin(&session, sockets, forward),
+                        Stage::Leaving { forward, to } => {
+                            this.leave(context, &session, forward, to)
                         }
                         _ => Next::End(End::Error),
                     }

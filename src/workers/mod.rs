@@ -1,0 +1,312 @@
+//! The threads on which sessions live.
+//!
+//! A session is on one thread with both of its directions: no lock, no cache line and no wake-up is shared with
+//! another thread while bytes move. Everything else (accepting, first messages, the Router link, HTTP) has a thread of
+//! its own, whose work therefore never stands between two bytes of a session.
+//!
+//! Sessions are packed: they go to the first thread that has time for them, and only when one has too little, some move
+//! on. One busy thread finds several messages each time it wakes up where two half-idle ones find one, and the same
+//! sessions cost a tenth to a quarter less.
+
+mod balance;
+mod busy;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use balance::Balance;
+use busy::Busy;
+
+/// How often it is looked how busy threads are. Long enough for a figure that means something, and short enough that
+/// sessions beside one that suddenly takes a whole thread do not wait for long.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// The threads on which sessions live; a clone is the same ones. They end with the last clone.
+#[derive(Debug, Clone)]
+pub struct Workers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    workers: Vec<Worker>,
+    stop: CancellationToken,
+    /// For sessions where there are no threads.
+    here: Option<Arc<Shared>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    runtime: Handle,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a thread, its sessions and those who look at them share. While nothing is wrong, sessions only read it.
+#[derive(Debug, Default)]
+struct Shared {
+    number: usize,
+    sessions: AtomicUsize,
+    busy: Busy,
+    /// How busy it was in the last period, in thousandths.
+    load: AtomicU32,
+    /// Counts periods.
+    period: AtomicU32,
+    /// Work that is to move elsewhere, in nanoseconds a period; not positive where there is none.
+    surplus: AtomicI64,
+    /// Where it is to move.
+    to: AtomicUsize,
+}
+
+/// As many threads as this process may use processors, by its affinity and by the quotas of its control groups (both
+/// versions).
+pub fn default_count() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+impl Workers {
+    /// No threads: sessions live where they begin, on the runtime of the relay. For tests, whose time is paused.
+    pub fn here() -> Self {
+        Self(Arc::new(Inner { workers: Vec::new(), stop: CancellationToken::new(), here: None }))
+    }
+
+    /// The same, and sessions leave their place for another one each time they have moved bytes: wherever those are, it
+    /// can be done. For tests, too.
+    pub fn here_and_restless() -> Self {
+        let here = Shared {
+            surplus: AtomicI64::new(i64::MAX),
+            to: AtomicUsize::new(1),
+            ..Shared::default()
+        };
+        let here = Some(Arc::new(here));
+        Self(Arc::new(Inner { workers: Vec::new(), stop: CancellationToken::new(), here }))
+    }
+
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let mut inner = Inner { workers: Vec::new(), stop: stop.clone(), here: None };
+        for number in 0..count {
+            inner.workers.push(Worker::start(number, stop.clone())?);
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Runs a session to its end, on the first thread that has time for it. It holds its place as long as it is there.
+    pub fn spawn<F>(&self, session: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let loads = self.0.workers.iter().map(|worker| {
+            let shared = &worker.shared;
+            (shared.load.load(Ordering::Relaxed), shared.sessions.load(Ordering::Relaxed))
+        });
+        self.spawn_at(balance::place(loads), session);
+    }
+
+    /// The same on a certain thread; on this one where there is none of this number.
+    pub fn spawn_at<F>(&self, number: usize, session: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Some(worker) = self.0.workers.get(number) else {
+            tokio::spawn(session(Place::new(self.0.here.clone())));
+            return;
+        };
+        worker.runtime.spawn(session(Place::new(Some(worker.shared.clone()))));
+    }
+
+    /// Has sessions move where one thread is too busy, or two could be one; for ever.
+    pub async fn keep_balanced(&self) {
+        if self.0.workers.len() < 2 {
+            return std::future::pending().await;
+        }
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut balance = Balance::new(self.0.workers.len());
+        let mut last = ticks.tick().await;
+        loop {
+            let now = ticks.tick().await;
+            let period = now - std::mem::replace(&mut last, now);
+            let shared = self.0.workers.iter().map(|worker| &worker.shared);
+            let loads: Vec<f64> = shared.map(|shared| shared.busy.since_last(period)).collect();
+            let moves = balance.moves(&loads);
+            for (worker, load) in self.0.workers.iter().zip(&loads) {
+                worker.shared.load.store((load * 1000.0) as u32, Ordering::Relaxed);
+            }
+            self.share_out(|number| {
+                let (share, to) = moves[number]?;
+                Some(((share * period.as_nanos() as f64) as i64, to))
+            });
+        }
+    }
+
+    /// Begins a period in which these surpluses are to move.
+    fn share_out(&self, surplus: impl Fn(usize) -> Option<(i64, usize)>) {
+        for (number, Worker { shared, .. }) in self.0.workers.iter().enumerate() {
+            let (surplus, to) = surplus(number).unwrap_or((0, number));
+            shared.to.store(to, Ordering::Relaxed);
+            shared.surplus.store(surplus, Ordering::Relaxed);
+            shared.period.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The place of a session on a thread, counted until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    on: Option<Arc<Shared>>,
+    effort: Effort,
+}
+
+impl Place {
+    fn new(on: Option<Arc<Shared>>) -> Self {
+        if let Some(shared) = &on {
+            shared.sessions.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { on, effort: Effort::default() }
+    }
+
+    /// The time, for [`worked`](Self::worked).
+    pub fn now(&self) -> Option<Instant> {
+        self.on.as_ref().map(|_| Instant::now())
+    }
+
+    /// The session has worked from `began` until now, and perhaps moved bytes. The number of the thread that it is to go
+    /// to, if it is.
+    pub fn worked(&mut self, began: Option<Instant>, has_moved: bool) -> Option<usize> {
+        let (shared, began) = (self.on.as_ref()?, began?);
+        let effort = self.effort.add(shared.period.load(Ordering::Relaxed), began.elapsed());
+        let surplus = shared.surplus.load(Ordering::Relaxed);
+        if !has_moved || !balance::is_to_move(effort, surplus) {
+            return None;
+        }
+        if surplus != i64::MAX {
+            shared.surplus.fetch_sub(effort, Ordering::Relaxed);
+        }
+        let to = shared.to.load(Ordering::Relaxed);
+        (to != shared.number).then_some(to)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.on {
+            shared.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How long a session worked in this period and in the one before, in microseconds.
+#[derive(Debug, Default)]
+struct Effort {
+    period: u32,
+    now: u32,
+    before: u32,
+}
+
+impl Effort {
+    /// Adds work of this period. Gives what the session does in one, in nanoseconds.
+    fn add(&mut self, period: u32, work: Duration) -> i64 {
+        if period != self.period {
+            let is_next = period.wrapping_sub(self.period) == 1;
+            self.before = if is_next { self.now } else { 0 };
+            (self.period, self.now) = (period, 0);
+        }
+        let micros = u32::try_from(work.as_nanos().div_ceil(1000)).unwrap_or(u32::MAX);
+        self.now = self.now.saturating_add(micros);
+        i64::from(self.now.max(self.before)) * 1000
+    }
+}
+
+impl Worker {
+    fn start(number: usize, stop: CancellationToken) -> io::Result<Self> {
+        let shared = Arc::new(Shared { number, ..Shared::default() });
+        let (parks, unparks) = (shared.clone(), shared.clone());
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .on_thread_park(move || parks.busy.park())
+            .on_thread_unpark(move || unparks.busy.unpark())
+            .build()?;
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("forward-{number}"))
+            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        Ok(Self { runtime: handle, shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
+            // The last one to hold this may be a session itself.
+            if thread.thread().id() != std::thread::current().id() {
+                // A thread that panicked has said so.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effort_is_that_of_the_busier_of_two_periods() {
+        let mut effort = Effort::default();
+        assert_eq!(effort.add(7, Duration::from_micros(30)), 30_000);
+        assert_eq!(effort.add(7, Duration::from_micros(30)), 60_000);
+        assert_eq!(effort.add(8, Duration::from_nanos(1)), 60_000);
+        assert_eq!(effort.add(9, Duration::from_micros(5)), 5_000);
+        // What was done long ago says nothing.
+        assert_eq!(effort.add(12, Duration::from_micros(2)), 2_000);
+    }
+
+    #[test]
+    fn sessions_move_until_the_surplus_has() {
+        let shared = Arc::new(Shared::default());
+        let mut places: Vec<Place> = (0..4).map(|_| Place::new(Some(shared.clone()))).collect();
+        let long_ago = Instant::now() - Duration::from_millis(20);
+        assert!(places.iter_mut().all(|place| place.worked(Some(long_ago), true).is_none()));
+        shared.to.store(3, Ordering::Relaxed);
+        shared.surplus.store(45_000_000, Ordering::Relaxed);
+        let mut moving = |has_moved| -> Vec<usize> {
+            let worked = |place: &mut Place| place.worked(place.now(), has_moved);
+            places.iter_mut().filter_map(worked).collect()
+        };
+        assert!(moving(false).is_empty());
+        assert_eq!(moving(true), [3, 3]);
+        assert_eq!(shared.sessions.load(Ordering::Relaxed), 4);
+        drop(places);
+        assert_eq!(shared.sessions.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_new_session_goes_to_the_first_thread_that_has_time() {
+        let workers = Workers::start(2).unwrap();
+        let thread = async |workers: &Workers| {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            workers.spawn(|place| async move {
+                let name = std::thread::current().name().map(str::to_owned);
+                let _ = tell.send(name);
+                drop(place);
+            });
+            told.await.unwrap().unwrap()
+        };
+        assert_eq!(thread(&workers).await, "forward-0");
+        assert_eq!(thread(&workers).await, "forward-0");
+        workers.0.workers[0].shared.load.store(990, Ordering::Relaxed);
+        assert_eq!(thread(&workers).await, "forward-1");
+    }
+}

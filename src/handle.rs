@@ -299,7 +299,6 @@ impl Handle {
         let changed = old.differences(&applied);
         self.0.state.set_capacity(applied.max_sessions);
         self.0.config.send_replace(Arc::new(applied));
-        self.0.state.ring_sessions();
         *self.0.report.lock().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(new.report.clone());
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&waiting);

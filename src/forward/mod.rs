@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::state::sessions::{End, Traffic};
 use crate::tcp_info;
@@ -83,17 +83,18 @@ impl Forward {
         Ok([there?, back?])
     }
 
-    /// Moves up to a budget of bytes each way, and wakes the task again where there may be more. Ready when nothing more can
+    /// Moves up to a budget of bytes each way at `now`, and wakes the task again where there may be more. Ready when nothing more can
     /// be delivered.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
         sockets: &Sockets,
         traffic: &Traffic,
+        now: Instant,
         forwarding: &Forwarding,
     ) -> Poll<Over> {
         let Forwarding { method, pipes, budget } = forwarding;
-        let work = Work { method: *method, pipes, traffic, budget: *budget };
+        let work = Work { method: *method, pipes, traffic, now, budget: *budget };
         let [first, second] = sockets;
         let [there, back] = &mut self.directions;
         let there = there.poll(context, first, second, &work);

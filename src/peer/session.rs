@@ -3,11 +3,12 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TrackedFuture;
 use tracing::{error, info};
@@ -101,9 +102,13 @@ impl Runner {
         self.start(Joined { sockets, forward, active, trace });
     }
 
-    /// Keeps the paths of all sessions in view, and their threads balanced, for ever.
+    /// Keeps the time of all sessions and their paths in view, and their threads balanced, for ever.
     pub(super) async fn keep_looking(&self) {
-        tokio::join!(self.paths.keep_looking(), self.workers.keep_balanced());
+        tokio::join!(
+            self.state.end_overdue(self.config.clone()),
+            self.paths.keep_looking(),
+            self.workers.keep_balanced(),
+        );
     }
 
     /// Returns when all sessions have ended; no more may begin.
@@ -146,10 +151,7 @@ enum Stage {
         forward: Forward,
     },
     /// Bytes move.
-    Forwarding {
-        forward: Forward,
-        timer: Pin<Box<Sleep>>,
-    },
+    Forwarding(Forward),
     /// Nothing is left to forward.
     Lingering {
         end: End,
@@ -176,7 +178,7 @@ impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::New { .. } => "New",
-            Self::Forwarding { .. } => "Forwarding",
+            Self::Forwarding(_) => "Forwarding",
             Self::Lingering { .. } => "Lingering",
             Self::Leaving { .. } => "Leaving",
             Self::Over => "Over",
@@ -219,12 +221,7 @@ impl Running {
         let sockets = Arc::new([first, second]);
         self.runner.paths.watch(session, &sockets);
         self.sockets = Some(sockets);
-        match time_is_up(session, &self.runner.config.borrow(), Instant::now()) {
-            Ok(end) => Next::End(end),
-            Err(later) => {
-                Next::Go(Stage::Forwarding { forward, timer: Box::pin(sleep_until(later)) })
-            }
-        }
+        Next::Go(Stage::Forwarding(forward))
     }
 
     /// Takes it from its thread, and hands it over.
@@ -319,24 +316,23 @@ impl Running {
     }
 }
 
-/// Forwards, and heeds the time and those who ring.
+/// Forwards, and heeds those who ring.
 fn attend(
     context: &mut Context<'_>,
     runner: &Runner,
     session: &Session,
     sockets: &Arc<Sockets>,
     forward: &mut Forward,
-    timer: &mut Pin<Box<Sleep>>,
     place: &mut Place,
 ) -> Next {
-    let (began, bytes) = (place.now(), session.traffic.bytes());
-    if let Poll::Ready(over) = forward.poll(context, sockets, &session.traffic, &runner.forwarding)
-    {
+    let (began, bytes) = (Instant::now(), session.traffic.bytes());
+    let forwarding = &runner.forwarding;
+    if let Poll::Ready(over) = forward.poll(context, sockets, &session.traffic, began, forwarding) {
+        session.over.store(true, Ordering::Relaxed);
         let sockets = sockets.clone();
         let linger = Box::pin(async move { linger(&sockets, over).await });
         return Next::Go(Stage::Lingering { end: over.end, linger });
     }
-    let mut look = false;
     if let Poll::Ready(end) = session.bell.poll_rung(context) {
         match (end, runner.departures.take(session.id)) {
             (Some(end), _) => return Next::End(end),
@@ -344,15 +340,8 @@ fn attend(
                 let to = Destination::Elsewhere(to);
                 return Next::Go(Stage::Leaving { forward: std::mem::take(forward), to });
             }
-            // The settings have changed.
-            (None, None) => look = true,
-        }
-    }
-    while look || timer.as_mut().poll(context).is_ready() {
-        look = false;
-        match time_is_up(session, &runner.config.borrow(), Instant::now()) {
-            Ok(end) => return Next::End(end),
-            Err(later) => timer.as_mut().reset(later),
+            // Whoever asked for it has what they wanted.
+            (None, None) => {}
         }
     }
     match place.worked(began, session.traffic.bytes() != bytes) {
@@ -395,9 +384,9 @@ impl Future for Running {
                 return Poll::Ready(());
             };
             let next = match (&mut this.stage, &this.sockets) {
-                (Stage::Forwarding { forward, timer }, Some(sockets)) => {
+                (Stage::Forwarding(forward), Some(sockets)) => {
                     let (runner, place) = (&this.runner, &mut this.place);
-                    attend(context, runner, active.session(), sockets, forward, timer, place)
+                    attend(context, runner, active.session(), sockets, forward, place)
                 }
                 (Stage::Lingering { end, linger }, _) => {
                     wait(context, &this.runner, active.session(), *end, linger)
@@ -450,18 +439,4 @@ fn announce(session: &Session, with_identity: bool) {
     } else {
         info!(session = session.id.0, %first, %second, "session started");
     }
-}
-
-/// Why the session is to end at `now`, or when to look again: it was idle for too long, or lasts too long, by the
-/// settings in force.
-fn time_is_up(session: &Session, config: &Config, now: Instant) -> Result<End, Instant> {
-    let idle_end = session.traffic.last_moved() + config.peer_idle_timeout;
-    let last_end = config.max_session_duration.map(|longest| session.started + longest);
-    if last_end.is_some_and(|end| end <= now) {
-        return Ok(End::MaxDuration);
-    }
-    if idle_end <= now {
-        return Ok(End::Idle);
-    }
-    Err(last_end.map_or(idle_end, |end| end.min(idle_end)))
 }

@@ -23,7 +23,7 @@ use crate::secret::Secret;
 
 use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
-use sessions::{End, Identity, Record, Session, SessionId, Sessions};
+use sessions::{End, Identity, Limits, Record, Session, SessionId, Sessions};
 
 /// A peer whose first message opened.
 #[derive(Debug)]
@@ -195,9 +195,9 @@ impl<W> State<W> {
         self.sessions.close(why);
     }
 
-    /// Has all sessions look at the settings.
-    pub fn ring_sessions(&self) {
-        self.sessions.ring();
+    /// Asks sessions to end that last too long; see [`sessions::Sessions::end_overdue`].
+    pub fn end_overdue(&self, limits: Limits, now: Instant) -> Instant {
+        self.sessions.end_overdue(limits, now)
     }
 
     /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.

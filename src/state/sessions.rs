@@ -171,10 +171,11 @@ impl Bell {
     /// lock while nobody rings.
     pub fn poll_rung(&self, context: &Context<'_>) -> Poll<Option<End>> {
         self.task.register(context.waker());
-        // Lowered before the reason is looked at: who rings meanwhile is heard the next time.
-        if !self.rung.swap(false, Ordering::AcqRel) {
+        if !self.rung.load(Ordering::Acquire) {
             return Poll::Pending;
         }
+        // Lowered before the reason is looked at: who rings meanwhile is heard the next time.
+        self.rung.swap(false, Ordering::AcqRel);
         Poll::Ready(*self.end.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -217,6 +218,8 @@ pub struct Session {
     pub paths: [Path; 2],
     /// Calls its task.
     pub bell: Bell,
+    /// Nothing is left to forward: its time does not count any more.
+    pub over: AtomicBool,
 }
 
 impl Session {
@@ -231,6 +234,15 @@ impl Session {
             addresses: self.addresses,
         }
     }
+}
+
+/// How long sessions may last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Without any byte.
+    pub idle: Duration,
+    /// In all.
+    pub longest: Option<Duration>,
 }
 
 /// The table of active sessions. Every operation on one session costs O(1).
@@ -275,6 +287,7 @@ impl Sessions {
             traffic: Traffic::new(started, bytes, before(idle)),
             paths: Default::default(),
             bell: Bell::default(),
+            over: AtomicBool::new(false),
         });
         if let Some(why) = self.closed {
             session.bell.end(why);
@@ -302,9 +315,23 @@ impl Sessions {
         self.active.values().for_each(|session| session.bell.end(why));
     }
 
-    /// Has all sessions look up from their work.
-    pub fn ring(&self) {
-        self.active.values().for_each(|session| session.bell.ring());
+    /// Asks sessions to end that are idle for too long at `now`, or last too long. Gives when to look again: before
+    /// that, no session is overdue, not even one that begins after this. Costs a look at each session.
+    pub fn end_overdue(&self, limits: Limits, now: Instant) -> Instant {
+        let mut next = now + limits.longest.map_or(limits.idle, |longest| longest.min(limits.idle));
+        let running = |session: &&Arc<Session>| !session.over.load(Ordering::Relaxed);
+        for session in self.active.values().filter(running) {
+            let last_end = limits.longest.map(|longest| session.started + longest);
+            let idle_end = session.traffic.last_moved() + limits.idle;
+            if last_end.is_some_and(|end| end <= now) {
+                session.bell.end(End::MaxDuration);
+            } else if idle_end <= now {
+                session.bell.end(End::Idle);
+            } else {
+                next = next.min(idle_end).min(last_end.unwrap_or(idle_end));
+            }
+        }
+        next
     }
 
     /// Removes a session that has ended. `false` when there is no such session.
@@ -346,6 +373,11 @@ mod tests {
         std::future::poll_fn(|context| session.bell.poll_rung(context)).await
     }
 
+    fn is_left_alone(session: &Session) -> bool {
+        let context = Context::from_waker(std::task::Waker::noop());
+        session.bell.poll_rung(&context).is_pending()
+    }
+
     fn addresses() -> [SocketAddr; 2] {
         [([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into()]
     }
@@ -375,6 +407,31 @@ mod tests {
         assert!(sessions.stop(session.id, End::Drain));
         assert_eq!(rung(&session).await, Some(End::Disconnected));
         assert!(!sessions.stop(SessionId(99), End::Drain));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_are_overdue_end_and_the_next_time_is_known() {
+        let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+        let limits = Limits { idle: minute, longest: None };
+        let begin = Instant::now();
+        let mut sessions = Sessions::default();
+        // One that begins in the next moment is overdue then.
+        assert_eq!(sessions.end_overdue(limits, begin), begin + minute);
+        let quiet = sessions.start(Identity::default(), addresses(), begin);
+        let busy = sessions.start(Identity::default(), addresses(), begin + second);
+        busy.traffic.record(1, begin + 30 * second);
+        assert_eq!(sessions.end_overdue(limits, begin + 59 * second), begin + minute);
+        assert_eq!(sessions.end_overdue(limits, begin + minute), begin + 90 * second);
+        assert_eq!(rung(&quiet).await, Some(End::Idle));
+        let limits = Limits { longest: Some(80 * second), ..limits };
+        assert_eq!(sessions.end_overdue(limits, begin + minute), begin + 81 * second);
+        // Those that end already are not waited for.
+        assert_eq!(sessions.end_overdue(limits, begin + 81 * second), begin + 141 * second);
+        assert_eq!(rung(&busy).await, Some(End::MaxDuration));
+        let lingering = sessions.start(Identity::default(), addresses(), begin);
+        lingering.over.store(true, Ordering::Relaxed);
+        sessions.end_overdue(limits, begin + 200 * second);
+        assert!(is_left_alone(&lingering));
     }
 
     #[tokio::test]

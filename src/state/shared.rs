@@ -2,15 +2,21 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+
+use crate::config::Config;
 
 use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
 use super::metrics::{KeyEvent, StateMetrics};
 use super::pairing::Ticket;
-use super::sessions::{End, Record, Session, SessionId};
+use super::sessions::{End, Limits, Record, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
+
+/// Sessions end at most this much later than their time: they are looked at together.
+const LOOK_AT_SESSIONS: Duration = Duration::from_millis(250);
 
 struct Inner<W> {
     state: Mutex<State<W>>,
@@ -18,6 +24,8 @@ struct Inner<W> {
     room: Notify,
     /// A key was handed out: somebody has to look after its expiry.
     handed_out: Notify,
+    /// A session came that is older than its time here.
+    adopted: Notify,
     /// A session ended or a handed-out key is gone: a stop may be complete.
     left: Notify,
     metrics: StateMetrics,
@@ -132,6 +140,7 @@ impl<W> SharedState<W> {
             state: Mutex::new(State::new(capacity, base)),
             room: Notify::new(),
             handed_out: Notify::new(),
+            adopted: Notify::new(),
             left: Notify::new(),
         }))
     }
@@ -230,6 +239,7 @@ impl<W> SharedState<W> {
     /// Goes on with a session that began elsewhere; see [`State::adopt_session`].
     pub fn adopt_session(&self, record: Record, now: Instant) -> ActiveSession<W> {
         let session = self.lock().adopt_session(record, now);
+        self.0.adopted.notify_one();
         self.guard(session)
     }
 
@@ -246,11 +256,6 @@ impl<W> SharedState<W> {
     /// Asks for the end of all sessions; see [`State::stop_all_sessions`].
     pub fn stop_all_sessions(&self, why: End) {
         self.lock().stop_all_sessions(why);
-    }
-
-    /// Has all sessions look at the settings.
-    pub fn ring_sessions(&self) {
-        self.lock().ring_sessions();
     }
 
     /// All active sessions, oldest first.
@@ -274,6 +279,24 @@ impl<W> SharedState<W> {
     pub async fn emptied(&self) {
         while !self.is_empty() {
             self.0.left.notified().await;
+        }
+    }
+
+    /// Asks sessions to end whose time is over by the settings in force, for ever; one task does this. Sessions have no
+    /// timers of their own: each would cost memory, and its thread one more timer whenever it waits.
+    pub async fn end_overdue(&self, mut config: watch::Receiver<Arc<Config>>) {
+        loop {
+            let limits = {
+                let config = config.borrow_and_update();
+                Limits { idle: config.peer_idle_timeout, longest: config.max_session_duration }
+            };
+            let now = Instant::now();
+            let next = self.lock().end_overdue(limits, now);
+            tokio::select! {
+                () = tokio::time::sleep_until(next.max(now + LOOK_AT_SESSIONS)) => {}
+                Ok(()) = config.changed() => {}
+                () = self.0.adopted.notified() => {}
+            }
         }
     }
 

@@ -39,15 +39,16 @@ impl Busy {
         }
     }
 
-    /// The part of the `period` since the last call in which it was busy, from 0 to 1. For one caller.
-    pub(super) fn since_last(&self, period: Duration) -> f64 {
+    /// The part of the `period` since the last call in which it was busy, in thousandths. For one caller.
+    pub(super) fn since_last(&self, period: Duration) -> u32 {
         // A thread that goes on between these two is counted as parked twice, for once; it was idle then.
         let parked = self.parked.load(Ordering::Relaxed);
         let waits = if parked == 0 { 0 } else { now().saturating_sub(parked) };
         let idle = self.idle.load(Ordering::Relaxed) + waits;
         let seen = self.seen.swap(idle, Ordering::Relaxed);
-        let share = idle.saturating_sub(seen) as f64 / period.as_nanos().max(1) as f64;
-        1.0 - share.clamp(0.0, 1.0)
+        let idle = Duration::from_nanos(idle.saturating_sub(seen)).min(period);
+        let idle = idle.as_nanos() * 1000 / period.as_nanos().max(1);
+        1000 - u32::try_from(idle).unwrap_or(1000)
     }
 }
 
@@ -58,16 +59,16 @@ mod tests {
     #[test]
     fn a_parked_thread_is_idle_and_one_that_never_parks_is_busy() {
         let busy = Busy::default();
-        assert_eq!(busy.since_last(Duration::from_millis(1)), 1.0);
+        assert_eq!(busy.since_last(Duration::from_millis(1)), 1000);
         busy.park();
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(5) {
             std::hint::spin_loop();
         }
         // Parked at least as long as the period.
-        assert_eq!(busy.since_last(Duration::from_millis(5)), 0.0);
+        assert_eq!(busy.since_last(Duration::from_millis(5)), 0);
         busy.unpark();
         let _ = busy.since_last(Duration::from_millis(1));
-        assert_eq!(busy.since_last(Duration::from_millis(1)), 1.0);
+        assert_eq!(busy.since_last(Duration::from_millis(1)), 1000);
     }
 }

@@ -10,16 +10,18 @@
 
 mod balance;
 mod busy;
+mod slice;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use balance::Balance;
 use busy::Busy;
@@ -137,14 +139,18 @@ impl Workers {
             let now = ticks.tick().await;
             let period = now - std::mem::replace(&mut last, now);
             let shared = self.0.workers.iter().map(|worker| &worker.shared);
-            let loads: Vec<f64> = shared.map(|shared| shared.busy.since_last(period)).collect();
+            let loads: Vec<u32> = shared.map(|shared| shared.busy.since_last(period)).collect();
             let moves = balance.moves(&loads);
             for (worker, load) in self.0.workers.iter().zip(&loads) {
-                worker.shared.load.store((load * 1000.0) as u32, Ordering::Relaxed);
+                worker.shared.load.store(*load, Ordering::Relaxed);
             }
             self.share_out(|number| {
                 let (share, to) = moves[number]?;
-                Some(((share * period.as_nanos() as f64) as i64, to))
+                if share == balance::ALL {
+                    return Some((i64::MAX, to));
+                }
+                let nanos = period.as_nanos() * u128::from(share) / 1000;
+                Some((i64::try_from(nanos).unwrap_or(i64::MAX), to))
             });
         }
     }
@@ -175,15 +181,10 @@ impl Place {
         Self { on, effort: Effort::default() }
     }
 
-    /// The time, for [`worked`](Self::worked).
-    pub fn now(&self) -> Option<Instant> {
-        self.on.as_ref().map(|_| Instant::now())
-    }
-
     /// The session has worked from `began` until now, and perhaps moved bytes. The number of the thread that it is to go
     /// to, if it is.
-    pub fn worked(&mut self, began: Option<Instant>, has_moved: bool) -> Option<usize> {
-        let (shared, began) = (self.on.as_ref()?, began?);
+    pub fn worked(&mut self, began: Instant, has_moved: bool) -> Option<usize> {
+        let shared = self.on.as_ref()?;
         let effort = self.effort.add(shared.period.load(Ordering::Relaxed), began.elapsed());
         let surplus = shared.surplus.load(Ordering::Relaxed);
         if !has_moved || !balance::is_to_move(effort, surplus) {
@@ -238,9 +239,13 @@ impl Worker {
             .on_thread_unpark(move || unparks.busy.unpark())
             .build()?;
         let handle = runtime.handle().clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("forward-{number}"))
-            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        let thread =
+            std::thread::Builder::new().name(format!("forward-{number}")).spawn(move || {
+                if let Err(error) = slice::shorten() {
+                    debug!(%error, "threads get slices of the usual length");
+                }
+                runtime.block_on(stop.cancelled());
+            })?;
         Ok(Self { runtime: handle, shared, thread: Some(thread) })
     }
 }
@@ -278,11 +283,11 @@ mod tests {
         let shared = Arc::new(Shared::default());
         let mut places: Vec<Place> = (0..4).map(|_| Place::new(Some(shared.clone()))).collect();
         let long_ago = Instant::now() - Duration::from_millis(20);
-        assert!(places.iter_mut().all(|place| place.worked(Some(long_ago), true).is_none()));
+        assert!(places.iter_mut().all(|place| place.worked(long_ago, true).is_none()));
         shared.to.store(3, Ordering::Relaxed);
         shared.surplus.store(45_000_000, Ordering::Relaxed);
         let mut moving = |has_moved| -> Vec<usize> {
-            let worked = |place: &mut Place| place.worked(place.now(), has_moved);
+            let worked = |place: &mut Place| place.worked(Instant::now(), has_moved);
             places.iter_mut().filter_map(worked).collect()
         };
         assert!(moving(false).is_empty());

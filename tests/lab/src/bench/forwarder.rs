@@ -234,6 +234,18 @@ impl Forwarder {
         }
     }
 
+    /// Peers that wait for a partner.
+    pub(super) async fn open_waiting(&self, count: usize) -> io::Result<Vec<TcpStream>> {
+        let Way::Pairing(router) = &self.way else {
+            return Err(io::Error::other("nobody waits for a partner in a proxy"));
+        };
+        let mut waiting = Vec::with_capacity(count);
+        for _ in 0..count {
+            waiting.push(router.introduce().await?.connect().await?);
+        }
+        Ok(waiting)
+    }
+
     /// Many of them.
     pub(super) async fn open_many(
         self: &Arc<Self>,

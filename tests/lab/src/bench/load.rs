@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use super::forwarder::Forwarder;
 use super::report::Figures;
 use super::{Kind, meter};
+use crate::say;
 
 /// Before the window: buffers and windows have grown, threads are where they stay.
 const WARM_UP: Duration = Duration::from_millis(800);
@@ -24,6 +25,9 @@ const WARM_UP: Duration = Duration::from_millis(800);
 const CHUNK: usize = 128 * 1024;
 /// Short sessions at once.
 const CHURNING: usize = 16;
+/// Short sessions before it is measured, and while it is. The system remembers each connection for two minutes, and only
+/// so many of them: a number of seconds would fill its tables and measure how it refuses.
+const SHORT_SESSIONS: (u64, u64) = (300, 3000);
 /// Length of what follows, and when it was sent, in nanoseconds.
 const HEADER: usize = 12;
 const FRAME: usize = 8 * 1024;
@@ -31,8 +35,12 @@ const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
 /// Shortest sleep of the sender: messages are sent one by one, and yet it does not spin.
 const NAP: Duration = Duration::from_micros(100);
-/// Sent at once on each session of a burst.
-const BURST: usize = 256 * 1024;
+/// Sent at once on each session of a burst. More than the system takes for a reader that does not read.
+const BURST: usize = 512 * 1024;
+/// What the system takes for such a reader, in bytes.
+const SMALL_BUFFER: usize = 4096;
+/// Nothing more than this is asked of the scheduler for the threads of the load: it stands for machines of their own.
+const HURRY: i32 = -10;
 /// After a burst, until memory is looked at again.
 const AFTER_BURST: Duration = Duration::from_secs(60);
 
@@ -43,6 +51,7 @@ pub(super) enum Load {
     Desktop { sessions: usize },
     PingPong { size: usize },
     Churn,
+    Waiting { peers: usize },
     Idle { sessions: usize },
     Burst { sessions: usize },
 }
@@ -59,6 +68,7 @@ impl Load {
             Kind::Desktop => each(&[10, 100, 400], |sessions| Self::Desktop { sessions }),
             Kind::PingPong => vec![Self::PingPong { size: 64 }, Self::PingPong { size: 4096 }],
             Kind::Churn => vec![Self::Churn],
+            Kind::Waiting => vec![Self::Waiting { peers: 10 }, Self::Waiting { peers: 5000 }],
             Kind::Idle => each(&[1000, 8000], |sessions| Self::Idle { sessions }),
             Kind::Burst => each(&[1000], |sessions| Self::Burst { sessions }),
         }
@@ -71,6 +81,7 @@ impl Load {
             Self::Desktop { sessions } => format!("desktop {sessions}"),
             Self::PingPong { size } => format!("ping-pong {size} B"),
             Self::Churn => "churn".into(),
+            Self::Waiting { peers } => format!("churn, {peers} waiting"),
             Self::Idle { sessions } => format!("idle {sessions}"),
             Self::Burst { sessions } => format!("burst {sessions}"),
         }
@@ -85,7 +96,13 @@ impl Load {
             | Self::Burst { sessions } => sessions,
             Self::PingPong { .. } => 1,
             Self::Churn => 8 * CHURNING,
+            Self::Waiting { peers } => peers + 8 * CHURNING,
         }
+    }
+
+    /// Whether it is for relays only: nobody waits for a partner in a proxy.
+    pub(super) fn is_for_relays(self) -> bool {
+        matches!(self, Self::Waiting { .. })
     }
 
     /// Runs it for so long.
@@ -95,7 +112,11 @@ impl Load {
             Self::Bulk { sessions, both } => bulk(&forwarder, sessions, both, time).await,
             Self::Desktop { sessions } => desktop(&forwarder, sessions, time).await,
             Self::PingPong { size } => ping_pong(&forwarder, size, time).await,
-            Self::Churn => churn(&forwarder, time).await,
+            Self::Churn => churn(&forwarder).await,
+            Self::Waiting { peers } => {
+                let _waiting = forwarder.open_waiting(peers).await?;
+                churn(&forwarder).await
+            }
             Self::Idle { sessions } => idle(&forwarder, sessions).await,
             Self::Burst { sessions } => burst(&forwarder, sessions).await,
         }
@@ -342,11 +363,15 @@ async fn desktop(
     let stop = Arc::new(AtomicBool::new(false));
     let sending = std::thread::spawn({
         let stop = stop.clone();
-        move || sender.run(&stop)
+        move || {
+            hurry();
+            sender.run(&stop)
+        }
     });
     let receiving = std::thread::spawn({
         let (stop, delays) = (stop.clone(), delays.clone());
         move || -> io::Result<()> {
+            hurry();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let mut tasks = JoinSet::new();
@@ -432,30 +457,46 @@ async fn ping_pong(forwarder: &Arc<Forwarder>, size: usize, time: Duration) -> i
     Ok(figures)
 }
 
-async fn churn(forwarder: &Arc<Forwarder>, time: Duration) -> io::Result<Figures> {
-    let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
+    let failed = Arc::new(AtomicU64::new(0));
+    let (warm_up, measured) = SHORT_SESSIONS;
+    short_sessions(forwarder, warm_up, &Arc::default()).await?;
+    let (before, began) = (meter(forwarder).cpu, Instant::now());
+    short_sessions(forwarder, measured, &failed).await?;
+    let (seconds, cpu) = (began.elapsed().as_secs_f64(), meter(forwarder).cpu - before);
+    let failed = failed.load(Ordering::Relaxed);
+    let sessions = measured.saturating_sub(failed) as f64;
+    let mut figures = rates(forwarder, &Window { cpu, seconds }, sessions, 1.0);
+    if forwarder.is_there() {
+        figures.set("cpu_us_session", 1e6 * cpu / sessions);
+    }
+    figures.set("failed", failed as f64);
+    Ok(figures)
+}
+
+/// So many short sessions, some at once.
+async fn short_sessions(
+    forwarder: &Arc<Forwarder>,
+    count: u64,
+    failed: &Arc<AtomicU64>,
+) -> io::Result<()> {
+    let left = Arc::new(AtomicU64::new(count));
     let mut tasks = JoinSet::new();
     for _ in 0..CHURNING {
-        let (forwarder, done, failed) = (forwarder.clone(), done.clone(), failed.clone());
+        let (forwarder, left, failed) = (forwarder.clone(), left.clone(), failed.clone());
         tasks.spawn(async move {
-            loop {
-                match short(&forwarder).await {
-                    Ok(()) => done.fetch_add(1, Ordering::Relaxed),
-                    Err(_) => failed.fetch_add(1, Ordering::Relaxed),
-                };
+            let take = |left: u64| left.checked_sub(1);
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                if short(&forwarder).await.is_err() {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
             }
         });
     }
-    let mut marks = Vec::new();
-    let window = window(forwarder, time, || marks.push(done.load(Ordering::Relaxed) as f64)).await;
-    tasks.shutdown().await;
-    let sessions = marks[1] - marks[0];
-    let mut figures = rates(forwarder, &window, sessions, 1.0);
-    if forwarder.is_there() {
-        figures.set("cpu_us_session", 1e6 * window.cpu / sessions);
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(io::Error::other)?;
     }
-    figures.set("failed", failed.load(Ordering::Relaxed) as f64);
-    Ok(figures)
+    Ok(())
 }
 
 /// A session of 1 KiB each way.
@@ -491,19 +532,22 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
     sleep(Duration::from_secs(2)).await;
     let before = meter(forwarder).pss;
     let mut tasks = JoinSet::new();
-    let mut most = before;
-    for (client, mut host) in open {
-        // A reader that is slow: everything backs up.
-        SockRef::from(&host).set_recv_buffer_size(4096)?;
+    let read_now = Arc::new(tokio::sync::Semaphore::new(0));
+    for (mut client, mut host) in open {
+        // A reader that does not read: everything backs up, in the system and in the forwarder.
+        SockRef::from(&host).set_recv_buffer_size(SMALL_BUFFER)?;
+        let read_now = read_now.clone();
         tasks.spawn(async move {
-            let mut client = client;
             let writing = client.write_all(&[1; BURST]);
             let reading = async {
-                sleep(Duration::from_secs(3)).await;
+                let _ = read_now.acquire().await.map_err(io::Error::other)?;
                 let mut buffer = vec![0; CHUNK];
                 let mut read = 0;
                 while read < BURST {
-                    read += host.read(&mut buffer).await?.max(1);
+                    read += match host.read(&mut buffer).await? {
+                        0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                        more => more,
+                    };
                 }
                 io::Result::Ok(())
             };
@@ -511,8 +555,13 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
             written.and(read).map(|()| (client, host))
         });
     }
-    sleep(Duration::from_secs(2)).await;
-    most = meter(forwarder).pss.max(most);
+    let mut most = before;
+    for _ in 0..5 {
+        sleep(Duration::from_secs(1)).await;
+        most = meter(forwarder).pss.max(most);
+    }
+    // Some at once: their buffers here count, too.
+    read_now.add_permits(CHURNING);
     let mut open = Vec::new();
     while let Some(done) = tasks.join_next().await {
         open.push(done.map_err(io::Error::other)??);
@@ -523,3 +572,21 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
     figures.set("pss_after", meter(forwarder).pss / before);
     Ok(figures)
 }
+
+/// Has this thread come first: the load stands for machines of their own, and what they wait for here is not what a
+/// forwarder makes them wait for. Says so where that is not allowed.
+#[cfg(target_os = "linux")]
+fn hurry() {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if let Err(error) = rustix::process::setpriority_process(None, HURRY) {
+        SAID.call_once(|| {
+            say(&format!(
+                "*** the load has no priority over the forwarder ({error}): delays are partly its own"
+            ));
+        });
+    }
+}
+
+/// Other systems give priorities to whole processes.
+#[cfg(not(target_os = "linux"))]
+fn hurry() {}

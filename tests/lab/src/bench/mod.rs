@@ -52,6 +52,8 @@ pub enum Kind {
     PingPong,
     /// Sessions that pair, send 1 KiB each way and close.
     Churn,
+    /// The same while many peers wait for a partner; for relays only.
+    Waiting,
     /// Sessions in which nothing moves.
     Idle,
     /// Memory after much has moved in many of them, and backed up.
@@ -120,6 +122,9 @@ pub async fn run(plan: &Plan) -> io::Result<Results> {
             for turn in 0..whos.len() {
                 // Nobody is always the first, or always behind the same one.
                 let who = &whos[(turn + repeat) % whos.len()];
+                if load.is_for_relays() && matches!(who, Who::Baseline(_)) {
+                    continue;
+                }
                 let forwarder = lab.start(who, load.sessions()).await?;
                 let figures = load.run(forwarder, plan.time).await?;
                 say(&format!("{:24} {:16} {}", load.name(), who.name(), figures.line()));

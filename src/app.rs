@@ -15,6 +15,7 @@ use crate::config::{Config, Loaded};
 use crate::crypto::{self, CryptoError};
 use crate::forward::Method;
 use crate::handle::{Handle, Parts};
+use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::{self, BindError};
 use crate::log::{LogLevel, START};
 use crate::open_files::MAX_PIPES;
@@ -164,9 +165,7 @@ impl App {
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
         let Self { peers: listener, http, certificates, tracer, handle } = self;
-        let listen = |listener| {
-            tokio::net::TcpListener::from_std(listener).map_err(|_| Failure("accepting"))
-        };
+        let listen = |listener| Acceptor::new(listener).map_err(|_| Failure("accepting"));
         let listener = listen(listener)?;
         let http = http
             .into_iter()
@@ -280,7 +279,7 @@ async fn close_the_rest(state: &SharedState<Way>, deadline: Instant, window: Dur
 }
 
 /// The one line at start that says what is running. It reaches stderr at any log level.
-fn announce(config: &Config, address: SocketAddr, http: &[(Kind, tokio::net::TcpListener)]) {
+fn announce(config: &Config, address: SocketAddr, http: &[(Kind, Acceptor)]) {
     let limit = match config.max_session_duration {
         Some(longest) => format!(", a session lasts up to {} s", longest.as_secs()),
         None => String::new(),

@@ -1,12 +1,15 @@
 //! Bytes that are almost right: nothing panics, nothing opens that should not.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::io::Read;
+use std::task::Poll;
+
 use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self};
 use aspia_relay::crypto::{Iv, PrivateKey};
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
 use aspia_relay::link::second::SECOND;
-use aspia_relay::peer::first_message;
+use aspia_relay::peer::first_message::{self, Reading};
 use aspia_relay::state::keys::{KeyId, OneTimeKey};
 use aspia_relay::wire::frame::{Frame, FrameCodec};
 use aspia_relay::wire::third;
@@ -146,8 +149,9 @@ proptest! {
         };
         let mut wire = bytes(&case["raw"]);
         apply(&mut wire, &changes);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        if let Ok(message) = runtime.block_on(first_message::read(&mut wire.as_slice())) {
+        let mut rest = wire.as_slice();
+        let read = Reading::default().read(|bytes| rest.read(bytes));
+        if let Poll::Ready(Ok(message)) = read {
             prop_assert!(message.encoded_len() <= wire.len());
             if let Ok(opened) = first_message::open(&message, &key) {
                 prop_assert_eq!(opened.secret.expose(), &bytes(&case["secret_plaintext"]));

@@ -25,7 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -36,6 +36,7 @@ use tracing::{debug, info};
 
 use crate::handle::Handle;
 use crate::listen::accept::{Accepting, accept};
+use crate::listen::acceptor::Acceptor;
 
 use certificates::Certificates;
 use history::History;
@@ -86,7 +87,7 @@ impl Admin {
     }
 
     /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
-    pub async fn run(&self, listeners: Vec<(Kind, TcpListener)>) {
+    pub async fn run(&self, listeners: Vec<(Kind, Acceptor)>) {
         for (kind, listener) in listeners {
             let (this, stop) = (self.clone(), self.stop.clone());
             self.tasks.spawn(async move {
@@ -103,7 +104,7 @@ impl Admin {
         self.tasks.wait().await;
     }
 
-    async fn accept(&self, kind: Kind, listener: &TcpListener) {
+    async fn accept(&self, kind: Kind, listener: &Acceptor) {
         let places = Places::default();
         let accepting = Accepting::default();
         accept(listener, kind.purpose().callers, &accepting, |stream, address| {
@@ -121,7 +122,11 @@ impl Admin {
     }
 
     /// Takes a connection from accepting to its end.
-    async fn connection(&self, kind: Kind, stream: TcpStream, address: SocketAddr) {
+    async fn connection(&self, kind: Kind, stream: std::net::TcpStream, address: SocketAddr) {
+        // Whom the system cannot watch, it cannot serve; it is closed.
+        let Ok(stream) = TcpStream::from_std(stream) else {
+            return;
+        };
         // One that has gone already needs no haste either.
         let _ = stream.set_nodelay(true);
         let (routes, stop) = (self.routes.clone(), self.stop.clone());

@@ -22,6 +22,7 @@ use crate::forward::metrics::ForwardMetrics;
 use crate::forward::pipe::Pipes;
 use crate::forward::{BUDGET, Forwarding, Method};
 use crate::listen::accept::Accepting;
+use crate::listen::acceptor::Acceptor;
 use crate::peer::metrics::PeerMetrics;
 use crate::peer::session::{Runner, Way};
 use crate::peer::{Peers, first_message};
@@ -237,7 +238,7 @@ impl TestRelay {
         listener: TcpListener,
         tries: usize,
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = Acceptor::new(listener)?;
         // As it was asked for: "::" is IPv6 alone, while nothing is both, though the socket says the same.
         let interface = config.startup.listen_interface;
         let inside = ListenAddress { interface, port: listener.local_addr()?.port() }.local();

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
+
+use super::acceptor::Acceptor;
 
 /// Longest pause after a failure to accept.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -37,13 +38,13 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Accepts connections until it is dropped, and passes on each with the address that it comes from. Does not
-/// spin when accepting fails. `callers` is who connects, for the log.
+/// Accepts connections until it is dropped, and passes on each with the address that it comes from: all that are there,
+/// before those who got them run. Does not spin when accepting fails. `callers` is who connects, for the log.
 pub async fn accept(
-    listener: &TcpListener,
+    acceptor: &Acceptor,
     callers: &str,
     accepting: &Accepting,
-    mut take: impl FnMut(TcpStream, SocketAddr),
+    mut take: impl FnMut(std::net::TcpStream, SocketAddr),
 ) {
     let delays = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(10))
@@ -53,7 +54,7 @@ pub async fn accept(
     accepting.set(true);
     let _running = Running(accepting);
     loop {
-        match listener.accept().await {
+        match acceptor.accept().await {
             Ok((stream, address)) => {
                 backoff = None;
                 accepting.set(true);

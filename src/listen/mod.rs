@@ -1,5 +1,6 @@
 //! Listening: binding a socket and accepting connections, for peers and for HTTP alike.
 
 pub mod accept;
+pub mod acceptor;
 pub mod bind;
 pub mod port_holder;

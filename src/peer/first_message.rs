@@ -1,7 +1,10 @@
 //! Reading and opening a peer's first message (section 5 of the protocol notes).
 
+use std::io;
+use std::task::Poll;
+
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
 use zeroize::Zeroize;
 
 use crate::crypto::{
@@ -20,7 +23,7 @@ pub enum FirstMessageError {
     Closed,
     /// The connection failed.
     #[error("the connection failed: {0}")]
-    Io(std::io::Error),
+    Io(io::Error),
     /// The length is not acceptable.
     #[error(transparent)]
     Length(#[from] BadLength),
@@ -40,20 +43,70 @@ pub enum FirstMessageError {
     Secret(prost::DecodeError),
 }
 
-/// Reads the message and not a byte more: what follows it belongs to the session.
-///
-/// # Errors
-/// [`FirstMessageError`], those about reading.
-pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<PeerToRelay, FirstMessageError> {
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => FirstMessageError::Closed,
-        _ => FirstMessageError::Io(error),
-    };
-    let mut prefix = [0; PREFIX_LEN];
-    stream.read_exact(&mut prefix).await.map_err(failed)?;
-    let mut message = vec![0; peer::decode_length(prefix)?];
-    stream.read_exact(&mut message).await.map_err(failed)?;
-    PeerToRelay::decode(message.as_slice()).map_err(FirstMessageError::Malformed)
+/// A message that is being read, and not a byte more: what follows it belongs to the session.
+#[derive(Debug)]
+pub struct Reading {
+    /// The length, then the message.
+    bytes: Vec<u8>,
+    /// How much of it is here.
+    have: usize,
+    /// Whether the length is known.
+    sized: bool,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { bytes: vec![0; PREFIX_LEN], have: 0, sized: false }
+    }
+}
+
+impl Reading {
+    /// Reads as much as there is. Pending when that was not all; then it can be called again.
+    ///
+    /// # Errors
+    /// [`FirstMessageError`], those about reading.
+    pub fn read(
+        &mut self,
+        mut source: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> Poll<Result<PeerToRelay, FirstMessageError>> {
+        loop {
+            while self.have < self.bytes.len() {
+                match source(&mut self.bytes[self.have..]) {
+                    Ok(0) => return Poll::Ready(Err(FirstMessageError::Closed)),
+                    Ok(read) => self.have += read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Poll::Pending;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Poll::Ready(Err(FirstMessageError::Io(error))),
+                }
+            }
+            if self.sized {
+                let message = PeerToRelay::decode(self.bytes.as_slice());
+                return Poll::Ready(message.map_err(FirstMessageError::Malformed));
+            }
+            let mut prefix = [0; PREFIX_LEN];
+            prefix.copy_from_slice(&self.bytes);
+            self.bytes = vec![0; peer::decode_length(prefix)?];
+            (self.have, self.sized) = (0, true);
+        }
+    }
+
+    /// Reads until all is there.
+    ///
+    /// # Errors
+    /// [`FirstMessageError`], those about reading.
+    pub async fn read_from(
+        &mut self,
+        stream: &TcpStream,
+    ) -> Result<PeerToRelay, FirstMessageError> {
+        loop {
+            stream.readable().await.map_err(FirstMessageError::Io)?;
+            if let Poll::Ready(message) = self.read(|bytes| stream.try_read(bytes)) {
+                return message;
+            }
+        }
+    }
 }
 
 /// The cipher of a first message and the key that it is sealed under, by its `encryption`: 0 and 1 as in the 2.x
@@ -129,6 +182,8 @@ pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMess
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use crate::crypto::{Iv, PrivateKey, Sealer};
     use crate::state::keys::KeyId;
@@ -223,25 +278,56 @@ mod tests {
     const INVERSE_OF_FIRST_PEER_PUBLIC: &str =
         "45d8854d833a5276dd5be93f7b626b0729cf55d2c1acf8a193da645e89740c4f";
 
-    #[tokio::test]
-    async fn reads_exactly_one_message() {
+    /// What the whole of some bytes gives.
+    fn read(wire: &mut &[u8]) -> Result<PeerToRelay, FirstMessageError> {
+        match Reading::default().read(|bytes| wire.read(bytes)) {
+            Poll::Ready(message) => message,
+            Poll::Pending => panic!("nothing blocks"),
+        }
+    }
+
+    #[test]
+    fn reads_exactly_one_message() {
         let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
         let message = message(&key, &peer, b"");
         let mut wire = peer::encode(&message).unwrap();
         let length = wire.len();
         wire.extend_from_slice(b"early data");
         let mut input = wire.as_slice();
-        assert_eq!(read(&mut input).await.unwrap(), message);
+        assert_eq!(read(&mut input).unwrap(), message);
         assert_eq!(input, b"early data");
         for cut in [0, 3, 4, length - 1] {
-            let torn = read(&mut &wire[..cut]).await;
+            let torn = read(&mut &wire[..cut]);
             assert!(matches!(torn, Err(FirstMessageError::Closed)), "{cut}");
         }
         for long in [[0, 0, 0, 0], [0, 0, 0x40, 1], [0xff; 4]] {
-            let bad = read(&mut long.as_slice()).await;
+            let bad = read(&mut long.as_slice());
             assert!(matches!(bad, Err(FirstMessageError::Length(_))));
         }
-        let garbage = read(&mut [0, 0, 0, 2, 0xff, 0xff].as_slice()).await;
+        let garbage = read(&mut [0, 0, 0, 2, 0xff, 0xff].as_slice());
         assert!(matches!(garbage, Err(FirstMessageError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_message_may_come_byte_by_byte() {
+        let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
+        let message = message(&key, &peer, b"");
+        let wire = peer::encode(&message).unwrap();
+        let (mut reading, mut calls, mut rest) = (Reading::default(), 0_usize, wire.as_slice());
+        let came = loop {
+            // Every other time there is nothing, and then one byte.
+            let mut once = |bytes: &mut [u8]| {
+                calls += 1;
+                if calls.is_multiple_of(2) {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                rest.read(&mut bytes[..1])
+            };
+            if let Poll::Ready(message) = reading.read(&mut once) {
+                break message;
+            }
+        };
+        assert_eq!(came.unwrap(), message);
+        assert!(calls >= 2 * wire.len() - 1);
     }
 }

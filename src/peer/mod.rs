@@ -8,24 +8,26 @@ pub mod metrics;
 mod path;
 pub mod session;
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use prometheus::IntGauge;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::forward::Forward;
 use crate::listen::accept::{Accepting, accept};
+use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
 use crate::state::keys::KeyId;
 use crate::state::sessions::End;
@@ -33,8 +35,10 @@ use crate::state::shared::{Admitted, SharedState, WaitingPlace};
 use crate::state::{ReadyPeer, Refusal};
 use crate::trace::Tracer;
 use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace};
+use crate::wire::peer::PeerToRelay;
 
 use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
+use first_message::Reading;
 use metrics::{Connection, PeerMetrics};
 use session::{Joined, Partner, Runner, Way};
 
@@ -93,7 +97,7 @@ impl Peers {
     }
 
     /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
-    pub async fn run(&self, listener: TcpListener) {
+    pub async fn run(&self, listener: Acceptor) {
         if INHERITED && let Err(error) = prepare(&listener) {
             warn!(%error, "the options of peers' sockets cannot be set");
         }
@@ -115,7 +119,7 @@ impl Peers {
         self.runner.ended().await;
     }
 
-    fn start(&self, stream: TcpStream, address: SocketAddr) {
+    fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {
         let limit = self.config.borrow().max_pending_peers;
         let Some(pending) = Pending::enter(&self.pending, &self.metrics, limit) else {
             self.metrics.connections.count(Connection::PendingLimit);
@@ -126,7 +130,7 @@ impl Peers {
         self.tasks.spawn(async move { peers.serve(stream, address, pending).await });
     }
 
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, pending: Pending) {
+    async fn serve(&self, stream: std::net::TcpStream, address: SocketAddr, pending: Pending) {
         let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await
         else {
             self.metrics.connections.count(Connection::Draining);
@@ -155,17 +159,14 @@ impl Peers {
     /// the second has handed over its own and gets nothing.
     async fn admit(
         &self,
-        mut stream: TcpStream,
+        stream: std::net::TcpStream,
         address: SocketAddr,
-    ) -> Result<Option<(TcpStream, PeerFacts, Partner)>, PeerError> {
+    ) -> Result<Option<(std::net::TcpStream, PeerFacts, Partner)>, PeerError> {
         let accepted = Instant::now();
         if !INHERITED {
             prepare(&stream)?;
         }
-        let message =
-            timeout_at(accepted + FIRST_MESSAGE_TIMEOUT, first_message::read(&mut stream))
-                .await
-                .map_err(|_| PeerError::Silent)??;
+        let (stream, message) = first(stream, accepted + FIRST_MESSAGE_TIMEOUT).await?;
         let key = KeyId(message.key_id);
         let refused = |refusal| PeerError::Refused { key, refusal };
         let one_time_key =
@@ -186,35 +187,28 @@ impl Peers {
             Admitted::Paired { first, session } => {
                 // The first cannot have gone: it would have left its place first. Only a stop ends its
                 // task all the same, before this or, see `Arrival`, after it.
+                let stream = stream.into_unwatched()?;
                 if let Err(partner) = first.send(Partner { stream, facts, session }) {
                     partner.session.finish(End::Drain);
                 }
                 Ok(None)
             }
             Admitted::Wait(place) => {
-                let (stream, partner) =
-                    wait(stream, place, Arrival(partner), accepted + PAIRING_TIMEOUT).await?;
+                let stream = stream.into_watched()?;
+                let deadline = accepted + PAIRING_TIMEOUT;
+                let partner = wait(&stream, place, Arrival(partner), deadline).await?;
                 let waited = partner.facts.opened.duration_since(now);
                 self.metrics.pairing_wait.observe(waited.as_secs_f64());
-                Ok(Some((stream, facts, partner)))
+                Ok(Some((stream.into_std()?, facts, partner)))
             }
         }
     }
 
-    fn join(&self, stream: TcpStream, facts: PeerFacts, partner: Partner) {
+    fn join(&self, first: std::net::TcpStream, facts: PeerFacts, partner: Partner) {
         let trace = self.trace(facts, &partner);
         let Partner { stream: second, session: active, .. } = partner;
-        match (stream.into_std(), second.into_std()) {
-            (Ok(first), Ok(second)) => self.runner.start(Joined {
-                sockets: [first, second],
-                forward: Forward::default(),
-                active,
-                trace,
-            }),
-            (Err(error), _) | (_, Err(error)) => {
-                error!(session = active.session().id.0, %error, "session lost: a socket cannot be moved");
-            }
-        }
+        let sockets = [first, second];
+        self.runner.start(Joined { sockets, forward: Forward::default(), active, trace });
     }
 
     fn trace(&self, first: PeerFacts, partner: &Partner) -> SessionTrace {
@@ -228,6 +222,43 @@ impl Peers {
             SessionFacts { id: session.id.0, peers, paired: session.started, identity }
         })
     }
+}
+
+/// A peer's connection; the runtime watches it where somebody waits for what comes.
+enum Connected {
+    Unwatched(std::net::TcpStream),
+    Watched(TcpStream),
+}
+
+impl Connected {
+    fn into_watched(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Unwatched(stream) => TcpStream::from_std(stream),
+            Self::Watched(stream) => Ok(stream),
+        }
+    }
+
+    fn into_unwatched(self) -> io::Result<std::net::TcpStream> {
+        match self {
+            Self::Unwatched(stream) => Ok(stream),
+            Self::Watched(stream) => stream.into_std(),
+        }
+    }
+}
+
+/// The first message of a peer. Where many come at once it is there already, and nobody has to wait for it.
+async fn first(
+    stream: std::net::TcpStream,
+    deadline: Instant,
+) -> Result<(Connected, PeerToRelay), PeerError> {
+    let mut reading = Reading::default();
+    if let Poll::Ready(message) = reading.read(|bytes| (&stream).read(bytes)) {
+        return Ok((Connected::Unwatched(stream), message?));
+    }
+    let stream = TcpStream::from_std(stream)?;
+    let message = timeout_at(deadline, reading.read_from(&stream));
+    let message = message.await.map_err(|_| PeerError::Silent)??;
+    Ok((Connected::Watched(stream), message))
 }
 
 /// Whether accepted sockets have the options of the listening one: that saves five system calls for each peer.
@@ -267,20 +298,20 @@ impl Drop for Arrival {
 
 /// Waits for the partner, as long as the peer is there and its time is not over.
 async fn wait(
-    stream: TcpStream,
+    stream: &TcpStream,
     place: WaitingPlace<Way>,
     mut partner: Arrival,
     deadline: Instant,
-) -> Result<(TcpStream, Partner), PeerError> {
+) -> Result<Partner, PeerError> {
     let reason = tokio::select! {
         // The way was dropped with the key: its time is over.
         came = &mut partner.0 => {
             return match came {
-                Ok(partner) => Ok((stream, partner)),
+                Ok(partner) => Ok(partner),
                 Err(_) => Err(PeerError::Alone),
             };
         }
-        () = gone::gone(&stream) => PeerError::WentAway,
+        () = gone::gone(stream) => PeerError::WentAway,
         () = tokio::time::sleep_until(deadline) => PeerError::Alone,
     };
     if place.leave() {
@@ -288,7 +319,7 @@ async fn wait(
     }
     // It was paired in the same moment: the partner is on its way and must not be left alone.
     match (&mut partner.0).await {
-        Ok(partner) => Ok((stream, partner)),
+        Ok(partner) => Ok(partner),
         Err(_) => Err(reason),
     }
 }
@@ -318,6 +349,7 @@ impl Drop for Pending {
 #[cfg(test)]
 mod tests {
     use prometheus::{Registry, TextEncoder};
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::crypto::SessionKey;
@@ -409,9 +441,11 @@ mod tests {
         let deadline = Instant::now() + PAIRING_TIMEOUT;
         let hand_over = async {
             tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
-            first.send(Partner { stream: second, facts: facts(), session }).unwrap();
+            first
+                .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
+                .unwrap();
         };
-        let (waited, ()) = tokio::join!(wait(stream, place, partner, deadline), hand_over);
+        let (waited, ()) = tokio::join!(wait(&stream, place, partner, deadline), hand_over);
         assert!(waited.is_ok());
         assert_eq!(state.counts().active, 1);
         // Whoever drops a session without a reason has failed.
@@ -427,13 +461,15 @@ mod tests {
         let (stream, _peer) = connection().await;
         let (second, mut peer) = connection().await;
         let deadline = Instant::now() + PAIRING_TIMEOUT;
-        let mut waiting = Box::pin(wait(stream, place, partner, deadline));
+        let mut waiting = Box::pin(wait(&stream, place, partner, deadline));
         tokio::select! {
             biased;
             _ = &mut waiting => panic!("nobody came yet"),
             () = std::future::ready(()) => {}
         }
-        first.send(Partner { stream: second, facts: facts(), session }).unwrap();
+        first
+            .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
+            .unwrap();
         assert_eq!(state.counts().active, 1);
         drop(waiting);
         assert_eq!(state.counts().active, 0);

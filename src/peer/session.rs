@@ -32,7 +32,7 @@ pub type Way = oneshot::Sender<Partner>;
 #[derive(Debug)]
 pub struct Partner {
     /// Its connection.
-    pub stream: TcpStream,
+    pub stream: std::net::TcpStream,
     /// When it came.
     pub facts: PeerFacts,
     /// The session that has begun.

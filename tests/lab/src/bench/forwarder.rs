@@ -22,6 +22,8 @@ use super::{Baseline, Who};
 
 /// Longest wait for a program, a connection or a pairing.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes by which the two ends of a session know each other.
+pub(super) const TOKEN: usize = 8;
 /// Sessions that open at once.
 const OPENING: usize = 64;
 /// nginx's module, where Debian puts it.
@@ -63,7 +65,7 @@ impl Lab {
         let far = FarEnd::listen().await?;
         let front: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
         let file = self.directory.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
-        let connections = 2 * sessions + 1000;
+        let connections = sessions + 500;
         let (command, way) = match who {
             Who::Baseline(Baseline::Direct) => (None, Way::Through(far.address)),
             Who::Baseline(Baseline::Copy) => {
@@ -202,12 +204,20 @@ impl Forwarder {
 
     /// The client's and the host's end of a session through which bytes have passed.
     pub(super) async fn open(&self) -> io::Result<(TcpStream, TcpStream)> {
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "a session did not open in time");
-        timeout(PATIENCE, self.open_unbounded()).await.map_err(late)?
+        self.open_with(TOKEN).await
     }
 
-    async fn open_unbounded(&self) -> io::Result<(TcpStream, TcpStream)> {
+    /// The same, and the client has sent so many bytes in one piece, the token by which its end is known among them: the
+    /// host has not read the rest.
+    pub(super) async fn open_with(&self, bytes: usize) -> io::Result<(TcpStream, TcpStream)> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "a session did not open in time");
+        timeout(PATIENCE, self.open_unbounded(bytes)).await.map_err(late)?
+    }
+
+    async fn open_unbounded(&self, bytes: usize) -> io::Result<(TcpStream, TcpStream)> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        let mut message = vec![7; bytes.max(TOKEN)];
+        message[..TOKEN].copy_from_slice(&token.to_be_bytes());
         match &self.way {
             Way::Through(front) => {
                 let host = self.far.expect(token);
@@ -217,14 +227,14 @@ impl Forwarder {
                 socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into())?;
                 let mut client = socket.connect(*front).await?;
                 client.set_nodelay(true)?;
-                client.write_all(&token.to_be_bytes()).await?;
+                client.write_all(&message).await?;
                 let host = host.await.map_err(io::Error::other)?;
                 Ok((client, host))
             }
             Way::Pairing(router) => {
                 let (mut client, mut host) = router.introduce().await?.connect_both().await?;
-                client.write_all(&token.to_be_bytes()).await?;
-                let mut seen = [0; 8];
+                client.write_all(&message).await?;
+                let mut seen = [0; TOKEN];
                 host.read_exact(&mut seen).await?;
                 if seen != token.to_be_bytes() {
                     return Err(io::Error::other("the wrong peers met"));
@@ -298,7 +308,7 @@ impl FarEnd {
         while let Ok((mut stream, _)) = listener.accept().await {
             let expected = expected.clone();
             tokio::spawn(async move {
-                let mut token = [0; 8];
+                let mut token = [0; TOKEN];
                 if stream.set_nodelay(true).is_ok() && stream.read_exact(&mut token).await.is_ok() {
                     let token = u64::from_be_bytes(token);
                     let way =

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::forwarder::Forwarder;
+use super::forwarder::{Forwarder, TOKEN};
 use super::report::Figures;
 use super::{Kind, meter};
 use crate::say;
@@ -501,10 +501,9 @@ async fn short_sessions(
 
 /// A session of 1 KiB each way.
 async fn short(forwarder: &Forwarder) -> io::Result<()> {
-    let (mut client, mut host) = forwarder.open().await?;
     let mut message = [7; 1024];
-    client.write_all(&message).await?;
-    host.read_exact(&mut message).await?;
+    let (mut client, mut host) = forwarder.open_with(message.len()).await?;
+    host.read_exact(&mut message[TOKEN..]).await?;
     host.write_all(&message).await?;
     client.read_exact(&mut message).await?;
     Ok(())

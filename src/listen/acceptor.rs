@@ -1,0 +1,106 @@
+//! A listening socket that the runtime watches. Connections come out of it unwatched: most are handed on, and each
+//! registration costs.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+#[cfg(target_os = "linux")]
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Acceptor {
+    #[cfg(target_os = "linux")]
+    listener: AsyncFd<TcpListener>,
+    #[cfg(not(target_os = "linux"))]
+    listener: tokio::net::TcpListener,
+}
+
+#[cfg(target_os = "linux")]
+impl Acceptor {
+    /// Has the runtime watch a socket that does not block.
+    ///
+    /// # Errors
+    /// When the system does not watch more.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: a listener of the standard library owns its descriptor, always gives the same one, and closes it only
+        // when it is dropped, which the registration outlives never.
+        #[expect(unsafe_code, reason = "the safe way registers each accepted connection, too")]
+        let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
+        Ok(Self { listener })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.get_ref().local_addr()
+    }
+
+    /// The next connection, which does not block. Waits only where there is none.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let mut ready = self.listener.readable().await?;
+            if let Ok(accepted) = ready.try_io(|listener| accept_now(listener.get_ref())) {
+                return accepted;
+            }
+        }
+    }
+}
+
+/// One call for what takes the standard library two.
+#[cfg(target_os = "linux")]
+fn accept_now(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    use rustix::net::{SocketFlags, acceptfrom_with};
+
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, address) = acceptfrom_with(listener, flags)?;
+    let address = address.ok_or(io::Error::from(io::ErrorKind::ConnectionAborted))?;
+    Ok((socket.into(), address.try_into()?))
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Acceptor {
+    /// Has the runtime watch a socket that does not block.
+    ///
+    /// # Errors
+    /// When the system does not watch more.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { listener: tokio::net::TcpListener::from_std(listener)? })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The next connection, which does not block. Waits only where there is none.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.listener.accept().await?;
+        Ok((stream.into_std()?, address))
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for Acceptor {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+#[cfg(windows)]
+impl std::os::windows::io::AsSocket for Acceptor {
+    fn as_socket(&self) -> std::os::windows::io::BorrowedSocket<'_> {
+        self.listener.as_socket()
+    }
+}

@@ -4,6 +4,7 @@
 //! library nor `socket2` has it, and the structure of the C library ends before the fields that matter here. The kernel
 //! writes as many bytes as it knows of, at offsets that never change (`struct tcp_info` of linux/tcp.h).
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -11,12 +12,12 @@ use tokio::net::TcpStream;
 /// The state of a connection's path to its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpInfo {
-    /// Smoothed round-trip time.
-    pub rtt: Duration,
+    /// Smoothed round-trip time, in microseconds.
+    pub rtt_us: u32,
     /// Segments that were sent again since the connection began.
     pub retransmits: u32,
-    /// The latest rate of delivery, in bytes a second; `None` where the kernel does not say.
-    pub delivery_rate: Option<u64>,
+    /// The latest rate of delivery, in bytes a second; `None` where the kernel does not say, or does not know yet.
+    pub delivery_rate: Option<NonZero<u64>>,
     /// Bytes that the kernel holds and has not sent yet; `None` where the kernel does not say.
     pub unsent: Option<u32>,
     /// Segments that were sent and are not acknowledged, the end included.
@@ -26,6 +27,11 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
+    /// Smoothed round-trip time.
+    pub fn rtt(&self) -> Duration {
+        Duration::from_micros(self.rtt_us.into())
+    }
+
     /// Whether the peer's system has everything that was written.
     pub fn is_delivered(&self) -> bool {
         self.closed || (self.unacknowledged == 0 && self.unsent.unwrap_or(0) == 0)
@@ -86,9 +92,11 @@ fn parse(info: &[u8]) -> Option<TcpInfo> {
     }
     let number = |offset| field(info, offset).map(u32::from_ne_bytes);
     Some(TcpInfo {
-        rtt: Duration::from_micros(number(offset::RTT)?.into()),
+        rtt_us: number(offset::RTT)?,
         retransmits: number(offset::TOTAL_RETRANS)?,
-        delivery_rate: field(info, offset::DELIVERY_RATE).map(u64::from_ne_bytes),
+        delivery_rate: field(info, offset::DELIVERY_RATE)
+            .map(u64::from_ne_bytes)
+            .and_then(NonZero::new),
         unsent: number(offset::NOTSENT_BYTES),
         unacknowledged: number(offset::UNACKED)?,
         closed: *info.get(offset::STATE)? == CLOSED,
@@ -109,7 +117,7 @@ mod tests {
         here.write_all(b"x").await.unwrap();
         there.read_exact(&mut [0]).await.unwrap();
         let quiet = read(&here).unwrap();
-        assert!(quiet.rtt > Duration::ZERO && quiet.rtt < Duration::from_secs(5), "{quiet:?}");
+        assert!(quiet.rtt() > Duration::ZERO && quiet.rtt() < Duration::from_secs(5), "{quiet:?}");
         assert_eq!(quiet.unsent, Some(0));
         // The peer reads nothing: after a while nothing more is taken.
         loop {
@@ -136,7 +144,7 @@ mod tests {
         info[68] = 9;
         info[100] = 3;
         let parsed = parse(&info).unwrap();
-        assert_eq!((parsed.rtt, parsed.retransmits), (Duration::from_micros(9), 3));
+        assert_eq!((parsed.rtt(), parsed.retransmits), (Duration::from_micros(9), 3));
         assert_eq!((parsed.delivery_rate, parsed.unsent), (None, None));
         assert_eq!(parse(&info[..100]), None);
     }

@@ -88,7 +88,7 @@ fn session(handle: &Handle, session: &Session, now: Instant) -> Value {
     let idle = now.saturating_duration_since(session.traffic.last_moved());
     let tcp = |info: TcpInfo| {
         json!({
-            "rtt_seconds": info.rtt.as_secs_f64(),
+            "rtt_seconds": info.rtt().as_secs_f64(),
             "retransmits": info.retransmits,
             "delivery_rate_bytes_per_second": info.delivery_rate,
             "unsent_bytes": info.unsent,
@@ -102,10 +102,10 @@ fn session(handle: &Handle, session: &Session, now: Instant) -> Value {
         "idle_seconds": idle.as_secs_f64(),
         "bytes": session.traffic.bytes(),
         "client": {
-            "user_name": session.identity.client_user_name,
-            "address": session.identity.client_address,
+            "user_name": session.identity.client_user_name(),
+            "address": session.identity.client_address(),
         },
-        "host": { "id": session.identity.host_id, "address": session.identity.host_address },
+        "host": { "id": session.identity.host_id, "address": session.identity.host_address() },
         "peers": session.addresses.iter().zip(&session.paths).map(peer).collect::<Vec<_>>(),
     })
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::state::sessions::Traffic;
 
 use super::pipe::{Lease, Pipes};
+use super::rest::Rest;
 
 /// Bytes copied at a time, at most.
 pub(super) const CHUNK: usize = 64 * 1024;
@@ -77,12 +78,10 @@ impl Progress {
 }
 
 /// What was taken from the sender and not yet given to the receiver.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Held {
-    #[default]
-    Nothing,
     /// The bytes after the first `done`.
-    Bytes { bytes: Box<[u8]>, done: usize },
+    Bytes { bytes: Rest, done: usize },
     /// So many in a pipe.
     Piped { pipe: Lease, count: usize },
 }
@@ -99,14 +98,15 @@ enum Pace {
 /// A direction. What it holds is consistent whenever it is not being polled: it can be taken apart at any time.
 #[derive(Debug)]
 pub(super) struct Direction {
-    held: Held,
+    /// Nothing, most of the time: then it takes no memory of its own.
+    held: Option<Box<Held>>,
     pace: Pace,
     progress: Progress,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { held: Held::Nothing, pace: Pace::Copying(0), progress: Progress::Moving }
+        Self { held: None, pace: Pace::Copying(0), progress: Progress::Moving }
     }
 }
 
@@ -122,8 +122,8 @@ enum Taken {
 
 impl Direction {
     /// Goes on with bytes that were taken from the sender elsewhere.
-    pub(super) fn with(in_flight: Vec<u8>) -> Self {
-        Self { held: hold(in_flight.into_boxed_slice()), ..Self::default() }
+    pub(super) fn with(in_flight: &[u8]) -> Self {
+        Self { held: hold(in_flight), ..Self::default() }
     }
 
     /// The bytes that were taken from the sender and have not been given to the receiver.
@@ -131,10 +131,10 @@ impl Direction {
     /// # Errors
     /// When a pipe does not give out what is in it, which the system does not do.
     pub(super) fn into_in_flight(self) -> io::Result<Vec<u8>> {
-        match self.held {
-            Held::Nothing => Ok(Vec::new()),
-            Held::Bytes { bytes, done } => Ok(bytes[done..].to_vec()),
-            Held::Piped { pipe, count } => pipe.empty(count),
+        match self.held.map(|held| *held) {
+            None => Ok(Vec::new()),
+            Some(Held::Bytes { bytes, done }) => Ok(bytes[done..].to_vec()),
+            Some(Held::Piped { pipe, count }) => pipe.empty(count),
         }
     }
 
@@ -150,7 +150,7 @@ impl Direction {
             && let Poll::Ready(ended) = self.poll_moving(context, from, to, work)
         {
             self.progress = ended;
-            self.held = Held::Nothing;
+            self.held = None;
             // The receiver may be gone already; then there is nobody to tell.
             let _ = SockRef::from(to).shutdown(Shutdown::Write);
         }
@@ -172,7 +172,7 @@ impl Direction {
     ) -> Poll<Progress> {
         let mut moved = 0;
         loop {
-            while !matches!(self.held, Held::Nothing) {
+            while self.held.is_some() {
                 let given = match ready!(to.poll_write_ready(context)) {
                     Ok(()) => self.give(to, work),
                     Err(error) => Err(error),
@@ -230,7 +230,7 @@ impl Direction {
             };
             match write(to, bytes, work) {
                 Ok(written) => {
-                    self.held = hold(bytes[written..].into());
+                    self.held = hold(&bytes[written..]);
                     Taken::Bytes(bytes.len())
                 }
                 Err(error) => Taken::Ended(Progress::receiver_gone(&error)),
@@ -252,7 +252,7 @@ impl Direction {
                     Pace::Piping(few) if count < LITTLE => Pace::Piping(few + 1),
                     _ => Pace::Piping(0),
                 };
-                self.held = Held::Piped { pipe, count };
+                self.held = Some(Box::new(Held::Piped { pipe, count }));
                 Taken::Bytes(count)
             }
             Err(error) => {
@@ -268,11 +268,13 @@ impl Direction {
 
     /// Gives the receiver of what is held as much as it takes.
     fn give(&mut self, to: &TcpStream, work: &Work<'_>) -> io::Result<()> {
-        self.held = match std::mem::take(&mut self.held) {
-            Held::Nothing => Held::Nothing,
+        let Some(held) = self.held.take() else {
+            return Ok(());
+        };
+        let rest = match *held {
             Held::Bytes { bytes, done } => {
                 let done = done + write(to, &bytes[done..], work)?;
-                if done == bytes.len() { Held::Nothing } else { Held::Bytes { bytes, done } }
+                (done < bytes.len()).then_some(Held::Bytes { bytes, done })
             }
             Held::Piped { pipe, count } => {
                 let given =
@@ -280,12 +282,13 @@ impl Direction {
                 work.traffic.record(given, work.now);
                 if given == count {
                     pipe.give_back();
-                    Held::Nothing
+                    None
                 } else {
-                    Held::Piped { pipe, count: count - given }
+                    Some(Held::Piped { pipe, count: count - given })
                 }
             }
         };
+        self.held = rest.map(Box::new);
         Ok(())
     }
 }
@@ -319,8 +322,8 @@ pub(super) fn poll_discarding(context: &mut Context<'_>, from: &TcpStream) -> Po
     Poll::Pending
 }
 
-fn hold(bytes: Box<[u8]>) -> Held {
-    if bytes.is_empty() { Held::Nothing } else { Held::Bytes { bytes, done: 0 } }
+fn hold(bytes: &[u8]) -> Option<Box<Held>> {
+    (!bytes.is_empty()).then(|| Box::new(Held::Bytes { bytes: Rest::keep(bytes), done: 0 }))
 }
 
 /// Writes as much as the receiver takes, perhaps nothing.

@@ -12,6 +12,7 @@ mod direction;
 pub mod metrics;
 #[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
 pub mod pipe;
+mod rest;
 
 use std::future::poll_fn;
 use std::io;
@@ -70,8 +71,8 @@ pub struct Over {
 
 impl Forward {
     /// Goes on with what was taken from each socket elsewhere.
-    pub fn with(in_flight: [Vec<u8>; 2]) -> Self {
-        Self { directions: in_flight.map(Direction::with) }
+    pub fn with(in_flight: &[Vec<u8>; 2]) -> Self {
+        Self { directions: in_flight.each_ref().map(|bytes| Direction::with(bytes)) }
     }
 
     /// What was taken from each socket and has not been given to the other.

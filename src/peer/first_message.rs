@@ -217,7 +217,7 @@ mod tests {
             message.encryption = encryption;
             let opened = open(&message, &key).unwrap();
             assert_eq!(*opened.secret.expose(), secret.encode_to_vec());
-            assert_eq!(opened.identity.client_user_name, "u");
+            assert_eq!(opened.identity.client_user_name(), "u");
         }
     }
 

@@ -215,7 +215,7 @@ impl Peers {
         self.tracer.session(|| {
             let session = partner.session.session();
             let identity = self.config.borrow().trace_peer_identity.then(|| IdentityFacts {
-                user_name: session.identity.client_user_name.clone(),
+                user_name: session.identity.client_user_name().to_owned(),
                 host_id: session.identity.host_id,
             });
             let peers = [first, partner.facts];

@@ -105,7 +105,7 @@ impl Paths {
             let before = path.update(info).map_or(0, |before| before.retransmits);
             self.metrics.retransmits.inc_by(info.retransmits.saturating_sub(before).into());
             if is_sample {
-                self.metrics.rtt.observe(info.rtt.as_secs_f64());
+                self.metrics.rtt.observe(info.rtt().as_secs_f64());
             }
         }
     }

@@ -98,7 +98,7 @@ impl Runner {
     pub fn put_together(self: &Arc<Self>, parts: Parts) {
         let Parts { record, sockets, in_flight } = parts;
         let active = self.state.adopt_session(record, Instant::now());
-        let (forward, trace) = (Forward::with(in_flight), SessionTrace::default());
+        let (forward, trace) = (Forward::with(&in_flight), SessionTrace::default());
         self.start(Joined { sockets, forward, active, trace });
     }
 
@@ -432,7 +432,7 @@ fn announce(session: &Session, with_identity: bool) {
             session = session.id.0,
             %first,
             %second,
-            user = session.identity.client_user_name,
+            user = session.identity.client_user_name(),
             host_id = session.identity.host_id,
             "session started"
         );

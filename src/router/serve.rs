@@ -285,9 +285,9 @@ fn statistics(
         .iter()
         .map(|session| PeerFacts {
             id: session.id.0,
-            client_address: &session.identity.client_address,
-            client_user_name: &session.identity.client_user_name,
-            host_address: &session.identity.host_address,
+            client_address: session.identity.client_address(),
+            client_user_name: session.identity.client_user_name(),
+            host_address: session.identity.host_address(),
             host_id: session.identity.host_id,
             bytes: session.traffic.bytes(),
             duration: seconds(session.started),
@@ -314,12 +314,7 @@ mod tests {
     #[test]
     fn statistics_stay_within_a_frame_whatever_the_number_of_sessions() {
         let text = "x".repeat(256);
-        let identity = Identity {
-            client_address: text.clone(),
-            client_user_name: text.clone(),
-            host_address: text,
-            host_id: u64::MAX,
-        };
+        let identity = Identity::new(&text, &text, &text, u64::MAX);
         let mut sessions = Sessions::default();
         let now = Instant::now();
         let address = ([127, 0, 0, 1], 1).into();

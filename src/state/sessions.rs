@@ -56,16 +56,45 @@ impl fmt::Display for End {
 }
 
 /// Who the peers are, in the words of the Router. For its statistics; in logs only when asked for.
+///
+/// One piece of memory for all texts: there are thousands of them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// The operator's address, as the Router saw it.
-    pub client_address: String,
-    /// The operator's name.
-    pub client_user_name: String,
-    /// The remote machine's address, as the Router saw it.
-    pub host_address: String,
+    texts: Box<str>,
+    /// Where the first two texts end.
+    ends: [u16; 2],
     /// The remote machine's number.
     pub host_id: u64,
+}
+
+impl Identity {
+    /// The operator's address and name, and the remote machine's address and number. Texts are kept up to 256 bytes.
+    pub fn new(client_address: &str, user_name: &str, host_address: &str, host_id: u64) -> Self {
+        let [client, user, host] = [client_address, user_name, host_address].map(shorten);
+        let texts = [client, user, host].concat().into();
+        let end = |end: usize| u16::try_from(end).unwrap_or(u16::MAX);
+        Self { texts, ends: [end(client.len()), end(client.len() + user.len())], host_id }
+    }
+
+    fn text(&self, from: u16, to: Option<u16>) -> &str {
+        let to = to.map_or(self.texts.len(), usize::from);
+        self.texts.get(from.into()..to).unwrap_or_default()
+    }
+
+    /// The operator's address, as the Router saw it.
+    pub fn client_address(&self) -> &str {
+        self.text(0, Some(self.ends[0]))
+    }
+
+    /// The operator's name.
+    pub fn client_user_name(&self) -> &str {
+        self.text(self.ends[0], Some(self.ends[1]))
+    }
+
+    /// The remote machine's address, as the Router saw it.
+    pub fn host_address(&self) -> &str {
+        self.text(self.ends[1], None)
+    }
 }
 
 impl fmt::Debug for Identity {
@@ -76,22 +105,18 @@ impl fmt::Debug for Identity {
 
 impl From<&wire::peer::Secret> for Identity {
     fn from(secret: &wire::peer::Secret) -> Self {
-        Self {
-            client_address: shorten(&secret.client_address),
-            client_user_name: shorten(&secret.client_user_name),
-            host_address: shorten(&secret.host_address),
-            host_id: secret.host_id,
-        }
+        let wire::peer::Secret { client_address, client_user_name, host_address, .. } = secret;
+        Self::new(client_address, client_user_name, host_address, secret.host_id)
     }
 }
 
 /// The beginning of a text, at most [`MAX_TEXT`] bytes, cut between characters.
-fn shorten(text: &str) -> String {
+fn shorten(text: &str) -> &str {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].to_owned()
+    &text[..end]
 }
 
 /// A session's byte count and the time of its last byte. Only the task that forwards writes, so that it needs neither a
@@ -449,11 +474,7 @@ mod tests {
         let began = Instant::now();
         let mut here = Sessions::default();
         here.start(Identity::default(), addresses(), began);
-        let session = here.start(
-            Identity { client_user_name: "u".into(), ..Identity::default() },
-            addresses(),
-            began,
-        );
+        let session = here.start(Identity::new("", "u", "", 1), addresses(), began);
         session.traffic.record(7, began + Duration::from_secs(2));
         let now = began + Duration::from_secs(5);
         let record = session.record(now);
@@ -483,13 +504,23 @@ mod tests {
     }
 
     #[test]
+    fn the_texts_of_an_identity_are_told_apart() {
+        let identity = Identity::new("192.0.2.1", "й", "2001:db8::1", 7);
+        assert_eq!(identity.client_address(), "192.0.2.1");
+        assert_eq!(identity.client_user_name(), "й");
+        assert_eq!(identity.host_address(), "2001:db8::1");
+        let nobody = Identity::default();
+        assert_eq!(nobody.client_address().len() + nobody.host_address().len(), 0);
+    }
+
+    #[test]
     fn long_texts_are_cut_at_a_character() {
         let secret =
             wire::peer::Secret { client_user_name: "й".repeat(200), ..Default::default() };
-        let name = Identity::from(&secret).client_user_name;
-        assert_eq!(name, "й".repeat(MAX_TEXT / 2));
+        let identity = Identity::from(&secret);
+        assert_eq!(identity.client_user_name(), "й".repeat(MAX_TEXT / 2));
         let odd =
             wire::peer::Secret { client_user_name: format!("a{}", "й".repeat(200)), ..secret };
-        assert_eq!(Identity::from(&odd).client_user_name.len(), MAX_TEXT - 1);
+        assert_eq!(Identity::from(&odd).client_user_name().len(), MAX_TEXT - 1);
     }
 }

@@ -197,6 +197,11 @@ impl Forwarder {
         &self.pids
     }
 
+    /// Whether it is a relay, which pairs peers.
+    pub(super) fn pairs(&self) -> bool {
+        matches!(self.way, Way::Pairing(_))
+    }
+
     /// Whether it costs anything: the peers may be connected directly.
     pub(super) fn is_there(&self) -> bool {
         self.child.is_some()

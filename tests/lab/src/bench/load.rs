@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::forwarder::{Forwarder, TOKEN};
 use super::report::Figures;
+use super::x25519::x25519;
 use super::{Kind, meter};
 use crate::say;
 
@@ -35,8 +36,9 @@ const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
 /// Shortest sleep of the sender: messages are sent one by one, and yet it does not spin.
 const NAP: Duration = Duration::from_micros(100);
-/// Sent at once on each session of a burst. More than the system takes for a reader that does not read.
-const BURST: usize = 512 * 1024;
+/// Sent at once in a burst, on all sessions together and on each at least. With some hundred sessions it is more than the
+/// system takes for readers that do not read: the forwarder has to hold something.
+const BURST: (usize, usize) = (1 << 30, 128 * 1024);
 /// What the system takes for such a reader, in bytes.
 const SMALL_BUFFER: usize = 4096;
 /// Nothing more than this is asked of the scheduler for the threads of the load: it stands for machines of their own.
@@ -70,7 +72,7 @@ impl Load {
             Kind::Churn => vec![Self::Churn],
             Kind::Waiting => vec![Self::Waiting { peers: 10 }, Self::Waiting { peers: 5000 }],
             Kind::Idle => each(&[1000, 8000], |sessions| Self::Idle { sessions }),
-            Kind::Burst => each(&[1000], |sessions| Self::Burst { sessions }),
+            Kind::Burst => each(&[200], |sessions| Self::Burst { sessions }),
         }
     }
 
@@ -461,6 +463,7 @@ async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
     let failed = Arc::new(AtomicU64::new(0));
     let (warm_up, measured) = SHORT_SESSIONS;
     short_sessions(forwarder, warm_up, &Arc::default()).await?;
+    let agreed = x25519();
     let (before, began) = (meter(forwarder).cpu, Instant::now());
     short_sessions(forwarder, measured, &failed).await?;
     let (seconds, cpu) = (began.elapsed().as_secs_f64(), meter(forwarder).cpu - before);
@@ -469,6 +472,12 @@ async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
     let mut figures = rates(forwarder, &Window { cpu, seconds }, sessions, 1.0);
     if forwarder.is_there() {
         figures.set("cpu_us_session", 1e6 * cpu / sessions);
+    }
+    if forwarder.pairs() {
+        // Before and after: the speed of a shared machine changes.
+        let agreed = f64::midpoint(agreed, x25519());
+        figures.set("x25519_us", agreed);
+        figures.set("us_less_x25519", 1e6 * cpu / sessions - agreed);
     }
     figures.set("failed", failed as f64);
     Ok(figures)
@@ -530,6 +539,7 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
     let open = forwarder.open_many(sessions).await?;
     sleep(Duration::from_secs(2)).await;
     let before = meter(forwarder).pss;
+    let burst = BURST.1.max(BURST.0 / sessions);
     let mut tasks = JoinSet::new();
     let read_now = Arc::new(tokio::sync::Semaphore::new(0));
     for (mut client, mut host) in open {
@@ -537,12 +547,20 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
         SockRef::from(&host).set_recv_buffer_size(SMALL_BUFFER)?;
         let read_now = read_now.clone();
         tasks.spawn(async move {
-            let writing = client.write_all(&[1; BURST]);
+            let writing = async {
+                let (chunk, mut written) = (vec![1; CHUNK.min(burst)], 0);
+                while written < burst {
+                    let more = chunk.len().min(burst - written);
+                    client.write_all(&chunk[..more]).await?;
+                    written += more;
+                }
+                io::Result::Ok(())
+            };
             let reading = async {
                 let _ = read_now.acquire().await.map_err(io::Error::other)?;
                 let mut buffer = vec![0; CHUNK];
                 let mut read = 0;
-                while read < BURST {
+                while read < burst {
                     read += match host.read(&mut buffer).await? {
                         0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                         more => more,

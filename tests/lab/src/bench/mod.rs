@@ -10,6 +10,7 @@ mod load;
 mod meter;
 mod plot;
 mod report;
+mod x25519;
 
 use std::io;
 use std::path::PathBuf;
@@ -132,29 +133,7 @@ pub async fn run(plan: &Plan) -> io::Result<Results> {
             }
         }
     }
-    results.x25519 = x25519();
     Ok(results)
-}
-
-/// Time of the three X25519 operations of a session on this machine, in microseconds: one key made, two agreements.
-fn x25519() -> f64 {
-    use aspia_relay::crypto::PrivateKey;
-
-    const OPERATIONS: u32 = 500;
-    let began = std::time::Instant::now();
-    for _ in 0..OPERATIONS {
-        let (Ok(one), Ok(other)) = (PrivateKey::generate(), PrivateKey::generate()) else {
-            return 0.0;
-        };
-        // Both directions of the agreement; the second key generated is the peer's.
-        let _ = (one.agree(&other.public()), other.agree(&one.public()));
-    }
-    let pair = began.elapsed().as_secs_f64() * 1e6 / f64::from(OPERATIONS);
-    let began = std::time::Instant::now();
-    for _ in 0..OPERATIONS {
-        let _ = PrivateKey::generate();
-    }
-    pair - began.elapsed().as_secs_f64() * 1e6 / f64::from(OPERATIONS)
 }
 
 #[cfg(unix)]
@@ -214,6 +193,5 @@ mod tests {
         assert_eq!(loads["churn"]["direct"]["failed"]["max"], 0.0);
         // Nobody takes nothing.
         assert_eq!(loads["idle 2"]["direct"]["pss_session"]["median"], 0.0);
-        assert!(results.x25519 > 0.0);
     }
 }

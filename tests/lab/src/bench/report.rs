@@ -14,7 +14,7 @@ pub(super) struct Figures(BTreeMap<&'static str, f64>);
 /// What figures are, for people.
 const LEGEND: &str = "rate and per_cpu_s: MB (bulk), messages, or sessions a second, and for each second of CPU of the \
                       forwarder; cpu: cores; p50_us …: delay of events, or of a round trip; pss, files: bytes of \
-                      user memory and descriptors";
+                      user memory and descriptors; x25519: three operations, as many as a session needs";
 
 impl Figures {
     pub(super) fn set(&mut self, name: &'static str, value: f64) {
@@ -71,8 +71,6 @@ pub struct Results {
     ours: Option<String>,
     /// Loads in the order in which they were run; in each, forwarders in theirs.
     runs: Named<Named<Vec<Figures>>>,
-    /// Time of three X25519 operations on this machine, in microseconds.
-    pub(super) x25519: f64,
 }
 
 impl Results {
@@ -132,7 +130,6 @@ impl Results {
             }
         }
         let _ = writeln!(text, "\n{LEGEND}");
-        let _ = writeln!(text, "three X25519 operations: {:.1} us", self.x25519);
         text
     }
 
@@ -158,7 +155,7 @@ impl Results {
                 (load.clone(), forwarders.into())
             })
             .collect();
-        serde_json::json!({ "ours": self.ours, "x25519_us": self.x25519, "loads": loads })
+        serde_json::json!({ "ours": self.ours, "loads": loads })
     }
 
     /// Two drawings: p99 of the delay, and CPU, against the number of sessions of the desktop mix.

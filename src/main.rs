@@ -14,6 +14,7 @@ use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded};
+use aspia_relay::heap;
 use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 use aspia_relay::trace::settings::TraceSettings;
@@ -34,6 +35,7 @@ const CONFIGURATION: u8 = 78;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    heap::share();
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -376,6 +376,36 @@ async fn it_is_healthy_and_unhealthy_when_it_should_be() {
     until("healthy again", async || health() == "healthy").await;
 }
 
+/// The names of the threads of a container's program.
+fn threads(container: &str) -> Vec<String> {
+    let pid = said(&["inspect", "--format", "{{.State.Pid}}", container]);
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn there_are_as_many_workers_as_the_quota_of_the_container_allows() {
+    if !images("workers of a container").await {
+        return;
+    }
+    let all = std::thread::available_parallelism().unwrap().get();
+    for (quota, expected) in [(1, 1), (2, 2.min(all)), (0, all)] {
+        let name = name("workers");
+        let relay = relay()
+            .with_host_config_modifier(move |host| host.nano_cpus = Some(quota * 1_000_000_000))
+            .with_container_name(&name)
+            .with_env_var("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+            .with_env_var("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+            .start()
+            .await
+            .unwrap();
+        let threads = threads(&name);
+        let workers = threads.iter().filter(|name| name.starts_with("forward-")).count();
+        assert_eq!(workers, expected, "{quota} processors: {threads:?}");
+        drop(relay);
+    }
+}
+
 /// Runs the relay's image to its end: exit status, stdout, stderr.
 fn run(options: &[&str], arguments: &[&str]) -> (i32, String, String) {
     let image = format!("{IMAGE}:relay");

@@ -1,0 +1,54 @@
+//! Many peers at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![cfg(target_os = "linux")]
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use aspia_relay::app::Engine;
+use aspia_relay::workers::Workers;
+use relay_lab::relay::Lab;
+use relay_lab::router::Options;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const SESSIONS: usize = 500;
+
+/// A peer that has dialled and said who it is. Blocks, and so does the relay, which is on the same thread.
+fn dial(address: SocketAddr, first_message: &[u8]) -> TcpStream {
+    // A full queue drops what comes, and the system tries again after a second: that would take minutes here.
+    let mut stream =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+    stream.write_all(first_message).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    TcpStream::from_std(stream).unwrap()
+}
+
+#[tokio::test]
+async fn a_thousand_peers_that_come_before_the_first_is_accepted_are_all_paired() {
+    let queue = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    if queue.trim().parse::<usize>().unwrap() < 2 * SESSIONS {
+        relay_lab::skip("a thousand peers at once", "net.core.somaxconn is too small");
+        return;
+    }
+    let settings = [("MaxPeerCount", "500"), ("MaxPendingPeers", "1000")];
+    let engine = Engine::on(Workers::start(2).unwrap());
+    let lab = Lab::start_with(Options::default(), &settings, engine).await.unwrap();
+    let address = lab.relay.handle().address();
+    let mut introductions = Vec::new();
+    for _ in 0..SESSIONS {
+        introductions.push(lab.router.introduce().await.unwrap());
+    }
+    let peers: Vec<[TcpStream; 2]> = introductions
+        .iter()
+        .map(|introduction| [(); 2].map(|()| dial(address, &introduction.first_bytes().unwrap())))
+        .collect();
+    for (number, [mut first, mut second]) in peers.into_iter().enumerate() {
+        let said = number.to_be_bytes();
+        first.write_all(&said).await.unwrap();
+        let mut heard = [0; size_of::<usize>()];
+        second.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said);
+    }
+}

@@ -3,13 +3,17 @@
 #![cfg(target_os = "linux")]
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use aspia_relay::app::Engine;
+use aspia_relay::app::{App, Engine, Listeners};
+use aspia_relay::listen::bind::bind;
+use aspia_relay::log::LogLevel;
+use aspia_relay::peer::PURPOSE;
+use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
-use relay_lab::relay::Lab;
-use relay_lab::router::Options;
+use relay_lab::relay::config;
+use relay_lab::router::{LabRouter, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -34,11 +38,18 @@ async fn a_thousand_peers_that_come_before_the_first_is_accepted_are_all_paired(
     }
     let settings = [("MaxPeerCount", "500"), ("MaxPendingPeers", "1000")];
     let engine = Engine::on(Workers::start(2).unwrap());
-    let lab = Lab::start_with(Options::default(), &settings, engine).await.unwrap();
-    let address = lab.relay.handle().address();
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    // As the program does it: its queue is what this is about.
+    let listener = bind(PURPOSE, Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = config(router.address(), router.public_key(), port, &settings).unwrap();
+    let listeners = Listeners { peers: Some(listener), ..Listeners::default() };
+    let app = App::bind(config, listeners, LogLevel::default(), Tracer::default(), engine).unwrap();
+    let address = app.address();
+    tokio::spawn(app.run());
     let mut introductions = Vec::new();
     for _ in 0..SESSIONS {
-        introductions.push(lab.router.introduce().await.unwrap());
+        introductions.push(router.introduce().await.unwrap());
     }
     let peers: Vec<[TcpStream; 2]> = introductions
         .iter()

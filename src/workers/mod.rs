@@ -10,7 +10,6 @@
 
 mod balance;
 mod busy;
-mod slice;
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +20,6 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use balance::Balance;
 use busy::Busy;
@@ -239,13 +237,9 @@ impl Worker {
             .on_thread_unpark(move || unparks.busy.unpark())
             .build()?;
         let handle = runtime.handle().clone();
-        let thread =
-            std::thread::Builder::new().name(format!("forward-{number}")).spawn(move || {
-                if let Err(error) = slice::shorten() {
-                    debug!(%error, "threads get slices of the usual length");
-                }
-                runtime.block_on(stop.cancelled());
-            })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("forward-{number}"))
+            .spawn(move || runtime.block_on(stop.cancelled()))?;
         Ok(Self { runtime: handle, shared, thread: Some(thread) })
     }
 }

@@ -1,8 +1,8 @@
 //! The heap of the process.
 
 /// Has all threads share one arena, where the C library has several. Sessions go from thread to thread: with an arena for
-/// each, the memory of those that went would stay behind, and the process grow without reason. Where bytes move, nothing
-/// is allocated that could make threads wait for each other. To be called before there is a second thread.
+/// each, the memory of those that went would stay behind, and the process grow without reason. Where bytes move, hardly
+/// anything is allocated: threads do not wait for each other. To be called before there is a second thread.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn share() {
     // SAFETY: no other thread runs, and the option exists in every version of the library.

@@ -9,15 +9,19 @@ use std::time::Duration;
 use aspia_relay::app::{App, Engine, Listeners};
 use aspia_relay::listen::bind::bind;
 use aspia_relay::log::LogLevel;
+use aspia_relay::open_files;
 use aspia_relay::peer::PURPOSE;
 use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
-use relay_lab::relay::config;
+use relay_lab::relay;
 use relay_lab::router::{LabRouter, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const SESSIONS: usize = 500;
+
+/// Fewer may wait than come: they are admitted between.
+const SETTINGS: [(&str, &str); 2] = [("MaxPeerCount", "500"), ("MaxPendingPeers", "256")];
 
 /// A peer that has dialled and said who it is. Blocks, and so does the relay, which is on the same thread.
 fn dial(address: SocketAddr, first_message: &[u8]) -> TcpStream {
@@ -36,13 +40,19 @@ async fn a_thousand_peers_that_come_before_the_first_is_accepted_are_all_paired(
         relay_lab::skip("a thousand peers at once", "net.core.somaxconn is too small");
         return;
     }
-    let settings = [("MaxPeerCount", "500"), ("MaxPendingPeers", "1000")];
     let engine = Engine::on(Workers::start(2).unwrap());
     let router = LabRouter::start(Options::default()).await.unwrap();
     // As the program does it: its queue is what this is about.
     let listener = bind(PURPOSE, Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let config = config(router.address(), router.public_key(), port, &settings).unwrap();
+    let config = relay::config(router.address(), router.public_key(), port, &SETTINGS).unwrap();
+    // Both ends are here.
+    let twice = [("MaxPeerCount", "2000")];
+    let twice = relay::config(router.address(), router.public_key(), port, &twice).unwrap();
+    if let Some(warning) = open_files::raise(&twice.config) {
+        relay_lab::skip("a thousand peers at once", &warning);
+        return;
+    }
     let listeners = Listeners { peers: Some(listener), ..Listeners::default() };
     let app = App::bind(config, listeners, LogLevel::default(), Tracer::default(), engine).unwrap();
     let address = app.address();

@@ -338,7 +338,8 @@ fn write(to: &TcpStream, bytes: &[u8], work: &Work<'_>) -> io::Result<usize> {
 }
 
 /// Reads or writes, and takes it for a sign that the socket is exhausted when less than `room` bytes were moved: that
-/// saves the next call, which would only say so.
+/// saves the next call, which would only say so. (Only urgent data, which peers do not send, makes a read short though
+/// there is more: that waits for the next bytes.)
 fn exhausting(
     stream: &TcpStream,
     interest: Interest,

@@ -38,8 +38,9 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Accepts connections until it is dropped, and passes on each with the address that it comes from: all that are there,
-/// before those who got them run. Does not spin when accepting fails. `callers` is who connects, for the log.
+/// Accepts connections until it is dropped, and passes on each with the address that it comes from. As many as are there
+/// in one go, up to what a task may do at a time; then it is the turn of those who got them, and of everybody else.
+/// Does not spin when accepting fails. `callers` is who connects, for the log.
 pub async fn accept(
     acceptor: &Acceptor,
     callers: &str,
@@ -60,6 +61,7 @@ pub async fn accept(
                 accepting.set(true);
                 // Those over IPv4 come through an IPv6 socket with a mapped address.
                 take(stream, SocketAddr::new(address.ip().to_canonical(), address.port()));
+                tokio::task::coop::consume_budget().await;
             }
             // It was gone before we looked: no trouble of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}

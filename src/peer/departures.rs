@@ -28,8 +28,8 @@ impl Departures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks a session to come apart, wherever its bytes are. `None` when there is none, or when it ends instead.
-    pub(super) async fn ask<W>(&self, id: SessionId, state: &SharedState<W>) -> Option<Parts> {
+    /// Asks a session to come apart, wherever its bytes are. What comes is lost when nobody waits for it any more.
+    pub(super) fn ask<W>(&self, id: SessionId, state: &SharedState<W>) -> oneshot::Receiver<Parts> {
         let (to, parts) = oneshot::channel();
         self.lock().insert(id, to);
         // One that ends now leaves the state first and then looks here: it is not missed.
@@ -37,7 +37,7 @@ impl Departures {
             Some(session) => session.bell.ring(),
             None => drop(self.take(id)),
         }
-        parts.await.ok()
+        parts
     }
 
     /// Whom to give a session to; for its task, also when it has ended.

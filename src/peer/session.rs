@@ -89,9 +89,12 @@ impl Runner {
         self.tasks.track_future(Running::new(self.clone(), joined, place))
     }
 
-    /// Takes a session apart, wherever its bytes are. `None` when there is no such session, or when it ends instead.
-    pub async fn take_apart(&self, id: SessionId) -> Option<Parts> {
-        self.departures.ask(id, &self.state).await
+    /// Takes a session apart, wherever its bytes are. `None` when there is no such session, or when it ends instead. A
+    /// session that comes apart when nobody waits for it any more goes on here.
+    pub async fn take_apart(self: &Arc<Self>, id: SessionId) -> Option<Parts> {
+        let parts = self.departures.ask(id, &self.state);
+        let mut coming = Coming { parts, runner: self.clone() };
+        (&mut coming.parts).await.ok()
     }
 
     /// Goes on with a session that was taken apart. Its peers notice nothing.
@@ -115,6 +118,21 @@ impl Runner {
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// A session that is coming apart.
+struct Coming {
+    parts: oneshot::Receiver<Parts>,
+    runner: Arc<Runner>,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.parts.close();
+        if let Ok(parts) = self.parts.try_recv() {
+            self.runner.put_together(parts);
+        }
     }
 }
 
@@ -236,6 +254,11 @@ impl Running {
             return Next::End(End::Error);
         };
         if let Destination::Elsewhere(_) = to {
+            if let Poll::Ready(Some(end)) = session.bell.poll_rung(context) {
+                // Whoever was told that it ends must not be wrong.
+                self.sockets = Some(sockets);
+                return Next::End(end);
+            }
             self.runner.paths.forget(session, Some(&sockets));
         }
         let [first, second] = match Arc::try_unwrap(sockets) {
@@ -286,8 +309,12 @@ impl Running {
         if let Some(record) = self.active.take().map(ActiveSession::leave) {
             std::mem::take(&mut self.trace).end(DEPARTED, record.bytes);
             info!(session = record.id.0, bytes = record.bytes, "session goes on elsewhere");
-            // Where nobody takes it any more, both connections are closed by that.
-            let _ = to.send(Parts { record, sockets, in_flight });
+            // Whoever asked for it as well waits in vain.
+            drop(self.runner.departures.take(record.id));
+            if let Err(parts) = to.send(Parts { record, sockets, in_flight }) {
+                // Nobody wants it any more.
+                self.runner.put_together(parts);
+            }
         }
     }
 
@@ -336,15 +363,15 @@ fn attend(
     if let Poll::Ready(end) = session.bell.poll_rung(context) {
         match (end, runner.departures.take(session.id)) {
             (Some(end), _) => return Next::End(end),
-            (None, Some(to)) => {
+            (None, Some(to)) if !to.is_closed() => {
                 let to = Destination::Elsewhere(to);
                 return Next::Go(Stage::Leaving { forward: std::mem::take(forward), to });
             }
             // Whoever asked for it has what they wanted.
-            (None, None) => {}
+            (None, _) => {}
         }
     }
-    match place.worked(began, session.traffic.bytes() != bytes) {
+    match place.worked(began.elapsed(), session.traffic.bytes() != bytes) {
         Some(number) => {
             let to = Destination::Worker(number);
             Next::Go(Stage::Leaving { forward: std::mem::take(forward), to })
@@ -421,6 +448,7 @@ impl Drop for Running {
         // Its runtime has ended before it.
         if let Some(session) = self.session() {
             self.close(&session);
+            drop(self.runner.departures.take(session.id));
         }
     }
 }

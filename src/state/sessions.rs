@@ -239,12 +239,12 @@ pub struct Session {
     pub addresses: [SocketAddr; 2],
     /// What moved.
     pub traffic: Traffic,
-    /// The paths to the two peers.
-    pub paths: [Path; 2],
     /// Calls its task.
     pub bell: Bell,
     /// Nothing is left to forward: its time does not count any more.
     pub over: AtomicBool,
+    /// The paths to the two peers.
+    pub paths: [Path; 2],
 }
 
 impl Session {

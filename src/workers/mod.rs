@@ -52,6 +52,8 @@ struct Worker {
 struct Shared {
     number: usize,
     sessions: AtomicUsize,
+    /// Sessions that have moved elsewhere.
+    moves: AtomicUsize,
     busy: Busy,
     /// How busy it was in the last period, in thousandths.
     load: AtomicU32,
@@ -132,9 +134,11 @@ impl Workers {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut balance = Balance::new(self.0.workers.len());
-        let mut last = ticks.tick().await;
+        let mut last = Instant::now();
         loop {
-            let now = ticks.tick().await;
+            ticks.tick().await;
+            // A tick gives the time for which it was planned.
+            let now = Instant::now();
             let period = now - std::mem::replace(&mut last, now);
             let shared = self.0.workers.iter().map(|worker| &worker.shared);
             let loads: Vec<u32> = shared.map(|shared| shared.busy.since_last(period)).collect();
@@ -151,6 +155,26 @@ impl Workers {
                 Some((i64::try_from(nanos).unwrap_or(i64::MAX), to))
             });
         }
+    }
+
+    /// Has the sessions of a thread move to another one as soon as they move bytes, until the next period begins.
+    pub fn empty(&self, from: usize, to: usize) {
+        if let Some(Worker { shared, .. }) = self.0.workers.get(from) {
+            shared.to.store(to, Ordering::Relaxed);
+            shared.surplus.store(i64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    /// How often sessions have moved.
+    pub fn moves(&self) -> usize {
+        let threads = self.0.workers.iter().map(|worker| &worker.shared).chain(&self.0.here);
+        threads.map(|shared| shared.moves.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The numbers of sessions on each thread.
+    pub fn sessions(&self) -> Vec<usize> {
+        let sessions = |worker: &Worker| worker.shared.sessions.load(Ordering::Relaxed);
+        self.0.workers.iter().map(sessions).collect()
     }
 
     /// Begins a period in which these surpluses are to move.
@@ -179,20 +203,28 @@ impl Place {
         Self { on, effort: Effort::default() }
     }
 
-    /// The session has worked from `began` until now, and perhaps moved bytes. The number of the thread that it is to go
+    /// The session has worked for so long, and perhaps moved bytes. The number of the thread that it is to go
     /// to, if it is.
-    pub fn worked(&mut self, began: Instant, has_moved: bool) -> Option<usize> {
+    pub fn worked(&mut self, work: Duration, has_moved: bool) -> Option<usize> {
         let shared = self.on.as_ref()?;
-        let effort = self.effort.add(shared.period.load(Ordering::Relaxed), began.elapsed());
+        let effort = self.effort.add(shared.period.load(Ordering::Relaxed), work);
         let surplus = shared.surplus.load(Ordering::Relaxed);
         if !has_moved || !balance::is_to_move(effort, surplus) {
             return None;
         }
         if surplus != i64::MAX {
+            if shared.sessions.load(Ordering::Relaxed) < 2 {
+                // What a thread does beside is no reason to send its only session to and fro.
+                return None;
+            }
             shared.surplus.fetch_sub(effort, Ordering::Relaxed);
         }
         let to = shared.to.load(Ordering::Relaxed);
-        (to != shared.number).then_some(to)
+        if to == shared.number {
+            return None;
+        }
+        shared.moves.fetch_add(1, Ordering::Relaxed);
+        Some(to)
     }
 }
 
@@ -276,12 +308,12 @@ mod tests {
     fn sessions_move_until_the_surplus_has() {
         let shared = Arc::new(Shared::default());
         let mut places: Vec<Place> = (0..4).map(|_| Place::new(Some(shared.clone()))).collect();
-        let long_ago = Instant::now() - Duration::from_millis(20);
-        assert!(places.iter_mut().all(|place| place.worked(long_ago, true).is_none()));
+        let work = Duration::from_millis(20);
+        assert!(places.iter_mut().all(|place| place.worked(work, true).is_none()));
         shared.to.store(3, Ordering::Relaxed);
         shared.surplus.store(45_000_000, Ordering::Relaxed);
         let mut moving = |has_moved| -> Vec<usize> {
-            let worked = |place: &mut Place| place.worked(Instant::now(), has_moved);
+            let worked = |place: &mut Place| place.worked(Duration::ZERO, has_moved);
             places.iter_mut().filter_map(worked).collect()
         };
         assert!(moving(false).is_empty());

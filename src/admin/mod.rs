@@ -123,9 +123,12 @@ impl Admin {
 
     /// Takes a connection from accepting to its end.
     async fn connection(&self, kind: Kind, stream: std::net::TcpStream, address: SocketAddr) {
-        // Whom the system cannot watch, it cannot serve; it is closed.
-        let Ok(stream) = TcpStream::from_std(stream) else {
-            return;
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                info!(%address, "an HTTP connection is closed: the system does not watch it: {error}");
+                return;
+            }
         };
         // One that has gone already needs no haste either.
         let _ = stream.set_nodelay(true);

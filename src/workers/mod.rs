@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use balance::Balance;
@@ -131,7 +131,8 @@ impl Workers {
         if self.0.workers.len() < 2 {
             return std::future::pending().await;
         }
-        let mut ticks = interval(PERIOD);
+        // Not at once: a period that has hardly begun says nothing.
+        let mut ticks = interval_at(Instant::now() + PERIOD, PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut balance = Balance::new(self.0.workers.len());
         let mut last = Instant::now();
@@ -158,6 +159,7 @@ impl Workers {
     }
 
     /// Has the sessions of a thread move to another one as soon as they move bytes, until the next period begins.
+    /// For tests.
     pub fn empty(&self, from: usize, to: usize) {
         if let Some(Worker { shared, .. }) = self.0.workers.get(from) {
             shared.to.store(to, Ordering::Relaxed);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::options;
 use super::port_holder::{self, Holder};
 
 /// Connections that the kernel keeps until they are accepted; it lowers this to its own limit
@@ -137,6 +138,10 @@ fn listen(
     // that somebody listens on. On Windows it would let two programs share the port, so not there.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
+    if options::INHERITED {
+        // Before the first connection can be completed.
+        options::set(&socket)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

@@ -3,4 +3,5 @@
 pub mod accept;
 pub mod acceptor;
 pub mod bind;
+pub mod options;
 pub mod port_holder;

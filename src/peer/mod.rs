@@ -16,7 +16,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -29,6 +28,7 @@ use crate::forward::Forward;
 use crate::listen::accept::{Accepting, accept};
 use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
+use crate::listen::options;
 use crate::state::keys::KeyId;
 use crate::state::sessions::End;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
@@ -48,13 +48,6 @@ pub const PURPOSE: Purpose =
 
 /// Time from accepting a connection until it is paired.
 pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A peer that vanished from a quiet connection is noticed after about a minute; and what translates addresses on
-/// the way does not forget it. While bytes are under way to it, the system's limit of retransmissions rules instead.
-const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(30))
-    .with_interval(Duration::from_secs(10))
-    .with_retries(3);
 
 /// Everything that the tasks of peers share.
 #[derive(Clone)]
@@ -98,7 +91,10 @@ impl Peers {
 
     /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
     pub async fn run(&self, listener: Acceptor) {
-        if INHERITED && let Err(error) = prepare(&listener) {
+        // One that was handed over may not have them.
+        if options::INHERITED
+            && let Err(error) = options::set(&listener)
+        {
             warn!(%error, "the options of peers' sockets cannot be set");
         }
         let accept = accept(&listener, PURPOSE.callers, &self.accepting, |stream, address| {
@@ -163,8 +159,8 @@ impl Peers {
         address: SocketAddr,
     ) -> Result<Option<(std::net::TcpStream, PeerFacts, Partner)>, PeerError> {
         let accepted = Instant::now();
-        if !INHERITED {
-            prepare(&stream)?;
+        if !options::INHERITED {
+            options::set(&stream)?;
         }
         let (stream, message) = first(stream, accepted + FIRST_MESSAGE_TIMEOUT).await?;
         let key = KeyId(message.key_id);
@@ -261,27 +257,6 @@ async fn first(
     Ok((Connected::Watched(stream), message))
 }
 
-/// Whether accepted sockets have the options of the listening one: that saves five system calls for each peer.
-const INHERITED: bool = cfg!(target_os = "linux");
-
-/// Sets the options of a peer's socket, or of the one that listens for them. There is deliberately no `TCP_USER_TIMEOUT`: it would also end a peer that is
-/// alive and only does not read for a while.
-#[cfg(unix)]
-fn prepare(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
-    set_options(&SockRef::from(socket))
-}
-
-/// The same where sockets are no file descriptors.
-#[cfg(windows)]
-fn prepare(socket: &impl std::os::windows::io::AsSocket) -> io::Result<()> {
-    set_options(&SockRef::from(socket))
-}
-
-fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEP_ALIVE)
-}
-
 /// Where the partner of a first peer arrives.
 struct Arrival(oneshot::Receiver<Partner>);
 
@@ -374,24 +349,6 @@ mod tests {
             identity: Identity::default(),
             address: ([127, 0, 0, 1], 1).into(),
         }
-    }
-
-    #[tokio::test]
-    async fn sockets_do_not_delay_and_ask_for_signs_of_life() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        if INHERITED {
-            prepare(&listener).unwrap();
-        }
-        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        if !INHERITED {
-            prepare(&stream).unwrap();
-        }
-        let socket = SockRef::from(&stream);
-        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
-        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
     }
 
     /// A state in which two peers were just paired.

@@ -121,6 +121,9 @@ struct BenchArguments {
     /// A variable for our relays
     #[arg(long, value_name = "KEY=VALUE")]
     env: Vec<String>,
+    /// Forwarders in a network namespace of their own, behind virtual Ethernet devices, instead of loopback
+    #[arg(long)]
+    veth: bool,
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
@@ -241,6 +244,7 @@ async fn run_bench(arguments: BenchArguments) -> io::Result<()> {
     let plan = bench::Plan {
         relays,
         environment: environment.collect::<Result<_, _>>()?,
+        veth: arguments.veth,
         against: arguments.against,
         kinds: arguments.loads,
         sessions: arguments.sessions.into_iter().map(usize::from).collect(),

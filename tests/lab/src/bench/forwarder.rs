@@ -1,6 +1,7 @@
 //! Those who forward: started as processes of their own, configured alike, ended when they are dropped.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::router::{LabRouter, Options};
 
+use super::namespace::{self, Namespace};
 use super::{Baseline, Who};
 
 /// Longest wait for a program, a connection or a pairing.
@@ -50,46 +52,68 @@ pub(super) struct Lab {
     directory: PathBuf,
     environment: Vec<(String, String)>,
     count: AtomicU64,
+    /// Where forwarders are, if not beside the peers.
+    namespace: Option<Namespace>,
 }
 
 impl Lab {
-    pub(super) fn new(environment: Vec<(String, String)>) -> io::Result<Self> {
+    /// With these variables for our relays; over virtual Ethernet devices, or over loopback.
+    pub(super) fn new(environment: Vec<(String, String)>, veth: bool) -> io::Result<Self> {
         let directory =
             std::env::temp_dir().join(format!("relay-lab-bench-{}", std::process::id()));
         std::fs::create_dir_all(&directory)?;
-        Ok(Self { directory, environment, count: AtomicU64::new(0) })
+        let namespace = if veth { Some(Namespace::new()?) } else { None };
+        Ok(Self { directory, environment, count: AtomicU64::new(0), namespace })
+    }
+
+    /// The addresses of the peers and of the forwarder.
+    fn addresses(&self) -> (Ipv4Addr, Ipv4Addr) {
+        match self.namespace {
+            Some(_) => (namespace::PEERS, namespace::FORWARDER),
+            None => (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
+        }
+    }
+
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        match &self.namespace {
+            Some(namespace) => namespace.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Starts one with room for so many sessions.
     pub(super) async fn start(&self, who: &Who, sessions: usize) -> io::Result<Forwarder> {
-        let far = FarEnd::listen().await?;
-        let front: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+        let (peers, there) = self.addresses();
+        let far = FarEnd::listen(peers).await?;
+        let front: SocketAddr = (there, free_port()?).into();
         let file = self.directory.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
         let connections = sessions + 500;
         let (command, way) = match who {
             Who::Baseline(Baseline::Direct) => (None, Way::Through(far.address)),
             Who::Baseline(Baseline::Copy) => {
-                let mut command = Command::new(std::env::current_exe()?);
+                let mut command = self.command(std::env::current_exe()?);
                 command.args(["bench-copy", &front.to_string(), &far.address.to_string()]);
                 (Some(command), Way::Through(front))
             }
             Who::Baseline(baseline @ (Baseline::Haproxy | Baseline::HaproxySplice)) => {
                 let splice = *baseline == Baseline::HaproxySplice;
                 std::fs::write(&file, haproxy(front, far.address, connections, splice))?;
-                let mut command = Command::new("/usr/sbin/haproxy");
+                let mut command = self.command("/usr/sbin/haproxy");
                 command.arg("-db").arg("-q").arg("-f").arg(&file);
                 (Some(command), Way::Through(front))
             }
             Who::Baseline(Baseline::Nginx) => {
                 std::fs::write(&file, nginx(front, far.address, connections))?;
-                let mut command = Command::new("/usr/sbin/nginx");
+                let mut command = self.command("/usr/sbin/nginx");
                 command.arg("-p").arg(&self.directory).arg("-c").arg(&file);
                 command.args(["-g", "daemon off; error_log stderr emerg;"]);
                 (Some(command), Way::Through(front))
             }
             Who::Ours(_, path) => {
-                let router = LabRouter::start(Options::default()).await?;
-                let mut command = Command::new(path);
+                let router =
+                    LabRouter::start(Options { listen: (peers, 0).into(), ..Options::default() })
+                        .await?;
+                let mut command = self.command(path);
                 for (key, value) in [
                     ("RouterAddress", router.address().ip().to_string()),
                     ("RouterPort", router.address().port().to_string()),
@@ -227,9 +251,11 @@ impl Forwarder {
             Way::Through(front) => {
                 let host = self.far.expect(token);
                 let socket = TcpSocket::new_v4()?;
-                // Many addresses have many ports.
-                let from = u8::try_from(token % 200).unwrap_or(0) + 2;
-                socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into())?;
+                if front.ip().is_loopback() {
+                    // Many addresses have many ports.
+                    let from = u8::try_from(token % 200).unwrap_or(0) + 2;
+                    socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into())?;
+                }
                 let mut client = socket.connect(*front).await?;
                 client.set_nodelay(true)?;
                 client.write_all(&message).await?;
@@ -300,9 +326,9 @@ impl Drop for FarEnd {
 }
 
 impl FarEnd {
-    async fn listen() -> io::Result<Self> {
+    async fn listen(address: Ipv4Addr) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        socket.bind((address, 0).into())?;
         let listener = socket.listen(4096)?;
         let (address, expected) = (listener.local_addr()?, Expected::default());
         let task = tokio::spawn(Self::accept(listener, expected.clone())).abort_handle();

@@ -8,6 +8,7 @@ mod copy;
 mod forwarder;
 mod load;
 mod meter;
+mod namespace;
 mod plot;
 mod report;
 mod x25519;
@@ -68,6 +69,8 @@ pub struct Plan {
     pub relays: Vec<(String, PathBuf)>,
     /// Settings for them: environment variables.
     pub environment: Vec<(String, String)>,
+    /// Whether forwarders are in a network namespace of their own, behind virtual Ethernet devices.
+    pub veth: bool,
     /// The others.
     pub against: Vec<Baseline>,
     /// The loads.
@@ -108,7 +111,7 @@ impl Who {
 pub async fn run(plan: &Plan) -> io::Result<Results> {
     // Two descriptors for each session here, and children have the same limit.
     raise_limit();
-    let lab = Lab::new(plan.environment.clone())?;
+    let lab = Lab::new(plan.environment.clone(), plan.veth)?;
     let mut whos: Vec<Who> =
         plan.relays.iter().map(|(name, path)| Who::Ours(name.clone(), path.clone())).collect();
     for baseline in &plan.against {
@@ -163,6 +166,7 @@ mod tests {
         let plan = Plan {
             relays: Vec::new(),
             environment: Vec::new(),
+            veth: false,
             against: vec![Baseline::Direct],
             kinds: vec![
                 Kind::Bulk,

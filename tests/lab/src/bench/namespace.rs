@@ -1,0 +1,86 @@
+//! A network namespace of its own for the forwarder, and a pair of virtual Ethernet devices that leads there: packets take
+//! the way of a network, with its queues and checksums, instead of that of the loopback device.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The addresses of the two ends: of the peers, and of the forwarder.
+pub(super) const PEERS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub(super) const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+
+/// The device at the peers' end; it goes with the namespace that the other one is in.
+const DEVICE: &str = "lab-peers";
+const FAR_DEVICE: &str = "lab-forwarder";
+
+/// A namespace, there until it is dropped.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    /// Keeps it.
+    keeper: Child,
+}
+
+impl Namespace {
+    /// Makes it; needs root and the programs of util-linux and iproute2.
+    pub(super) fn new() -> io::Result<Self> {
+        let keeper = Command::new("unshare")
+            .args(["--net", "sleep", "infinity"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let namespace = Self { keeper };
+        namespace.wait_until_apart()?;
+        let pid = namespace.keeper.id().to_string();
+        run(Command::new("ip")
+            .args(["link", "add", DEVICE, "type", "veth"])
+            .args(["peer", "name", FAR_DEVICE, "netns", &pid]))?;
+        run(Command::new("ip").args(["address", "add", &format!("{PEERS}/24"), "dev", DEVICE]))?;
+        run(Command::new("ip").args(["link", "set", DEVICE, "up"]))?;
+        let address = format!("{FORWARDER}/24");
+        run(namespace.command("ip").args(["address", "add", &address, "dev", FAR_DEVICE]))?;
+        run(namespace.command("ip").args(["link", "set", FAR_DEVICE, "up"]))?;
+        run(namespace.command("ip").args(["link", "set", "lo", "up"]))?;
+        Ok(namespace)
+    }
+
+    /// A command that runs in it; the process is the program itself, not a parent of it.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg("--").arg(program);
+        command
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.keeper.id())
+    }
+
+    /// Returns when the keeper has left our namespace.
+    fn wait_until_apart(&self) -> io::Result<()> {
+        let ours = std::fs::read_link("/proc/self/ns/net")?;
+        for _ in 0..500 {
+            if std::fs::read_link(self.path()).is_ok_and(|theirs| theirs != ours) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(io::Error::other("a network namespace cannot be made; it needs root"))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(format!("{command:?}: {said}")))
+}

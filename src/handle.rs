@@ -119,7 +119,7 @@ impl Handle {
         let pipes = Pipes::new(max_pipes, ForwardMetrics::new(&registry)?);
         let state = SharedState::new(config.max_sessions, key_base, metrics);
         let config = watch::Sender::new(Arc::new(config));
-        let forwarding = Forwarding { method, pipes, budget: BUDGET };
+        let forwarding = Forwarding { method, pipes, budget: BUDGET, throttle: Arc::default() };
         let runner = Runner::new(
             state.clone(),
             config.subscribe(),

@@ -14,6 +14,13 @@ pub fn needed(config: &Config) -> u64 {
     2 * config.max_sessions as u64 + config.max_pending_peers as u64 + RESERVE
 }
 
+/// Descriptors that peers may have at once, by the limit of this process: what is left of it when the Router link, HTTP,
+/// logs and pipes have theirs, but at least half. `None` where there is no limit.
+pub fn for_peers() -> Option<u64> {
+    let soft = limit()?.soft?;
+    Some(soft.saturating_sub(RESERVE).max(soft / 2))
+}
+
 /// How many files may be open; `None` in it is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {

@@ -307,20 +307,36 @@ fn connections(port: u16, count: usize) -> Vec<std::net::TcpStream> {
 }
 
 #[tokio::test]
-async fn when_descriptors_run_out_accepting_pauses_and_resumes() {
+async fn when_descriptors_run_out_accepting_pauses_and_resumes_and_everything_else_goes_on() {
     let router = LabRouter::start(Options::default()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("relay.json");
-    let port = free_port();
-    write(&path, router.address().port(), port, &router.public_key().to_string(), "");
+    let (port, admin) = (free_port(), free_port());
+    let more = format!(
+        r#", "AdminListen": "127.0.0.1:{admin}", "MaxPendingPeersPerAddress": 1000, "PeerConnectRate": 0"#
+    );
+    write(&path, router.address().port(), port, &router.public_key().to_string(), &more);
     let mut command = Command::new("/bin/sh");
-    command.env_clear().args(["-c", "ulimit -n 40; exec \"$0\" --config \"$1\""]);
+    command.env_clear().args(["-c", "ulimit -n 120; exec \"$0\" --config \"$1\""]);
     command.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path).stdin(Stdio::null());
     let relay = Running::start(&mut command);
     router.keys(100).await;
-    let silent = connections(port, 60);
-    let line = relay.line("cannot accept connections");
-    assert!(line.contains("too many open files"), "{line}");
+    let (mut client, mut host) = router.introduce().await.unwrap().session().await.unwrap();
+    let silent = connections(port, 200);
+    let line = relay.line("no descriptors are left for more peers");
+    assert!(line.contains("ulimit -n"), "{line}");
+    // There are descriptors for whoever asks what is wrong; sessions go on, and so does the link.
+    let admin = ([127, 0, 0, 1], admin).into();
+    for _ in 0..3 {
+        let ready = relay_lab::http::request(admin, "GET /readyz", &[], "").await.unwrap();
+        assert!(ready.body.contains("peer-listener"), "{}", ready.body);
+    }
+    let (sent, received) = tokio::join!(
+        relay_lab::traffic::send(&mut client, 3, 3_000_000),
+        relay_lab::traffic::receive(&mut host, Some(3_000_000))
+    );
+    sent.unwrap();
+    assert_eq!(received.unwrap().1, relay_lab::traffic::hash(3, 3_000_000));
     drop(silent);
     // It serves on: a pair meets, over the link that was there all the time.
     let (mut client, mut host) = router.introduce().await.unwrap().connect_both().await.unwrap();

@@ -252,6 +252,12 @@ fn every_key_refuses_what_is_wrong_for_it() {
         ("DrainTimeout", "10", "with a unit"),
         ("MaxSessionDuration", "1 fortnight", "with a unit"),
         ("MaxPendingPeers", "0", "from 1"),
+        ("MaxPendingPeersPerAddress", "0", "from 1"),
+        ("PeerConnectRate", "-1", "from 0"),
+        ("AllowPeers", "10.0.0.0/33", "CIDR"),
+        ("DenyPeers", "10.1.0.0/8", "10.0.0.0/8"),
+        ("SessionBandwidth", "4MiB", "such as 500KiB/s"),
+        ("TotalBandwidth", "1B/s", "from 8KiB/s"),
         ("WorkerThreads", "257", "from 0 to 256"),
         ("LogPeerIdentity", "1", "true or false"),
     ] {
@@ -273,13 +279,31 @@ fn every_key_refuses_what_is_wrong_for_it() {
 fn unknown_and_repeated_keys_and_comments() {
     Case::new().complete(r#""RouterPubKey": "x""#).problem(&["did you mean RouterPublicKey?"]);
     Case::new().complete(r#""Zebra": "x""#).problem(&["begins with _"]);
-    for key in settings::LATER {
-        Case::new().complete(&format!(r#""{key}": "x""#)).problem(&[key, "cannot do it yet"]);
-        let name = settings::variable(key);
-        Case::new().complete("").variable(&name, "x").problem(&[key, &name, "cannot do it yet"]);
-    }
     Case::new().complete(r#""PeerAddress": "q.example""#).problem(&["stands here twice"]);
     Case::new().complete(r#""_comment": {"any": ["thing"]}, "_comment": 2"#).config();
+}
+
+#[test]
+fn a_list_is_an_array_or_a_text_with_commas() {
+    let config = Case::new().complete(r#""DenyPeers": ["192.0.2.0/24", "2001:db8::/32"]"#).config();
+    assert_eq!(config.deny_peers.to_string(), "192.0.2.0/24, 2001:db8::/32");
+    let config = Case::new().complete(r#""AllowPeers": "192.0.2.0/24,10.0.0.1""#).config();
+    assert_eq!(config.allow_peers.to_string(), "10.0.0.1/32, 192.0.2.0/24");
+    assert!(Case::new().complete(r#""AllowPeers": []"#).config().allow_peers.is_empty());
+    Case::new().complete(r#""AllowPeers": ["10.0.0.0/8", 5]"#).problem(&["array of strings"]);
+    Case::new().complete(r#""AllowPeers": {"a": 1}"#).problem(&["array of strings"]);
+    Case::new().complete(r#""MaxPeerCount": [1]"#).problem(&["a string, a number"]);
+}
+
+#[test]
+fn the_limits_of_addresses_and_of_bandwidth_have_defaults() {
+    let config = Case::new().complete("").config();
+    assert_eq!(config.max_pending_peers_per_address, 64);
+    assert_eq!(config.peer_connect_rate.map(std::num::NonZero::get), Some(300));
+    assert!(config.allow_peers.is_empty() && config.deny_peers.is_empty());
+    assert_eq!((config.session_bandwidth, config.total_bandwidth), (None, None));
+    let config = Case::new().complete(r#""PeerConnectRate": 0"#).config();
+    assert_eq!(config.peer_connect_rate, None);
 }
 
 #[test]
@@ -480,6 +504,8 @@ fn the_table_of_settings_says_what_a_reload_does() {
         "DrainTimeout" | "MaxSessionDuration" => "77s",
         "MetricsTlsCertificate" | "MetricsTlsClientCa" => &other_certificate,
         "MetricsTlsPrivateKey" => &other_key,
+        "AllowPeers" | "DenyPeers" => "192.0.2.0/24",
+        "SessionBandwidth" | "TotalBandwidth" => "33MiB/s",
         _ => "33",
     };
     // With a ListenPort of its own, PeerPort is only what the Router is told.

@@ -107,17 +107,23 @@ impl Admin {
     async fn accept(&self, kind: Kind, listener: &Acceptor) {
         let places = Places::default();
         let accepting = Accepting::default();
-        accept(listener, kind.purpose().callers, &accepting, |stream, address| {
-            let Some(place) = places.take(address.ip()) else {
-                debug!(%address, "too many HTTP connections; closed");
-                return;
-            };
-            let this = self.clone();
-            self.tasks.spawn(async move {
-                this.connection(kind, stream, address).await;
-                drop(place);
-            });
-        })
+        accept(
+            listener,
+            kind.purpose().callers,
+            &accepting,
+            || true,
+            |stream, address| {
+                let Some(place) = places.take(address.ip()) else {
+                    debug!(%address, "too many HTTP connections; closed");
+                    return;
+                };
+                let this = self.clone();
+                self.tasks.spawn(async move {
+                    this.connection(kind, stream, address).await;
+                    drop(place);
+                });
+            },
+        )
         .await;
     }
 

@@ -7,7 +7,7 @@ use figment::{Metadata, Profile, Provider, Source};
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::report::{Problem, Report};
-use super::settings;
+use super::settings::{self, Setting};
 
 /// The settings of one file, in figment's form.
 pub(super) struct JsonFile {
@@ -46,18 +46,14 @@ impl JsonFile {
                     if key.starts_with('_') {
                         continue;
                     }
-                    if settings::LATER.contains(&key.as_str()) {
-                        problem(&key, None, settings::NOT_YET.into());
-                        continue;
-                    }
-                    if settings::find(&key).is_none() {
+                    let Some(setting) = settings::find(&key) else {
                         let expected = match settings::closest(&key) {
                             Some(known) => format!("a known key; did you mean {known}?"),
                             None => "a known key, or one that begins with _ for a comment".into(),
                         };
                         problem(&key, None, expected);
                         continue;
-                    }
+                    };
                     if values.contains_key(&key) {
                         problem(&key, None, "each key once; this one stands here twice".into());
                         continue;
@@ -67,15 +63,18 @@ impl JsonFile {
                         serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
                             value.to_string()
                         }
-                        other => {
-                            let secret = settings::find(&key).is_some_and(|setting| setting.secret);
-                            problem(
-                                &key,
-                                (!secret).then(|| other.to_string()),
-                                "a string, a number, true or false".into(),
-                            );
-                            continue;
-                        }
+                        other => match items(setting, &other) {
+                            Some(text) => text,
+                            None => {
+                                let expected = match setting.list {
+                                    true => "an array of strings, or one string with commas",
+                                    false => "a string, a number, true or false",
+                                };
+                                let shown = (!setting.secret).then(|| other.to_string());
+                                problem(&key, shown, expected.into());
+                                continue;
+                            }
+                        },
                     };
                     values.insert(key, Value::from(text));
                 }
@@ -83,6 +82,13 @@ impl JsonFile {
         }
         Some(Self { path: path.to_owned(), values })
     }
+}
+
+/// The items of a list, with commas between.
+fn items(setting: &Setting, value: &serde_json::Value) -> Option<String> {
+    let array = value.as_array().filter(|_| setting.list)?;
+    let items: Option<Vec<&str>> = array.iter().map(serde_json::Value::as_str).collect();
+    Some(items?.join(","))
 }
 
 impl Provider for JsonFile {

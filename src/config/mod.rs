@@ -5,6 +5,7 @@
 
 pub mod exposed;
 mod json;
+pub mod networks;
 pub mod parse;
 pub mod raw;
 pub mod report;
@@ -12,13 +13,15 @@ pub mod settings;
 pub mod sources;
 
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::crypto::PublicKey;
 use crate::tls::{Part, ServerFiles, Source};
 
-use parse::{HostName, ListenAddress, Protocol, Token};
+use networks::Networks;
+use parse::{Bandwidth, HostName, ListenAddress, Protocol, Token};
 use raw::{FileState, RawSettings};
 use report::{Problem, Report};
 use sources::Sources;
@@ -54,6 +57,18 @@ pub struct Config {
     pub max_session_duration: Option<Duration>,
     /// `MaxPendingPeers`: connections that are not paired yet.
     pub max_pending_peers: usize,
+    /// `MaxPendingPeersPerAddress`: the same, of one address (one IPv4, or one IPv6 /64).
+    pub max_pending_peers_per_address: usize,
+    /// `PeerConnectRate`: connections a minute and address, and at once; `None` is no limit.
+    pub peer_connect_rate: Option<NonZero<u32>>,
+    /// `AllowPeers`: from where peers may come; empty is from everywhere.
+    pub allow_peers: Networks,
+    /// `DenyPeers`: from where they may not, whatever is allowed.
+    pub deny_peers: Networks,
+    /// `SessionBandwidth`, of each session; `None` is no limit.
+    pub session_bandwidth: Option<Bandwidth>,
+    /// `TotalBandwidth`, of all sessions together; `None` is no limit.
+    pub total_bandwidth: Option<Bandwidth>,
     /// `StatisticsInterval` where `StatisticsEnabled`.
     pub statistics_interval: Option<Duration>,
     /// `DrainTimeout`.
@@ -158,6 +173,13 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let idle_minutes: Option<u64> = get.value("PeerIdleTimeout", number(1, 60));
     let max_session_duration = get.value("MaxSessionDuration", duration);
     let max_pending_peers = get.value("MaxPendingPeers", number(1, 1_000_000));
+    let max_pending_peers_per_address =
+        get.value("MaxPendingPeersPerAddress", number(1, 1_000_000));
+    let peer_connect_rate = get.value("PeerConnectRate", number(0, 1_000_000));
+    let allow_peers = get.optional("AllowPeers", Networks::parse);
+    let deny_peers = get.optional("DenyPeers", Networks::parse);
+    let session_bandwidth = get.optional("SessionBandwidth", parse::bandwidth);
+    let total_bandwidth = get.optional("TotalBandwidth", parse::bandwidth);
     let statistics_enabled = get.value("StatisticsEnabled", boolean);
     let statistics_seconds: Option<u64> = get.value("StatisticsInterval", number(1, 3600));
     let drain_timeout = get.value("DrainTimeout", duration);
@@ -241,6 +263,14 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
             statistics_seconds.unwrap_or_default()
         ));
     }
+    if let (Some(Some(allow)), Some(Some(deny))) = (&allow_peers, &deny_peers)
+        && !allow.is_empty()
+        && allow.is_within(deny)
+    {
+        report.warnings.push(format!(
+            "DenyPeers {deny} covers all of AllowPeers {allow}: no peer is let in, since what is denied wins"
+        ));
+    }
     if peer_address.as_ref().is_some_and(HostName::is_loopback) {
         report.warnings.push(
             "PeerAddress is a loopback address: only peers on this machine can reach the relay. \
@@ -290,6 +320,12 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         peer_idle_timeout: Duration::from_secs(60 * idle_minutes?),
         max_session_duration: max_session_duration.map(|d| (!d.is_zero()).then_some(d))?,
         max_pending_peers: max_pending_peers?,
+        max_pending_peers_per_address: max_pending_peers_per_address?,
+        peer_connect_rate: peer_connect_rate.map(NonZero::new)?,
+        allow_peers: allow_peers?.unwrap_or_default(),
+        deny_peers: deny_peers?.unwrap_or_default(),
+        session_bandwidth: session_bandwidth?,
+        total_bandwidth: total_bandwidth?,
         statistics_interval: statistics_enabled?
             .then_some(Duration::from_secs(statistics_seconds?)),
         drain_timeout: drain_timeout?,
@@ -577,6 +613,15 @@ impl Config {
             ("DrainTimeout", old.drain_timeout != new.drain_timeout),
             ("MaxSessionDuration", old.max_session_duration != new.max_session_duration),
             ("MaxPendingPeers", old.max_pending_peers != new.max_pending_peers),
+            (
+                "MaxPendingPeersPerAddress",
+                old.max_pending_peers_per_address != new.max_pending_peers_per_address,
+            ),
+            ("PeerConnectRate", old.peer_connect_rate != new.peer_connect_rate),
+            ("AllowPeers", old.allow_peers != new.allow_peers),
+            ("DenyPeers", old.deny_peers != new.deny_peers),
+            ("SessionBandwidth", old.session_bandwidth != new.session_bandwidth),
+            ("TotalBandwidth", old.total_bandwidth != new.total_bandwidth),
             ("AdminListen", old.startup.admin_listen != new.startup.admin_listen),
             ("AdminToken", old.admin_token != new.admin_token),
             ("MetricsListen", old.startup.metrics_listen != new.startup.metrics_listen),

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
@@ -254,6 +256,38 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Bytes in a second, both directions of a session together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth(pub NonZero<u64>);
+
+/// Least bandwidth taken, in bytes a second: with less, not even an image of the desktop would arrive in time, and most
+/// likely it is a typing error.
+const MIN_BANDWIDTH: u64 = 8 * 1024;
+/// Greatest, in bytes a second: more than there are networks for, and nothing that is calculated with it overflows.
+const MAX_BANDWIDTH: u64 = 1 << 40;
+
+/// A size with a unit, a second.
+///
+/// # Errors
+/// What is expected.
+pub fn bandwidth(text: &str) -> Result<Bandwidth, String> {
+    let expected = || {
+        "a size with a unit a second, such as 500KiB/s or 4MiB/s, from 8KiB/s to 1TiB/s".to_owned()
+    };
+    let size = text.strip_suffix("/s").ok_or_else(expected)?.trim_end();
+    // A number alone would be bytes; bits are not meant by anybody, and the parser does not know them.
+    if !size.ends_with('B') || size.starts_with(['+', '-']) {
+        return Err(expected());
+    }
+    let bytes = size.parse::<ByteSize>().map_err(|_| expected())?.as_u64();
+    match NonZero::new(bytes) {
+        Some(bytes) if (MIN_BANDWIDTH..=MAX_BANDWIDTH).contains(&bytes.get()) => {
+            Ok(Bandwidth(bytes))
+        }
+        _ => Err(expected()),
+    }
+}
+
 /// The Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` where the Router is a 3.x.
 ///
 /// # Errors
@@ -439,6 +473,34 @@ mod tests {
         assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
         for bad in ["", "0", "5", "-1s", "1y", "5M", "1month", "9999999999h", "s", "366d"] {
             duration(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn bandwidths() {
+        let bytes = |text| bandwidth(text).map(|bandwidth| bandwidth.0.get());
+        assert_eq!(bytes("4MiB/s"), Ok(4 << 20));
+        assert_eq!(bytes("4 MiB/s"), Ok(4 << 20));
+        assert_eq!(bytes("500kB/s"), Ok(500_000));
+        assert_eq!(bytes("1.5MiB/s"), Ok(3 << 19));
+        assert_eq!(bytes("65536B/s"), Ok(65536));
+        for bad in [
+            "",
+            "/s",
+            "4MiB",
+            "4/s",
+            "4M/s",
+            "-4MiB/s",
+            "0B/s",
+            "1B/s",
+            "2TiB/s",
+            "4Mbit/s",
+            "MiB/s",
+            "4MiB/m",
+            "1e9B/s",
+            "99999999999999999999EiB/s",
+        ] {
+            bandwidth(bad).expect_err(bad);
         }
     }
 

@@ -204,18 +204,6 @@ impl Variable {
                 (None, None) => {}
             }
         }
-        for &key in settings::LATER {
-            let plain = settings::variable(key);
-            let file = format!("{plain}_FILE");
-            if ours.remove(plain.as_str()).or(ours.remove(file.as_str())).is_some() {
-                report.problems.push(Problem {
-                    key: key.into(),
-                    value: None,
-                    source: format!("environment variable {plain}"),
-                    expected: settings::NOT_YET.into(),
-                });
-            }
-        }
         ignored.extend(ours.keys().map(|&name| name.to_owned()));
         if !ignored.is_empty() {
             report.warnings.push(format!(

@@ -22,14 +22,20 @@ pub struct Setting {
     pub reload: Reload,
     /// Whether its value is a secret, which is never shown.
     pub secret: bool,
+    /// Whether its value may be a JSON array, which means the same as its items with commas between.
+    pub list: bool,
 }
 
 const fn setting(key: &'static str, default: Option<&'static str>, reload: Reload) -> Setting {
-    Setting { key, default, reload, secret: false }
+    Setting { key, default, reload, secret: false, list: false }
 }
 
 const fn secret(key: &'static str, reload: Reload) -> Setting {
-    Setting { key, default: None, reload, secret: true }
+    Setting { key, default: None, reload, secret: true, list: false }
+}
+
+const fn list(key: &'static str) -> Setting {
+    Setting { key, default: None, reload: Reload::Now, secret: false, list: true }
 }
 
 /// All settings that this version knows. The first ten are the original's.
@@ -51,6 +57,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("DrainTimeout", Some("25s"), Reload::Now),
     setting("MaxSessionDuration", Some("0s"), Reload::Now),
     setting("MaxPendingPeers", Some("1024"), Reload::Now),
+    setting("MaxPendingPeersPerAddress", Some("64"), Reload::Now),
+    setting("PeerConnectRate", Some("300"), Reload::Now),
+    list("AllowPeers"),
+    list("DenyPeers"),
+    setting("SessionBandwidth", None, Reload::Now),
+    setting("TotalBandwidth", None, Reload::Now),
     setting("AdminListen", Some("127.0.0.1:8071"), Reload::Restart),
     secret("AdminToken", Reload::Now),
     setting("MetricsListen", Some("off"), Reload::Restart),
@@ -62,20 +74,6 @@ pub const SETTINGS: &[Setting] = &[
     setting("TracePeerIdentity", Some("false"), Reload::Now),
     setting("LogPeerIdentity", Some("false"), Reload::Now),
 ];
-
-/// Settings that are documented for this program but do nothing yet. They are refused rather than ignored: a
-/// `DenyPeers` that denies nobody would be worse than none.
-pub const LATER: &[&str] = &[
-    "MaxPendingPeersPerAddress",
-    "PeerConnectRate",
-    "AllowPeers",
-    "DenyPeers",
-    "SessionBandwidth",
-    "TotalBandwidth",
-];
-
-/// What is expected of a setting of [`LATER`].
-pub const NOT_YET: &str = "no such setting: this version cannot do it yet; remove it";
 
 /// Finds a setting by its key, which is spelled exactly so.
 pub fn find(key: &str) -> Option<&'static Setting> {

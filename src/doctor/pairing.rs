@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::config::networks::Networks;
 use crate::config::parse::ListenAddress;
 use crate::crypto::{self, Iv, PublicKey};
 use crate::forward::metrics::ForwardMetrics;
@@ -248,9 +249,16 @@ impl TestRelay {
         let metrics = StateMetrics::new(&registry)?;
         let state = SharedState::new(tries, u32::from_be_bytes(base), metrics);
         let stop = CancellationToken::new();
-        // All tries run at once: the operator's limit is for peers, not for them.
+        // All tries run at once: the operator's limits are for peers, not for them.
         let max_pending_peers = config.max_pending_peers.max(2 * tries + ROOM);
-        let settings = Config { max_pending_peers, ..config.clone() };
+        let settings = Config {
+            max_pending_peers,
+            max_pending_peers_per_address: max_pending_peers,
+            peer_connect_rate: None,
+            allow_peers: Networks::default(),
+            deny_peers: Networks::default(),
+            ..config.clone()
+        };
         let (_settings, settings) = watch::channel(Arc::new(settings));
         let metrics = PeerMetrics::new(&registry)?;
         let pipes = Pipes::new(0, ForwardMetrics::new(&registry)?);
@@ -259,7 +267,7 @@ impl TestRelay {
             settings,
             metrics.clone(),
             Workers::here(),
-            Forwarding { method: Method::Copy, pipes, budget: BUDGET },
+            Forwarding { method: Method::Copy, pipes, budget: BUDGET, throttle: Arc::default() },
         );
         let peers = Peers::new(
             runner,

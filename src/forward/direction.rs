@@ -4,7 +4,7 @@
 //! receiver does not take is kept, and nothing more is read until it has gone. A direction in which much arrives
 //! moves its bytes through a pipe instead, where the kernel passes them on without copying.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
@@ -185,12 +185,21 @@ impl Direction {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            let allowed = work.allowance.get();
+            if allowed == 0 {
+                // Whoever set it wakes the task when there is more.
+                return Poll::Pending;
+            }
+            let most = allowed.min(work.budget - moved);
             let taken = match ready!(from.poll_read_ready(context)) {
-                Ok(()) => self.take(from, to, work.budget - moved, work),
+                Ok(()) => self.take(from, to, most, work),
                 Err(_) => Taken::Ended(Progress::SenderGone),
             };
             match taken {
-                Taken::Bytes(bytes) => moved += bytes,
+                Taken::Bytes(bytes) => {
+                    moved += bytes;
+                    work.allowance.set(allowed.saturating_sub(bytes));
+                }
                 Taken::Nothing => {}
                 Taken::Ended(ended) => return Poll::Ready(ended),
             }
@@ -302,6 +311,8 @@ pub(super) struct Work<'a> {
     /// The time, within what a budget takes: it is not asked for again for each piece.
     pub(super) now: Instant,
     pub(super) budget: usize,
+    /// Bytes that may be taken from the sender; what is taken is taken away from it.
+    pub(super) allowance: &'a Cell<usize>,
 }
 
 /// Reads and forgets a budget of bytes. Ready when the sender has ended.

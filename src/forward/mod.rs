@@ -13,9 +13,12 @@ pub mod metrics;
 #[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
 pub mod pipe;
 mod rest;
+pub mod throttle;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +30,7 @@ use crate::tcp_info;
 
 use direction::{Direction, Progress, Work, poll_discarding};
 use pipe::Pipes;
+use throttle::{Account, Throttle};
 
 pub use direction::{BUDGET, Method};
 
@@ -47,6 +51,8 @@ pub struct Forwarding {
     pub pipes: Pipes,
     /// Bytes that a direction moves each time its task runs, at most; then it is the others' turn.
     pub budget: usize,
+    /// Limits on bandwidth.
+    pub throttle: Arc<Throttle>,
 }
 
 /// The two connections of a session.
@@ -57,6 +63,8 @@ pub type Sockets = [TcpStream; 2];
 #[derive(Debug, Default)]
 pub struct Forward {
     directions: [Direction; 2],
+    /// Only where bandwidth is limited.
+    account: Option<Box<Account>>,
 }
 
 /// Everything is handed to the kernel; perhaps one of the two is still there.
@@ -72,7 +80,8 @@ pub struct Over {
 impl Forward {
     /// Goes on with what was taken from each socket elsewhere.
     pub fn with(in_flight: &[Vec<u8>; 2]) -> Self {
-        Self { directions: in_flight.each_ref().map(|bytes| Direction::with(bytes)) }
+        let directions = in_flight.each_ref().map(|bytes| Direction::with(bytes));
+        Self { directions, account: None }
     }
 
     /// What was taken from each socket and has not been given to the other.
@@ -94,18 +103,60 @@ impl Forward {
         now: Instant,
         forwarding: &Forwarding,
     ) -> Poll<Over> {
-        let Forwarding { method, pipes, budget } = forwarding;
-        let work = Work { method: *method, pipes, traffic, now, budget: *budget };
-        let [first, second] = sockets;
-        let [there, back] = &mut self.directions;
-        let there = there.poll(context, first, second, &work);
-        let back = back.poll(context, second, first, &work);
-        over(there, back)
+        let Forwarding { method, pipes, budget, throttle } = forwarding;
+        let allowance = Cell::new(usize::MAX);
+        let work =
+            Work { method: *method, pipes, traffic, now, budget: *budget, allowance: &allowance };
+        let Some(limits) = throttle.limits() else {
+            self.account = None;
+            let progress =
+                [0, 1].map(|number| self.poll_direction(number, context, sockets, &work));
+            return over(progress);
+        };
+        let mut account = self.account.take().unwrap_or_default();
+        let grant = throttle.grant(&mut account, limits, now);
+        // Neither direction takes everything away from the other: half is for the first, the rest for the second.
+        account.turn = !account.turn;
+        let first = usize::from(account.turn);
+        let half = grant.bytes.div_ceil(2);
+        let mut progress = [Progress::Moving; 2];
+        allowance.set(half);
+        progress[first] = self.poll_direction(first, context, sockets, &work);
+        let first_wants_more = allowance.get() == 0;
+        allowance.set(grant.bytes - half + allowance.get());
+        progress[1 - first] = self.poll_direction(1 - first, context, sockets, &work);
+        let left = allowance.get();
+        throttle.take(&mut account, limits, grant.bytes - left);
+        let over = over(progress);
+        if over.is_pending() {
+            let wakes = if left == 0 {
+                account.poll_more(context, grant).is_ready()
+            } else {
+                // The second left something that the first may want.
+                first_wants_more
+            };
+            if wakes {
+                context.waker().wake_by_ref();
+            }
+        }
+        self.account = Some(account);
+        over
+    }
+
+    fn poll_direction(
+        &mut self,
+        number: usize,
+        context: &mut Context<'_>,
+        sockets: &Sockets,
+        work: &Work<'_>,
+    ) -> Progress {
+        let [from, to] = [&sockets[number], &sockets[1 - number]];
+        self.directions[number].poll(context, from, to, work)
     }
 }
 
 /// Whether a session is over whose directions are like this.
-fn over(there: Progress, back: Progress) -> Poll<Over> {
+fn over([there, back]: [Progress; 2]) -> Poll<Over> {
     use Progress::{Discarded, Discarding, Finished, Moving, SenderGone};
 
     let is_reset = |direction| {

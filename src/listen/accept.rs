@@ -7,12 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::acceptor::Acceptor;
 
 /// Longest pause after a failure to accept.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether there is room again.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
+/// How often it is said that there is none, while it comes and goes.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 
 /// Whether connections are accepted at the moment; for those who report.
 #[derive(Debug, Clone, Default)]
@@ -40,11 +46,13 @@ impl Drop for Running<'_> {
 
 /// Accepts connections until it is dropped, and passes on each with the address that it comes from. As many as are there
 /// in one go, up to what a task may do at a time; then it is the turn of those who got them, and of everybody else.
-/// Does not spin when accepting fails. `callers` is who connects, for the log.
+/// Does not spin when accepting fails, nor while there is no room: then connections wait with the system. `callers` is
+/// who connects, for the log.
 pub async fn accept(
     acceptor: &Acceptor,
     callers: &str,
     accepting: &Accepting,
+    has_room: impl Fn() -> bool,
     mut take: impl FnMut(std::net::TcpStream, SocketAddr),
 ) {
     let delays = ExponentialBuilder::new()
@@ -54,7 +62,22 @@ pub async fn accept(
     let mut backoff = None;
     accepting.set(true);
     let _running = Running(accepting);
+    let mut complained: Option<Instant> = None;
     loop {
+        if !has_room() {
+            accepting.set(false);
+            if complained.is_none_or(|last| last.elapsed() >= COMPLAINTS) {
+                complained = Some(Instant::now());
+                warn!(
+                    "no descriptors are left for more {callers}: accepting waits until some have gone. Raise the limit on \
+                     open files (ulimit -n, LimitNOFILE, ulimits of the container)"
+                );
+            }
+            while !has_room() {
+                tokio::time::sleep(LOOK_FOR_ROOM).await;
+            }
+            accepting.set(true);
+        }
         match acceptor.accept().await {
             Ok((stream, address)) => {
                 backoff = None;
@@ -77,5 +100,45 @@ pub async fn accept(
                 tokio::time::sleep(delay).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::net::{TcpListener, TcpStream};
+
+    #[tokio::test(start_paused = true)]
+    async fn without_room_connections_wait_and_nothing_spins() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let acceptor = Acceptor::new(listener).unwrap();
+        let _first = TcpStream::connect(acceptor.local_addr().unwrap()).unwrap();
+        let (room, looks, taken) = (Cell::new(false), Cell::new(0), Cell::new(0));
+        let accepting = Accepting::default();
+        let has_room = || {
+            looks.set(looks.get() + 1);
+            room.get()
+        };
+        let accept = accept(&acceptor, "strangers", &accepting, has_room, |_, _| {
+            taken.set(taken.get() + 1);
+        });
+        let watch = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert!(!accepting.is_well());
+            assert_eq!(taken.get(), 0);
+            assert!((100..=202).contains(&looks.get()), "{}", looks.get());
+            room.set(true);
+            while taken.get() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert!(accepting.is_well());
+        };
+        tokio::select! {
+            () = accept => {}
+            () = watch => {}
+        }
+        assert_eq!(taken.get(), 1);
     }
 }

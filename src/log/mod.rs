@@ -11,6 +11,7 @@
 //! Errors, warnings and the one line at start reach stderr unless stdout carries them already.
 
 mod files;
+pub mod limit;
 
 use std::io;
 use std::path::PathBuf;

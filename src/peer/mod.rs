@@ -1,27 +1,29 @@
 //! The peers' side: accept, read the first message, pair, run the session.
 
 pub mod departures;
+mod door;
 pub mod error;
 pub mod first_message;
 mod gone;
 pub mod metrics;
+mod origin;
 mod path;
+mod rate;
+mod refusals;
 pub mod session;
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::config::Config;
 use crate::forward::Forward;
@@ -29,6 +31,7 @@ use crate::listen::accept::{Accepting, accept};
 use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
 use crate::listen::options;
+use crate::open_files;
 use crate::state::keys::KeyId;
 use crate::state::sessions::End;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
@@ -37,9 +40,11 @@ use crate::trace::Tracer;
 use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace};
 use crate::wire::peer::PeerToRelay;
 
+use door::{Door, Pending};
 use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
 use first_message::Reading;
 use metrics::{Connection, PeerMetrics};
+use refusals::Refusals;
 use session::{Joined, Partner, Runner, Way};
 
 /// The socket that peers dial.
@@ -54,7 +59,8 @@ pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Peers {
     state: SharedState<Way>,
     config: watch::Receiver<Arc<Config>>,
-    pending: Arc<AtomicUsize>,
+    door: Arc<Door>,
+    refusals: Arc<Refusals>,
     runner: Arc<Runner>,
     metrics: PeerMetrics,
     tracer: Tracer,
@@ -78,7 +84,8 @@ impl Peers {
         Self {
             state: runner.state().clone(),
             config: runner.config().clone(),
-            pending: Arc::default(),
+            door: Arc::new(Door::new(metrics.pending.clone())),
+            refusals: Arc::new(Refusals::new()),
             runner,
             metrics,
             tracer,
@@ -97,13 +104,21 @@ impl Peers {
         {
             warn!(%error, "the options of peers' sockets cannot be set");
         }
-        let accept = accept(&listener, PURPOSE.callers, &self.accepting, |stream, address| {
-            self.start(stream, address);
-        });
+        let has_room = || self.has_room();
+        let accept =
+            accept(&listener, PURPOSE.callers, &self.accepting, has_room, |stream, address| {
+                self.start(stream, address);
+            });
         self.tasks.spawn({
             let (runner, stop) = (self.runner.clone(), self.stop.clone());
             async move {
                 stop.run_until_cancelled(runner.keep_looking()).await;
+            }
+        });
+        self.tasks.spawn({
+            let (refusals, stop) = (self.refusals.clone(), self.stop.clone());
+            async move {
+                stop.run_until_cancelled(refusals.keep_reporting()).await;
             }
         });
         self.stop.run_until_cancelled(accept).await;
@@ -115,12 +130,22 @@ impl Peers {
         self.runner.ended().await;
     }
 
+    /// Whether one more peer leaves descriptors enough for everything else.
+    fn has_room(&self) -> bool {
+        open_files::for_peers().is_none_or(|most| {
+            let taken = self.door.pending() + 2 * self.state.counts().active;
+            (taken as u64) < most
+        })
+    }
+
     fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {
-        let limit = self.config.borrow().max_pending_peers;
-        let Some(pending) = Pending::enter(&self.pending, &self.metrics, limit) else {
-            self.metrics.connections.count(Connection::PendingLimit);
-            info!(%address, limit, "peer refused: MaxPendingPeers connections wait already");
-            return;
+        let pending = match self.door.enter(address, &self.config.borrow()) {
+            Ok(pending) => pending,
+            Err(why) => {
+                self.metrics.connections.count(why.into());
+                self.refusals.shut_out(address, why);
+                return;
+            }
         };
         let peers = self.clone();
         self.tasks.spawn(async move { peers.serve(stream, address, pending).await });
@@ -147,7 +172,7 @@ impl Peers {
         match admitted {
             Ok(Some((stream, first, partner))) => self.join(stream, first, partner),
             Ok(None) => {}
-            Err(error) => info!(%address, "peer refused: {error}"),
+            Err(error) => self.refusals.say(address, outcome, &error),
         }
     }
 
@@ -296,28 +321,6 @@ async fn wait(
     match (&mut partner.0).await {
         Ok(partner) => Ok(partner),
         Err(_) => Err(reason),
-    }
-}
-
-/// One connection that is not paired yet; counted until it is dropped.
-struct Pending {
-    count: Arc<AtomicUsize>,
-    gauge: IntGauge,
-}
-
-impl Pending {
-    fn enter(count: &Arc<AtomicUsize>, metrics: &PeerMetrics, limit: usize) -> Option<Self> {
-        let enter = |now| (now < limit).then_some(now + 1);
-        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok()?;
-        metrics.pending.inc();
-        Some(Self { count: count.clone(), gauge: metrics.pending.clone() })
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        self.gauge.dec();
     }
 }
 

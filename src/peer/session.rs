@@ -60,7 +60,7 @@ impl Runner {
         workers: Workers,
         forwarding: Forwarding,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let runner = Self {
             state,
             config,
             workers,
@@ -68,7 +68,9 @@ impl Runner {
             paths: Paths::new(metrics),
             departures: Departures::default(),
             tasks: TaskTracker::new(),
-        })
+        };
+        runner.apply_limits(&runner.config.borrow());
+        Arc::new(runner)
     }
 
     pub(super) fn state(&self) -> &SharedState<Way> {
@@ -111,7 +113,23 @@ impl Runner {
             self.state.end_overdue(self.config.clone()),
             self.paths.keep_looking(),
             self.workers.keep_balanced(),
+            self.keep_limits(),
         );
+    }
+
+    /// Has the limits on bandwidth follow the settings, for ever.
+    async fn keep_limits(&self) {
+        let mut config = self.config.clone();
+        loop {
+            self.apply_limits(&config.borrow_and_update());
+            if config.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn apply_limits(&self, config: &Config) {
+        self.forwarding.throttle.set(config.session_bandwidth, config.total_bandwidth);
     }
 
     /// Returns when all sessions have ended; no more may begin.

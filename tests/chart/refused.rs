@@ -1,7 +1,7 @@
 //! Values that the chart refuses, and what it says.
 
 use aspia_relay::config::parse;
-use aspia_relay::config::settings::{LATER, SETTINGS};
+use aspia_relay::config::settings::SETTINGS;
 use serde_json::Value;
 
 use crate::tools::{Case, chart, documents, template};
@@ -363,7 +363,7 @@ fn every_setting_is_known() {
     let schema = std::fs::read_to_string(chart().join("values.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let known = schema["properties"]["config"]["properties"].as_object().unwrap();
-    let settings = SETTINGS.iter().map(|setting| setting.key).chain(LATER.iter().copied());
+    let settings = SETTINGS.iter().map(|setting| setting.key);
     let settings: std::collections::BTreeSet<_> = settings.collect();
     assert_eq!(
         known.keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(),
@@ -376,8 +376,7 @@ fn every_setting_is_known() {
         }
         let Some(said) = refusal(&[&format!("config.{key}=a")]) else { return };
         let said = said.expect_err(key);
-        let expected =
-            if LATER.contains(&key) { "cannot do it yet" } else { "it comes from the value" };
+        let expected = "it comes from the value";
         assert!(said.contains(&format!("config.{key}")) && said.contains(expected), "{said}");
     }
 }

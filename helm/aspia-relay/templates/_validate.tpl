@@ -142,13 +142,9 @@
   "MetricsTlsCertificate" "metrics.tls.existingSecret"
   "MetricsTlsPrivateKey" "metrics.tls.existingSecret"
   "MetricsTlsClientCa" "metrics.tls.clientCa" -}}
-{{- $later := list "MaxPendingPeersPerAddress" "PeerConnectRate" "AllowPeers" "DenyPeers" "SessionBandwidth" "TotalBandwidth" -}}
 {{- range $name := keys $config | sortAlpha -}}
 {{- with get $decided $name -}}
 {{- $p = append $p (printf "config.%s cannot be set there: it comes from the value %s" $name .) -}}
-{{- end -}}
-{{- if has $name $later -}}
-{{- $p = append $p (printf "config.%s: this version of the relay cannot do it yet; remove it" $name) -}}
 {{- end -}}
 {{- end -}}
 

@@ -43,6 +43,9 @@ pub fn config(
         ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
         // Many relays run beside each other in tests.
         ("AdminListen", "off".to_owned()),
+        // All peers come from the same address, and tests are in a hurry.
+        ("PeerConnectRate", "0".to_owned()),
+        ("MaxPendingPeersPerAddress", "1000000".to_owned()),
     ];
     let overridden = |key: &str| settings.iter().any(|(set, _)| *set == key);
     let environment = defaults

@@ -124,6 +124,9 @@ impl Lab {
                     ("AdminListen", "off".to_owned()),
                     ("MaxPeerCount", (sessions + 100).to_string()),
                     ("MaxPendingPeers", connections.to_string()),
+                    // All peers come from the same address.
+                    ("MaxPendingPeersPerAddress", connections.to_string()),
+                    ("PeerConnectRate", "0".to_owned()),
                     ("PeerIdleTimeout", "60".to_owned()),
                 ] {
                     command.env(variable(key), value);

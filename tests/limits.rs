@@ -1,0 +1,223 @@
+//! Limits on who may connect, how often, and how fast.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use aspia_relay::app::Engine;
+use aspia_relay::forward::Method;
+use aspia_relay::workers::Workers;
+use prometheus::TextEncoder;
+use relay_lab::log::CapturedLog;
+use relay_lab::relay::{Lab, config};
+use relay_lab::router::Options;
+use relay_lab::traffic;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn lab(settings: &[(&str, &str)]) -> Lab {
+    let lab = Lab::start(Options::default(), settings).await.unwrap();
+    lab.router.wait_for(|view| view.pool.len() >= 2).await;
+    lab
+}
+
+async fn dial_from(lab: &Lab, from: [u8; 4]) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(Ipv4Addr::from(from).into(), 0))?;
+    socket.connect(lab.relay.address()).await
+}
+
+/// Whether the relay keeps the connection of somebody who says nothing.
+async fn is_let_in(stream: &mut TcpStream) -> bool {
+    timeout(Duration::from_millis(500), stream.read(&mut [0])).await.is_err()
+}
+
+/// The value of a metric, by its line.
+fn metric(lab: &Lab, name: &str) -> f64 {
+    let text = TextEncoder::new().encode_to_string(&lab.relay.handle().gather()).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
+}
+
+fn outcome(lab: &Lab, outcome: &str) -> f64 {
+    metric(lab, &format!("aspia_relay_peer_connections_total{{outcome=\"{outcome}\"}}"))
+}
+
+fn reload(lab: &Lab, settings: &[(&str, &str)]) {
+    let (router, key) = (lab.router.address(), lab.router.public_key());
+    let port = lab.relay.address().port();
+    lab.relay.handle().reload(&config(router, key, port, settings).unwrap());
+}
+
+async fn works(lab: &Lab) {
+    drop(lab.router.introduce().await.unwrap().session().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn networks_are_let_in_or_not_and_what_is_denied_wins() {
+    let log = CapturedLog::start();
+    let lab = lab(&[("DenyPeers", "127.0.0.2, 127.0.1.0/24")]).await;
+    let let_in = async |from| is_let_in(&mut dial_from(&lab, from).await.unwrap()).await;
+    assert!(!let_in([127, 0, 0, 2]).await);
+    assert!(!let_in([127, 0, 1, 77]).await);
+    assert!(let_in([127, 0, 0, 3]).await);
+    works(&lab).await;
+    assert_eq!(outcome(&lab, "denied"), 2.0);
+    assert!(log.text().contains("peer refused: DenyPeers has its address"), "{}", log.text());
+    // A reload applies at once, and to nobody who is there.
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    reload(&lab, &[("AllowPeers", "127.0.0.0/24"), ("DenyPeers", "127.0.0.1")]);
+    assert!(!let_in([127, 0, 0, 1]).await);
+    assert!(let_in([127, 0, 0, 2]).await);
+    assert!(!let_in([127, 0, 2, 1]).await);
+    assert!(log.text().contains("AllowPeers does not have its address"), "{}", log.text());
+    client.write_all(b"x").await.unwrap();
+    host.read_exact(&mut [0]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_connects_too_often_waits_and_others_do_not() {
+    let log = CapturedLog::start();
+    let lab = lab(&[("PeerConnectRate", "30")]).await;
+    let mut accepted = 0;
+    for _ in 0..130 {
+        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
+        // What is refused is closed at once.
+        let closed = timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_ok();
+        accepted += u32::from(!closed);
+    }
+    // In the 130 ms and more that this took, the limit has let in one more at most.
+    assert!((30..=31).contains(&accepted), "{accepted}");
+    assert_eq!(outcome(&lab, "rate_limited"), f64::from(130 - accepted));
+    works(&lab).await;
+    // Not a line for each; it is said how many were left out.
+    sleep(11 * SECOND).await;
+    let lines = log.text().matches("more than PeerConnectRate 30").count();
+    assert!((1..=20).contains(&lines), "{lines}");
+    assert!(log.text().contains("more peers were refused in the last 10 s"), "{}", log.text());
+    // 127.0.0.5 is an address that no peer on the internet can have.
+    assert!(log.text().contains("which is private"), "{}", log.text());
+    // Time heals.
+    let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
+    assert!(is_let_in(&mut stream).await);
+    // And without the limit there is none.
+    reload(&lab, &[("PeerConnectRate", "0")]);
+    for _ in 0..100 {
+        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
+        assert!(timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_address_cannot_take_the_places_of_all() {
+    let lab = lab(&[("MaxPendingPeers", "10"), ("MaxPendingPeersPerAddress", "4")]).await;
+    let mut waiting = Vec::new();
+    for number in 0..6 {
+        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
+        let closed = timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_ok();
+        assert_eq!(closed, number >= 4, "{number}");
+        waiting.push(stream);
+    }
+    assert_eq!(outcome(&lab, "pending_limit"), 2.0);
+    assert_eq!(metric(&lab, "aspia_relay_peers_pending"), 4.0);
+    works(&lab).await;
+    // One that goes makes room for another.
+    drop(waiting.remove(0));
+    while metric(&lab, "aspia_relay_peers_pending") > 3.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
+    assert!(is_let_in(&mut stream).await);
+}
+
+fn engines() -> [Engine; 3] {
+    let engine = |method| Engine { method, ..Engine::on(Workers::here()) };
+    [engine(Method::Adaptive), engine(Method::Copy), engine(Method::Splice)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_takes_no_more_than_its_bandwidth_on_every_path() {
+    for engine in engines() {
+        let settings = [("SessionBandwidth", "1MiB/s")];
+        let lab = Lab::start_with(Options::default(), &settings, engine.clone()).await.unwrap();
+        let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+        let (start, length) = (Instant::now(), 5 * 1024 * 1024);
+        let there = async {
+            traffic::send(&mut client, 1, length).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let (received, ()) = tokio::join!(traffic::receive(&mut host, None), there);
+        assert_eq!(received.unwrap(), (length, traffic::hash(1, length)), "{:?}", engine.method);
+        // What the bucket held at the beginning is 50 ms of it.
+        let time = start.elapsed();
+        assert!((4900..6000).contains(&time.as_millis()), "{time:?} {:?}", engine.method);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_is_lifted_no_longer_holds() {
+    let lab = lab(&[("SessionBandwidth", "16KiB/s"), ("PeerIdleTimeout", "60")]).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    let start = Instant::now();
+    let there = async {
+        traffic::send(&mut client, 1, 8_000_000).await.unwrap();
+        client.shutdown().await.unwrap();
+    };
+    let lift = async {
+        sleep(5 * SECOND).await;
+        reload(&lab, &[("SessionBandwidth", ""), ("PeerIdleTimeout", "60")]);
+    };
+    let (received, (), ()) = tokio::join!(traffic::receive(&mut host, None), there, lift);
+    assert_eq!(received.unwrap(), (8_000_000, traffic::hash(1, 8_000_000)));
+    // With it, it would have been eight minutes.
+    assert!((5 * SECOND..7 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_sessions_share_and_a_desktop_does_not_wait_behind_bulk() {
+    for engine in engines() {
+        let settings = [("TotalBandwidth", "4MiB/s"), ("MaxPeerCount", "10")];
+        let lab = Lab::start_with(Options::default(), &settings, engine.clone()).await.unwrap();
+        let start = Instant::now();
+        let mut bulk = Vec::new();
+        for seed in 0..4 {
+            let (mut client, mut host) =
+                lab.router.introduce().await.unwrap().session().await.unwrap();
+            bulk.push(tokio::spawn(async move {
+                let length = 4 * 1024 * 1024;
+                let there = async {
+                    traffic::send(&mut client, seed, length).await.unwrap();
+                    client.shutdown().await.unwrap();
+                };
+                let (received, ()) = tokio::join!(traffic::receive(&mut host, None), there);
+                assert_eq!(received.unwrap(), (length, traffic::hash(seed, length)));
+                start.elapsed()
+            }));
+        }
+        let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+        let mut longest = Duration::ZERO;
+        while bulk.iter().any(|bulk| !bulk.is_finished()) {
+            let sent = Instant::now();
+            client.write_all(&[1; 64]).await.unwrap();
+            host.read_exact(&mut [0; 64]).await.unwrap();
+            host.write_all(&[2; 4096]).await.unwrap();
+            client.read_exact(&mut [0; 4096]).await.unwrap();
+            longest = longest.max(sent.elapsed());
+            sleep(Duration::from_millis(33)).await;
+        }
+        // By the clock of the runtime: time that the machine takes for other things does not count.
+        assert!(longest <= Duration::from_millis(20), "{longest:?} {:?}", engine.method);
+        let mut times = Vec::new();
+        for bulk in bulk {
+            times.push(bulk.await.unwrap());
+        }
+        times.sort();
+        // 16 MiB at 4 MiB/s, and nobody is done long before the others.
+        assert!((3900..6000).contains(&times[3].as_millis()), "{times:?} {:?}", engine.method);
+        assert!(times[0] * 4 > times[3] * 3, "{times:?} {:?}", engine.method);
+    }
+}

@@ -56,7 +56,7 @@ impl Certificates {
     ///
     /// # Errors
     /// [`TlsError`] where it is not good; it was when the settings were checked.
-    pub(crate) fn load(handle: Handle) -> Result<Self, TlsError> {
+    pub fn load(handle: Handle) -> Result<Self, TlsError> {
         let current = handle.config().metrics_tls.clone().map(Current::read).transpose()?;
         let this = Self { handle, current: watch::Sender::new(None) };
         this.replace(current);

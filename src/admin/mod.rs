@@ -104,6 +104,11 @@ impl Admin {
         self.tasks.wait().await;
     }
 
+    /// Serves one connection, whatever it is made of; returns when it is over.
+    pub async fn serve(&self, kind: Kind, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        serve(stream, kind, self.routes.clone(), self.stop.clone()).await;
+    }
+
     async fn accept(&self, kind: Kind, listener: &Acceptor) {
         let places = Places::default();
         let accepting = Accepting::default();
@@ -138,18 +143,17 @@ impl Admin {
         };
         // One that has gone already needs no haste either.
         let _ = stream.set_nodelay(true);
-        let (routes, stop) = (self.routes.clone(), self.stop.clone());
         let tls = match kind {
             Kind::Admin => None,
             Kind::Metrics => self.certificates.server(),
         };
         let Some(tls) = tls else {
-            return serve(stream, kind, routes, stop).await;
+            return self.serve(kind, stream).await;
         };
         let handshake = timeout(TLS_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
-        match stop.run_until_cancelled(handshake).await {
+        match self.stop.run_until_cancelled(handshake).await {
             None => {}
-            Some(Ok(Ok(stream))) => serve(stream, kind, routes, stop).await,
+            Some(Ok(Ok(stream))) => self.serve(kind, stream).await,
             Some(Ok(Err(error))) => {
                 info!(%address, "no TLS with a caller of the metrics listener: {error}");
             }

@@ -1,0 +1,74 @@
+//! Any bytes on an HTTP connection, up to the handlers and through them: an answer or an end.
+#![no_main]
+
+use std::cell::OnceCell;
+
+use aspia_relay::admin::Admin;
+use aspia_relay::admin::certificates::Certificates;
+use aspia_relay::admin::kind::Kind;
+use aspia_relay::app::{App, Engine, Listeners};
+use aspia_relay::config;
+use aspia_relay::config::sources::Sources;
+use aspia_relay::log::LogLevel;
+use aspia_relay::trace::Tracer;
+use aspia_relay::workers::Workers;
+use aspia_relay_fuzz::choice;
+use libfuzzer_sys::fuzz_target;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+const KEY: &str = "35997E3D46BF43430AA79E76698D6CEFE9462F04B7A613D59E37D22F16936744";
+
+thread_local! {
+    static SERVER: OnceCell<(Runtime, Admin)> = const { OnceCell::new() };
+}
+
+/// A relay that nobody runs, but that can be asked everything.
+fn server() -> (Runtime, Admin) {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
+    let runtime = runtime.expect("a runtime");
+    let admin = runtime.block_on(async {
+        let set = |key: &str, value: &str| (format!("ASPIA_RELAY_{key}"), value.to_owned());
+        let environment = vec![
+            set("ROUTER_ADDRESS", "127.0.0.1"),
+            set("ROUTER_PUBLIC_KEY", KEY),
+            set("PEER_ADDRESS", "127.0.0.1"),
+            set("ADMIN_LISTEN", "off"),
+        ];
+        let sources = Sources { path: "none".into(), path_is_explicit: false, environment };
+        let loaded = config::load(&sources).expect("it is complete");
+        let peers = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listeners = Listeners { peers: Some(peers), ..Listeners::default() };
+        let engine = Engine::on(Workers::here());
+        let app = App::bind(loaded, listeners, LogLevel::default(), Tracer::default(), engine);
+        let handle = app.expect("a relay").handle();
+        let certificates = Certificates::load(handle.clone()).expect("there are none");
+        Admin::new(handle, certificates, CancellationToken::new())
+    });
+    (runtime, admin)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let (choice, data) = choice(data);
+    let kind = if choice & 1 == 0 { Kind::Admin } else { Kind::Metrics };
+    SERVER.with(|server_once| {
+        let (runtime, admin) = server_once.get_or_init(server);
+        runtime.block_on(async {
+            let (ours, mut theirs) = duplex(64 * 1024);
+            let ask = async {
+                for piece in data.chunks(usize::from(choice >> 1) * 16 + 1) {
+                    if theirs.write_all(piece).await.is_err() {
+                        break;
+                    }
+                }
+                let _ = theirs.shutdown().await;
+                let mut answer = Vec::new();
+                let _ = theirs.read_to_end(&mut answer).await;
+                answer
+            };
+            let ((), answer) = tokio::join!(admin.serve(kind, ours), ask);
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."));
+        });
+    });
+});

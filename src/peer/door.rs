@@ -1,10 +1,11 @@
 //! Who is let in: decided of each connection before a byte of it is read, from its address alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntGauge;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 
@@ -23,7 +24,7 @@ pub(super) enum Shut {
     TooOften(u32),
     #[error("MaxPendingPeersPerAddress {0} connections from its address wait already")]
     TooManyFromThere(usize),
-    #[error("MaxPendingPeers {0} connections wait already")]
+    #[error("MaxPendingPeers {0} connections wait already, and all of them have a key")]
     TooMany(usize),
 }
 
@@ -53,13 +54,31 @@ pub(super) struct Door {
 
 #[derive(Debug)]
 struct Waiting {
-    /// How many there are of each address, and in all: no more entries than connections.
-    counts: Mutex<(usize, HashMap<Origin, usize>)>,
+    counts: Mutex<Counts>,
     gauge: IntGauge,
 }
 
+/// Those that are not paired yet.
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    /// Of each address: no more entries than connections.
+    by_origin: HashMap<Origin, usize>,
+    /// Those whose first message is not there, the oldest first, by numbers that count up.
+    silent: BTreeMap<u64, oneshot::Sender<()>>,
+    numbers: u64,
+}
+
+impl Counts {
+    /// Has the connection that kept silent for longest make room. `false` where there is none.
+    fn make_room(&mut self) -> bool {
+        // Who goes just now takes no notice.
+        self.silent.pop_first().map(|(_, silent)| silent.send(())).is_some()
+    }
+}
+
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, (usize, HashMap<Origin, usize>)> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,7 +94,7 @@ impl Door {
 
     /// Connections that are not paired yet.
     pub(super) fn pending(&self) -> usize {
-        self.waiting.lock().0
+        self.waiting.lock().all
     }
 
     /// Lets a connection in, by the settings in force.
@@ -87,19 +106,17 @@ impl Door {
         admit(address, config)?;
         let origin = Origin::from(address);
         self.check_rate(origin, config)?;
-        let mut waiting = self.waiting.lock();
-        let (all, by_origin) = &mut *waiting;
-        if *all >= config.max_pending_peers {
-            return Err(Shut::TooMany(config.max_pending_peers));
-        }
-        let from_there = by_origin.entry(origin).or_default();
+        let mut counts = self.waiting.lock();
         let limit = config.max_pending_peers_per_address;
-        if *from_there >= limit {
-            // The entry is not new: the limit is at least 1.
+        if counts.by_origin.get(&origin).is_some_and(|from_there| *from_there >= limit) {
             return Err(Shut::TooManyFromThere(limit));
         }
-        *from_there += 1;
-        *all += 1;
+        // Clients and Hosts speak at once. So it is strangers who leave, however many addresses they have.
+        if counts.all >= config.max_pending_peers && !counts.make_room() {
+            return Err(Shut::TooMany(config.max_pending_peers));
+        }
+        counts.all += 1;
+        *counts.by_origin.entry(origin).or_default() += 1;
         self.waiting.gauge.inc();
         Ok(Pending { origin, waiting: self.waiting.clone() })
     }
@@ -136,17 +153,50 @@ pub(super) struct Pending {
     waiting: Arc<Waiting>,
 }
 
+impl Pending {
+    /// It has not said who it is yet, and may have to make room for another one, as long as the result is there.
+    pub(super) fn keeps_silent(&self) -> Silent<'_> {
+        let (sender, asked_to_go) = oneshot::channel();
+        let mut counts = self.waiting.lock();
+        counts.numbers += 1;
+        let number = counts.numbers;
+        counts.silent.insert(number, sender);
+        Silent { asked_to_go, number, waiting: &self.waiting }
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
-        let mut waiting = self.waiting.lock();
-        let (all, by_origin) = &mut *waiting;
-        *all -= 1;
-        if let Some(from_there) = by_origin.get_mut(&self.origin) {
+        let mut counts = self.waiting.lock();
+        counts.all -= 1;
+        if let Some(from_there) = counts.by_origin.get_mut(&self.origin) {
             *from_there -= 1;
             if *from_there == 0 {
-                by_origin.remove(&self.origin);
+                counts.by_origin.remove(&self.origin);
             }
         }
         self.waiting.gauge.dec();
+    }
+}
+
+/// A connection that has not said who it is.
+#[derive(Debug)]
+pub(super) struct Silent<'a> {
+    asked_to_go: oneshot::Receiver<()>,
+    number: u64,
+    waiting: &'a Waiting,
+}
+
+impl Silent<'_> {
+    /// Returns when it has to make room.
+    pub(super) async fn asked_to_go(&mut self) {
+        // The other end goes only with the question, or with this.
+        let _ = (&mut self.asked_to_go).await;
+    }
+}
+
+impl Drop for Silent<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().silent.remove(&self.number);
     }
 }

@@ -20,6 +20,11 @@ pub enum PeerError {
     /// The first message was not complete in time.
     #[error("no complete first message within {} s", FIRST_MESSAGE_TIMEOUT.as_secs())]
     Silent,
+    /// It said nothing, and another one came where there was no more room.
+    #[error(
+        "MaxPendingPeers connections wait, and this one kept silent for longest: it makes room"
+    )]
+    MadeRoom,
     /// The key or the secret is not acceptable.
     #[error("key {}: {refusal}", key.0)]
     Refused {

@@ -152,7 +152,8 @@ impl Peers {
     }
 
     async fn serve(&self, stream: std::net::TcpStream, address: SocketAddr, pending: Pending) {
-        let Some(admitted) = self.stop.run_until_cancelled(self.admit(stream, address)).await
+        let Some(admitted) =
+            self.stop.run_until_cancelled(self.admit(stream, address, &pending)).await
         else {
             self.metrics.connections.count(Connection::Draining);
             return;
@@ -182,12 +183,13 @@ impl Peers {
         &self,
         stream: std::net::TcpStream,
         address: SocketAddr,
+        pending: &Pending,
     ) -> Result<Option<(std::net::TcpStream, PeerFacts, Partner)>, PeerError> {
         let accepted = Instant::now();
         if !options::INHERITED {
             options::set(&stream)?;
         }
-        let (stream, message) = first(stream, accepted + FIRST_MESSAGE_TIMEOUT).await?;
+        let (stream, message) = first(stream, accepted + FIRST_MESSAGE_TIMEOUT, pending).await?;
         let key = KeyId(message.key_id);
         let refused = |refusal| PeerError::Refused { key, refusal };
         let one_time_key =
@@ -271,14 +273,21 @@ impl Connected {
 async fn first(
     stream: std::net::TcpStream,
     deadline: Instant,
+    pending: &Pending,
 ) -> Result<(Connected, PeerToRelay), PeerError> {
     let mut reading = Reading::default();
     if let Poll::Ready(message) = reading.read(|bytes| (&stream).read(bytes)) {
         return Ok((Connected::Unwatched(stream), message?));
     }
     let stream = TcpStream::from_std(stream)?;
-    let message = timeout_at(deadline, reading.read_from(&stream));
-    let message = message.await.map_err(|_| PeerError::Silent)??;
+    let mut silent = pending.keeps_silent();
+    let message = tokio::select! {
+        biased;
+        message = timeout_at(deadline, reading.read_from(&stream)) => {
+            message.map_err(|_| PeerError::Silent)??
+        }
+        () = silent.asked_to_go() => return Err(PeerError::MadeRoom),
+    };
     Ok((Connected::Watched(stream), message))
 }
 

@@ -277,13 +277,25 @@ async fn pending_connections_are_bounded() {
         silent.push(introduction.dial().await.unwrap());
     }
     sleep(SECOND).await;
-    closed(&mut introduction.dial().await.unwrap()).await;
+    // Who kept silent for longest makes room for those who come, and they for those who have something to say.
+    silent.push(introduction.dial().await.unwrap());
+    closed(&mut silent.remove(0)).await;
     assert!(log.text().contains("MaxPendingPeers"));
-    // Those who are paired do not count, and places come back.
-    silent.truncate(1);
-    sleep(SECOND).await;
     let (mut client, mut host) = introduction.connect_both().await.unwrap();
     speak(&mut client, &mut host).await;
+    silent.push(introduction.dial().await.unwrap());
+    // Those who have a key do not make room.
+    let second = lab.router.introduce().await.unwrap();
+    let mut first = second.connect().await.unwrap();
+    for _ in 0..20 {
+        silent.push(introduction.dial().await.unwrap());
+        sleep(SECOND / 100).await;
+    }
+    let mut partner = second.connect().await.unwrap();
+    speak(&mut first, &mut partner).await;
+    drop((first, partner, client, host));
+    let kept: usize = lab.relay.handle().peer_metrics().pending().try_into().unwrap();
+    assert!(kept <= 3, "{kept}");
     let mut next = lab.router.introduce().await.unwrap().connect_both().await.unwrap();
     speak(&mut next.0, &mut next.1).await;
 }

@@ -8,8 +8,10 @@
 //! - [`control`]: how peers on another machine get introduced;
 //! - [`http`]: asking a relay over HTTP;
 //! - [`browser`]: a real browser that looks at its page;
-//! - [`demo`], [`load`] and `bench` (Linux): what `relay-lab` shows and measures.
+//! - [`demo`], [`load`], `attack`, `soak` and `bench` (Linux): what `relay-lab` shows and measures.
 
+#[cfg(target_os = "linux")]
+pub mod attack;
 #[cfg(target_os = "linux")]
 pub mod bench;
 pub mod browser;
@@ -21,6 +23,8 @@ pub mod log;
 pub mod peer;
 pub mod relay;
 pub mod router;
+#[cfg(target_os = "linux")]
+pub mod soak;
 pub mod traffic;
 
 use std::io::Write;

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use aspia_relay::crypto::PrivateKey;
 use clap::{Parser, Subcommand};
-#[cfg(target_os = "linux")]
-use relay_lab::bench;
 use relay_lab::load::{Kind, Load};
 use relay_lab::router::{LabRouter, Options, RouterVersion};
+#[cfg(target_os = "linux")]
+use relay_lab::{attack, bench, soak};
 use relay_lab::{control, demo, load, say, traffic};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -87,6 +87,40 @@ enum Command {
     /// What forwarding costs: ours and others side by side, on this machine alone
     #[cfg(target_os = "linux")]
     Bench(BenchArguments),
+    /// What strangers can do to the users of a relay: one of its own, on this machine alone
+    #[cfg(target_os = "linux")]
+    Attack {
+        /// What strangers do, one after the other
+        #[arg(
+            long,
+            value_enum,
+            value_delimiter = ',',
+            default_value = "quiet,silent,slow,reset,garbage,oversized,replay,storm"
+        )]
+        kinds: Vec<attack::Kind>,
+        /// How long each
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+        /// Connections of strangers a second, at most
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rate: u32,
+        /// The relay; the one beside this program unless given
+        #[arg(long, value_name = "PATH")]
+        relay: Option<PathBuf>,
+        /// Write the results as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Everything at once for a long time, with faults, and then whether a relay is as it was before
+    #[cfg(target_os = "linux")]
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        minutes: u64,
+        /// The relay; the one beside this program unless given
+        #[arg(long, value_name = "PATH")]
+        relay: Option<PathBuf>,
+    },
     /// The plain proxy of `bench`
     #[cfg(target_os = "linux")]
     #[command(hide = true)]
@@ -208,6 +242,23 @@ async fn run(command: Command) -> io::Result<()> {
             let duration = Duration::from_secs(seconds);
             let load = Load { control, sessions: sessions.into(), kind, duration };
             run_load(&load, rounds, json).await
+        }
+        #[cfg(target_os = "linux")]
+        Command::Attack { kinds, seconds, rate, relay, json } => {
+            let beside = std::env::current_exe()?.with_file_name("aspia_relay");
+            let (relay, time) = (relay.unwrap_or(beside), Duration::from_secs(seconds));
+            let report = attack::run(&attack::Plan { relay, kinds, time, rate }).await?;
+            say(&report.table());
+            if let Some(path) = json {
+                std::fs::write(path, format!("{:#}\n", report.json()))?;
+            }
+            report.verdict()
+        }
+        #[cfg(target_os = "linux")]
+        Command::Soak { minutes, relay } => {
+            let beside = std::env::current_exe()?.with_file_name("aspia_relay");
+            let (relay, time) = (relay.unwrap_or(beside), Duration::from_secs(60 * minutes));
+            soak::run(&soak::Plan { relay, time }).await
         }
         #[cfg(target_os = "linux")]
         Command::Bench(arguments) => run_bench(arguments).await,

@@ -5,17 +5,17 @@ use std::path::Path;
 
 /// What some processes have taken until now.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// CPU of all their threads, in seconds.
-    pub(super) cpu: f64,
+    pub(crate) cpu: f64,
     /// Memory of their own, with their part of what is shared, in bytes; the kernel's is not in it.
-    pub(super) pss: f64,
+    pub(crate) pss: f64,
     /// Open descriptors.
-    pub(super) files: f64,
+    pub(crate) files: f64,
 }
 
 impl Meter {
-    pub(super) fn of(pids: &[u32]) -> Self {
+    pub(crate) fn of(pids: &[u32]) -> Self {
         pids.iter().flat_map(|pid| family(*pid)).fold(Self::default(), |sum, pid| Self {
             cpu: sum.cpu + cpu(pid),
             pss: sum.pss + pss(pid),

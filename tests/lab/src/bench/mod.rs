@@ -7,7 +7,7 @@
 mod copy;
 mod forwarder;
 mod load;
-mod meter;
+pub(crate) mod meter;
 mod namespace;
 mod plot;
 mod report;
@@ -139,8 +139,9 @@ pub async fn run(plan: &Plan) -> io::Result<Results> {
     Ok(results)
 }
 
+/// As many descriptors as the system allows.
 #[cfg(unix)]
-fn raise_limit() {
+pub(crate) fn raise_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
@@ -148,8 +149,9 @@ fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
+/// There is no such limit.
 #[cfg(not(unix))]
-fn raise_limit() {}
+pub(crate) fn raise_limit() {}
 
 /// What a forwarder has taken so far.
 fn meter(forwarder: &Forwarder) -> Meter {

@@ -1,0 +1,432 @@
+//! `relay-lab soak`: everything at once, for a long time, and then whether a relay is as it was before.
+//!
+//! A relay of its own, on this machine alone. Sessions of all kinds come and go, strangers among them, while the link to the
+//! Router is cut, nonsense comes over it, settings are read again and everything is asked for over HTTP.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use aspia_relay::config::settings::variable;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::bench::meter::Meter;
+use crate::http;
+use crate::router::{LabRouter, Options};
+use crate::say;
+use crate::traffic::{self, Stream};
+
+/// Sessions at once.
+const USERS: u64 = 24;
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Most bytes of a transfer, each way.
+const MOST: u64 = 4 * 1024 * 1024;
+/// How often something goes wrong.
+const FAULT_EVERY: Duration = Duration::from_millis(1500);
+/// Time for what a relay gives back only after a while.
+const SETTLING: Duration = Duration::from_secs(12);
+/// Memory may be this much more than before, in bytes, and by this part: allocators keep some.
+const MORE_MEMORY: (f64, f64) = (4e6, 0.25);
+
+/// Threads may be so many more: those for what blocks come and go.
+const MORE_THREADS: usize = 2;
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The relay.
+    pub relay: PathBuf,
+    /// How long.
+    pub time: Duration,
+}
+
+/// What this laboratory counted itself.
+#[derive(Debug, Default)]
+struct Counts {
+    sessions: AtomicU64,
+    /// Bytes that arrived for certain, and that were sent at most.
+    arrived: AtomicU64,
+    sent: AtomicU64,
+    refused: AtomicU64,
+    strangers: AtomicU64,
+    faults: AtomicU64,
+}
+
+/// A relay as it is seen from outside.
+#[derive(Debug, Clone, Copy)]
+struct Sight {
+    meter: Meter,
+    threads: usize,
+    pipes: f64,
+    sessions: f64,
+    paired: f64,
+    bytes: f64,
+}
+
+struct Relay {
+    child: Child,
+    admin: SocketAddr,
+    address: SocketAddr,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+impl Relay {
+    fn start(program: &Path, router: &LabRouter) -> io::Result<Self> {
+        let (port, admin) = (free_port()?, free_port()?);
+        let admin: SocketAddr = (Ipv4Addr::LOCALHOST, admin).into();
+        let mut command = Command::new(program);
+        for (key, value) in [
+            ("RouterAddress", router.address().ip().to_string()),
+            ("RouterPort", router.address().port().to_string()),
+            ("RouterPublicKey", router.public_key().to_string()),
+            ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
+            ("PeerPort", port.to_string()),
+            ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+            ("AdminListen", admin.to_string()),
+            ("MaxPeerCount", "64".to_owned()),
+            // Everybody comes from the same address, and in a hurry.
+            ("MaxPendingPeersPerAddress", "1024".to_owned()),
+            ("PeerConnectRate", "0".to_owned()),
+            ("StatisticsEnabled", "true".to_owned()),
+            ("StatisticsInterval", "1".to_owned()),
+            ("TotalBandwidth", "1GiB/s".to_owned()),
+        ] {
+            command.env(variable(key), value);
+        }
+        command.env("ASPIA_LOG_LEVEL", "0").stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Self { child, admin, address: (Ipv4Addr::LOCALHOST, port).into() })
+    }
+
+    async fn metrics(&self) -> io::Result<String> {
+        Ok(http::request(self.admin, "GET /metrics", &[], "").await?.body)
+    }
+
+    async fn see(&self) -> io::Result<Sight> {
+        let meter = Meter::of(&[self.child.id()]);
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count();
+        let text = self.metrics().await?;
+        Ok(Sight {
+            meter,
+            threads,
+            pipes: sum(&text, "aspia_relay_pipes"),
+            sessions: sum(&text, "aspia_relay_sessions_total"),
+            paired: sum(&text, "aspia_relay_peer_connections_total{outcome=\"paired\"}"),
+            bytes: sum(&text, "aspia_relay_bytes_total"),
+        })
+    }
+
+    /// Waits until nobody is there and nobody is on the way, and the link is up.
+    async fn settled(&self) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let text = self.metrics().await?;
+            let there = [
+                sum(&text, "aspia_relay_sessions_active"),
+                sum(&text, "aspia_relay_peers_pending"),
+                sum(&text, "aspia_relay_keys{state=\"handed_out\"}"),
+                64.0 - sum(&text, "aspia_relay_keys{state=\"offered\"}"),
+            ];
+            if there == [0.0; 4] {
+                break;
+            }
+            if Instant::now() > end {
+                let text =
+                    format!("sessions, pending, handed out, missing after all is over: {there:?}");
+                return Err(io::Error::other(text));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        sleep(SETTLING).await;
+        Ok(())
+    }
+}
+
+/// The sum of a metric over all values of its labels, or the one that is named with its label.
+fn sum(text: &str, name: &str) -> f64 {
+    let of = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let rest = if name.ends_with('}') {
+            rest
+        } else {
+            rest.split_once('}').map_or(rest, |(_, rest)| rest)
+        };
+        rest.strip_prefix(' ')?.parse::<f64>().ok()
+    };
+    text.lines().filter_map(of).sum()
+}
+
+/// Numbers from a seed.
+struct Dice(Stream);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % limit.max(1)
+    }
+}
+
+/// Runs it all, and compares.
+///
+/// # Errors
+/// What is not as it was, or as it should be.
+pub async fn run(plan: &Plan) -> io::Result<()> {
+    crate::bench::raise_limit();
+    let router = Arc::new(LabRouter::start(Options::default()).await?);
+    let relay = Arc::new(Relay::start(&plan.relay, &router)?);
+    router.keys(64).await;
+    let counts = Arc::new(Counts::default());
+    // Once with everything that it can do: what a program keeps from its first work is no leak.
+    round(&router, &relay, &counts, Duration::from_secs(5)).await?;
+    relay.settled().await?;
+    let before = relay.see().await?;
+    say(&format!("before: {before:?}"));
+    round(&router, &relay, &counts, plan.time).await?;
+    relay.settled().await?;
+    let after = relay.see().await?;
+    say(&format!("after:  {after:?}"));
+    say(&format!("here:   {counts:?}"));
+    compare(&before, &after, &counts)
+}
+
+fn compare(before: &Sight, after: &Sight, counts: &Counts) -> io::Result<()> {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let (factor, more) = (1.0 + MORE_MEMORY.1, MORE_MEMORY.0);
+    let checks = [
+        ("memory", after.meter.pss <= before.meter.pss * factor + more),
+        ("descriptors", after.meter.files <= before.meter.files),
+        ("threads", after.threads <= before.threads + MORE_THREADS),
+        ("pipes", after.pipes <= before.pipes),
+        ("sessions", after.sessions == count(&counts.sessions)),
+        ("paired connections", after.paired == 2.0 * count(&counts.sessions)),
+        ("bytes", after.bytes >= count(&counts.arrived) && after.bytes <= count(&counts.sent)),
+        ("work", count(&counts.sessions) > 0.0 && count(&counts.faults) > 0.0),
+    ];
+    let wrong: Vec<&str> = checks.iter().filter(|(_, good)| !good).map(|(name, _)| *name).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("not as it was, or not as counted here: {}", wrong.join(", "))))
+}
+
+/// Everything, for so long.
+async fn round(
+    router: &Arc<LabRouter>,
+    relay: &Arc<Relay>,
+    counts: &Arc<Counts>,
+    time: Duration,
+) -> io::Result<()> {
+    let over = Arc::new(AtomicBool::new(false));
+    let mut users = JoinSet::new();
+    for number in 0..USERS {
+        let (router, relay, counts, over) =
+            (router.clone(), relay.clone(), counts.clone(), over.clone());
+        users.spawn(async move {
+            let mut dice = Dice(Stream::new(number + 1));
+            while !over.load(Ordering::Relaxed) {
+                user(&router, &relay, &counts, &mut dice).await?;
+            }
+            io::Result::Ok(())
+        });
+    }
+    let end = Instant::now() + time;
+    let mut number = 0;
+    while Instant::now() < end {
+        sleep(FAULT_EVERY).await;
+        fault(router, relay, number).await?;
+        counts.faults.fetch_add(1, Ordering::Relaxed);
+        number += 1;
+    }
+    over.store(true, Ordering::Relaxed);
+    while let Some(user) = users.join_next().await {
+        user.map_err(io::Error::other)??;
+    }
+    Ok(())
+}
+
+/// One thing that goes wrong, or that somebody asks for.
+async fn fault(router: &LabRouter, relay: &Relay, number: u64) -> io::Result<()> {
+    match number % 6 {
+        0 => router.drop_link().await,
+        1 => router.request_nonsense().await,
+        2 => router.disconnect(u64::MAX).await,
+        3 => {
+            let pid = i32::try_from(relay.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                rustix::process::kill_process(pid, rustix::process::Signal::HUP)?;
+            }
+        }
+        4 => router.tell_used(u32::MAX).await,
+        _ => {
+            for path in ["/status", "/sessions", "/config", "/"] {
+                http::request(relay.admin, &format!("GET {path}"), &[], "").await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A user, or a stranger.
+async fn user(
+    router: &LabRouter,
+    relay: &Relay,
+    counts: &Counts,
+    dice: &mut Dice,
+) -> io::Result<()> {
+    if dice.below(4) == 0 {
+        counts.strangers.fetch_add(1, Ordering::Relaxed);
+        return stranger(relay, dice).await;
+    }
+    let introduced = timeout(PATIENCE, router.introduce()).await;
+    let introduction = introduced.map_err(|_| io::Error::other("no key came"))??;
+    let kind = dice.below(8);
+    if kind == 0 {
+        // Its partner never comes.
+        let stream = introduction.connect().await?;
+        sleep(Duration::from_millis(dice.below(50))).await;
+        drop(stream);
+        return Ok(());
+    }
+    let Ok(Ok((client, host))) = timeout(PATIENCE, introduction.session()).await else {
+        // The link was cut between the key and the notice that it is used: it was withdrawn.
+        counts.refused.fetch_add(1, Ordering::Relaxed);
+        return Ok(());
+    };
+    counts.sessions.fetch_add(1, Ordering::Relaxed);
+    let count = |arrived: u64, sent: u64| {
+        counts.arrived.fetch_add(arrived, Ordering::Relaxed);
+        counts.sent.fetch_add(sent, Ordering::Relaxed);
+    };
+    // The byte by which a session is known to be there.
+    count(1, 1);
+    let (there, back) = (dice.below(MOST), dice.below(MOST / 16));
+    let seed = dice.below(u64::MAX);
+    if kind == 1 {
+        count(0, there);
+        return cut(client, host, seed, there).await;
+    }
+    if kind == 2 {
+        sleep(Duration::from_millis(dice.below(1000))).await;
+    }
+    timeout(PATIENCE, transfer(client, host, seed, (there, back)))
+        .await
+        .map_err(|_| io::Error::other("a transfer stands still"))??;
+    count(there + back, there + back);
+    Ok(())
+}
+
+/// Data both ways, one of them after the other side has ended.
+async fn transfer(
+    mut client: TcpStream,
+    mut host: TcpStream,
+    seed: u64,
+    (there, back): (u64, u64),
+) -> io::Result<()> {
+    let at_client = async {
+        traffic::send(&mut client, seed, there).await?;
+        client.shutdown().await?;
+        traffic::verify(&mut client, seed ^ 1, back, |_| {}).await?;
+        ended(&mut client).await
+    };
+    let at_host = async {
+        traffic::verify(&mut host, seed, there, |_| {}).await?;
+        ended(&mut host).await?;
+        traffic::send(&mut host, seed ^ 1, back).await?;
+        host.shutdown().await
+    };
+    let (at_client, at_host) = tokio::join!(at_client, at_host);
+    at_client.and(at_host)
+}
+
+async fn ended(stream: &mut TcpStream) -> io::Result<()> {
+    match stream.read(&mut [0]).await? {
+        0 => Ok(()),
+        _ => Err(io::Error::other("more came than was sent")),
+    }
+}
+
+/// One side resets in the middle: the other gets what was sent, and an end.
+async fn cut(mut client: TcpStream, mut host: TcpStream, seed: u64, length: u64) -> io::Result<()> {
+    let sender = async {
+        // Whatever of it was taken.
+        let _ = traffic::send(&mut client, seed, length).await;
+        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        drop(client);
+    };
+    let receiver = timeout(PATIENCE, traffic::receive(&mut host, None));
+    let ((), received) = tokio::join!(sender, receiver);
+    match received {
+        Ok(Ok((bytes, hash))) if hash != traffic::hash(seed, bytes) => {
+            Err(io::Error::other("what came before a reset is not what was sent"))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(io::Error::other("a reset did not reach the other side")),
+    }
+}
+
+/// Somebody who has no business here.
+async fn stranger(relay: &Relay, dice: &mut Dice) -> io::Result<()> {
+    let mut stream = TcpStream::connect(relay.address).await?;
+    match dice.below(4) {
+        0 => {
+            let _ = stream.write_all(&Stream::bytes(dice.below(u64::MAX), 256)).await;
+            let _ = timeout(PATIENCE, stream.read(&mut [0])).await;
+        }
+        1 => SockRef::from(&stream).set_linger(Some(Duration::ZERO))?,
+        2 => {
+            let _ = stream.write_all(&[0, 0, 0x10, 0, 8]).await;
+            sleep(Duration::from_millis(dice.below(300))).await;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_their_labels() {
+        let text = "# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 3\nab 9\nb 4\n";
+        assert_eq!((sum(text, "a"), sum(text, "b"), sum(text, "a{x=\"2\"}")), (5.0, 4.0, 3.0));
+        assert_eq!(sum(text, "c"), 0.0);
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_is_named() {
+        let meter = Meter { cpu: 0.0, pss: 1e7, files: 20.0 };
+        let sight =
+            Sight { meter, threads: 4, pipes: 0.0, sessions: 3.0, paired: 6.0, bytes: 100.0 };
+        let counts = Counts::default();
+        for (counter, value) in
+            [(&counts.sessions, 3), (&counts.arrived, 90), (&counts.sent, 110), (&counts.faults, 1)]
+        {
+            counter.store(value, Ordering::Relaxed);
+        }
+        compare(&sight, &sight, &counts).unwrap();
+        let wrong = Sight { meter: Meter { files: 21.0, pss: 2e7, ..meter }, bytes: 89.0, ..sight };
+        let error = compare(&sight, &wrong, &counts).unwrap_err().to_string();
+        assert!(error.ends_with(": memory, descriptors, bytes"), "{error}");
+    }
+}

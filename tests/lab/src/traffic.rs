@@ -50,6 +50,13 @@ fn finish(context: Context) -> Hash {
     hash
 }
 
+/// The hash of some bytes.
+pub fn hash_of(bytes: &[u8]) -> Hash {
+    let mut context = Context::new(&SHA256);
+    context.update(bytes);
+    finish(context)
+}
+
 /// The hash of the first `length` bytes of the stream of `seed`.
 pub fn hash(seed: u64, length: u64) -> Hash {
     let (mut stream, mut context, mut left) = (Stream::new(seed), Context::new(&SHA256), length);

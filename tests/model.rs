@@ -25,6 +25,9 @@ type Key = usize;
 /// The n-th connection that said who it is.
 type Peer = usize;
 
+/// Messages of a flood; no other step has them.
+const FLOOD: std::ops::Range<u8> = 100..117;
+
 #[derive(Debug, Clone)]
 enum Step {
     LinkUp,
@@ -40,6 +43,8 @@ enum Step {
         message: u8,
         secret: u8,
     },
+    /// More messages with a key than are taken, each with a secret that nobody else has.
+    Flood(Key),
     /// A connection that may be waiting goes.
     Leave(Peer),
     /// A session that may be there ends.
@@ -183,8 +188,9 @@ impl ReferenceStateMachine for Model {
             6 => Just(Step::Fill),
             1 => (1_usize..8).prop_map(Step::Capacity),
             6 => key.clone().prop_map(Step::KeyUsed),
-            20 => (key, 0_u8..40, 0_u8..2)
+            20 => (key.clone(), 0_u8..40, 0_u8..2)
                 .prop_map(|(key, message, secret)| Step::Ready { key, message, secret }),
+            1 => key.clone().prop_map(Step::Flood),
             3 => peer.clone().prop_map(Step::Leave),
             5 => (peer, end).prop_map(|(peer, end)| Step::End(peer, end)),
             4 => (1_u64..20_000).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
@@ -233,6 +239,14 @@ impl ReferenceStateMachine for Model {
             Step::Ready { key, message, secret } => {
                 let answer = state.ready(key, message, secret);
                 state.peers += 1;
+                answer
+            }
+            Step::Flood(key) => {
+                let mut answer = Answer::None;
+                for message in FLOOD {
+                    answer = state.ready(key, message, message);
+                    state.peers += 1;
+                }
                 answer
             }
             Step::Leave(peer) => {
@@ -379,6 +393,13 @@ impl StateMachineTest for Machine {
                 None => Used::Unknown,
             }),
             Step::Ready { key, message, secret } => real.ready(key, message, secret, now),
+            Step::Flood(key) => {
+                let mut answer = Answer::None;
+                for message in FLOOD {
+                    answer = real.ready(key, message, message, now);
+                }
+                answer
+            }
             Step::Leave(peer) => {
                 Answer::Left(real.places.remove(&peer).is_some_and(|place| place.leave()))
             }

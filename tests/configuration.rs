@@ -291,6 +291,8 @@ fn a_list_is_an_array_or_a_text_with_commas() {
     assert_eq!(config.allow_peers.to_string(), "10.0.0.1/32, 192.0.2.0/24");
     assert!(Case::new().complete(r#""AllowPeers": []"#).config().allow_peers.is_empty());
     Case::new().complete(r#""AllowPeers": ["10.0.0.0/8", 5]"#).problem(&["array of strings"]);
+    Case::new().complete(r#""AllowPeers": [""]"#).problem(&["not empty"]);
+    Case::new().complete("").variable("ASPIA_RELAY_ALLOW_PEERS", ",").problem(&["is none"]);
     Case::new().complete(r#""AllowPeers": {"a": 1}"#).problem(&["array of strings"]);
     Case::new().complete(r#""MaxPeerCount": [1]"#).problem(&["a string, a number"]);
 }

@@ -15,7 +15,7 @@ use relay_lab::router::Options;
 use relay_lab::traffic;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,11 +31,6 @@ async fn dial_from(lab: &Lab, from: [u8; 4]) -> io::Result<TcpStream> {
     socket.connect(lab.relay.address()).await
 }
 
-/// Whether the relay keeps the connection of somebody who says nothing.
-async fn is_let_in(stream: &mut TcpStream) -> bool {
-    timeout(Duration::from_millis(500), stream.read(&mut [0])).await.is_err()
-}
-
 /// The value of a metric, by its line.
 fn metric(lab: &Lab, name: &str) -> f64 {
     let text = TextEncoder::new().encode_to_string(&lab.relay.handle().gather()).unwrap();
@@ -45,6 +40,26 @@ fn metric(lab: &Lab, name: &str) -> f64 {
 
 fn outcome(lab: &Lab, outcome: &str) -> f64 {
     metric(lab, &format!("aspia_relay_peer_connections_total{{outcome=\"{outcome}\"}}"))
+}
+
+/// Connections that the relay has decided of: those that it let in and that wait, and those that it did not.
+fn decided(lab: &Lab) -> (f64, f64) {
+    let refused = ["denied", "rate_limited", "pending_limit"].map(|name| outcome(lab, name));
+    (metric(lab, "aspia_relay_peers_pending"), refused.iter().sum())
+}
+
+/// Connects and keeps silent. Whether that was let in, and the connection.
+async fn knock(lab: &Lab, from: [u8; 4]) -> (bool, TcpStream) {
+    let (waiting, refused) = decided(lab);
+    let stream = dial_from(lab, from).await.unwrap();
+    loop {
+        let now = decided(lab);
+        // Where one made room for it, both figures move.
+        if now.0 + now.1 > waiting + refused {
+            return (now.0 > waiting || now.1 == refused, stream);
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 fn reload(lab: &Lab, settings: &[(&str, &str)]) {
@@ -61,7 +76,7 @@ async fn works(lab: &Lab) {
 async fn networks_are_let_in_or_not_and_what_is_denied_wins() {
     let log = CapturedLog::start();
     let lab = lab(&[("DenyPeers", "127.0.0.2, 127.0.1.0/24")]).await;
-    let let_in = async |from| is_let_in(&mut dial_from(&lab, from).await.unwrap()).await;
+    let let_in = async |from| knock(&lab, from).await.0;
     assert!(!let_in([127, 0, 0, 2]).await);
     assert!(!let_in([127, 0, 1, 77]).await);
     assert!(let_in([127, 0, 0, 3]).await);
@@ -83,55 +98,72 @@ async fn networks_are_let_in_or_not_and_what_is_denied_wins() {
 async fn an_address_that_connects_too_often_waits_and_others_do_not() {
     let log = CapturedLog::start();
     let lab = lab(&[("PeerConnectRate", "30")]).await;
-    let mut accepted = 0;
+    let (start, mut accepted, mut streams) = (Instant::now(), 0, Vec::new());
     for _ in 0..130 {
-        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
-        // What is refused is closed at once.
-        let closed = timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_ok();
-        accepted += u32::from(!closed);
+        let (is_in, stream) = knock(&lab, [127, 0, 0, 5]).await;
+        accepted += u32::from(is_in);
+        streams.push(stream);
     }
-    // In the 130 ms and more that this took, the limit has let in one more at most.
-    assert!((30..=31).contains(&accepted), "{accepted}");
+    // One more every two seconds.
+    let more = u32::try_from(start.elapsed().as_secs() / 2).unwrap() + 1;
+    assert!((30..=30 + more).contains(&accepted), "{accepted}");
+    drop(streams);
     assert_eq!(outcome(&lab, "rate_limited"), f64::from(130 - accepted));
     works(&lab).await;
     // Not a line for each; it is said how many were left out.
-    sleep(11 * SECOND).await;
+    sleep(61 * SECOND).await;
     let lines = log.text().matches("more than PeerConnectRate 30").count();
     assert!((1..=20).contains(&lines), "{lines}");
     assert!(log.text().contains("more peers were refused in the last 10 s"), "{}", log.text());
     // 127.0.0.5 is an address that no peer on the internet can have.
     assert!(log.text().contains("which is private"), "{}", log.text());
     // Time heals.
-    let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
-    assert!(is_let_in(&mut stream).await);
+    assert!(knock(&lab, [127, 0, 0, 5]).await.0);
     // And without the limit there is none.
     reload(&lab, &[("PeerConnectRate", "0")]);
+    let mut streams = Vec::new();
     for _ in 0..100 {
-        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
-        assert!(timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_err());
+        let (is_in, stream) = knock(&lab, [127, 0, 0, 5]).await;
+        assert!(is_in);
+        streams.push(stream);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_address_cannot_take_the_places_of_all() {
     let lab = lab(&[("MaxPendingPeers", "10"), ("MaxPendingPeersPerAddress", "4")]).await;
-    let mut waiting = Vec::new();
-    for number in 0..6 {
-        let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
-        let closed = timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_ok();
-        assert_eq!(closed, number >= 4, "{number}");
-        waiting.push(stream);
+    let mut others = Vec::new();
+    for number in 6..9 {
+        others.push(knock(&lab, [127, 0, 0, number]).await.1);
     }
-    assert_eq!(outcome(&lab, "pending_limit"), 2.0);
-    assert_eq!(metric(&lab, "aspia_relay_peers_pending"), 4.0);
+    let mut silent = Vec::new();
+    for _ in 0..6 {
+        silent.push(dial_from(&lab, [127, 0, 0, 5]).await.unwrap());
+    }
+    // Its own that have kept silent for longest have made room, and nobody else's.
+    for stream in &mut silent[..2] {
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+    assert_eq!(decided(&lab), (7.0, 2.0));
     works(&lab).await;
-    // One that goes makes room for another.
-    drop(waiting.remove(0));
-    while metric(&lab, "aspia_relay_peers_pending") > 3.0 {
+    // Those that wait with a key of theirs do not.
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let introduction = lab.router.introduce().await.unwrap();
+        let mut stream = dial_from(&lab, [127, 0, 0, 9]).await.unwrap();
+        stream.write_all(&introduction.first_bytes().unwrap()).await.unwrap();
+        waiting.push((introduction, stream));
+    }
+    while lab.relay.handle().state().counts().handed_out < 4 || decided(&lab).0 < 10.0 {
         sleep(Duration::from_millis(1)).await;
     }
-    let mut stream = dial_from(&lab, [127, 0, 0, 5]).await.unwrap();
-    assert!(is_let_in(&mut stream).await);
+    let (is_in, _refused) = knock(&lab, [127, 0, 0, 9]).await;
+    assert!(!is_in);
+    for (introduction, mut first) in waiting {
+        let mut second = introduction.connect().await.unwrap();
+        second.write_all(b"x").await.unwrap();
+        first.read_exact(&mut [0]).await.unwrap();
+    }
 }
 
 fn engines() -> [Engine; 3] {

@@ -12,7 +12,8 @@ use aspia_relay::memory;
 use relay_lab::relay::config;
 use relay_lab::router::{LabRouter, Options};
 
-const SESSIONS: usize = 60;
+/// More than there are pipes, so that many directions have to hold what they read themselves.
+const SESSIONS: usize = 150;
 const PENDING: usize = 300;
 
 struct Relay(Child);

@@ -190,7 +190,7 @@ impl ReferenceStateMachine for Model {
             6 => key.clone().prop_map(Step::KeyUsed),
             20 => (key.clone(), 0_u8..40, 0_u8..2)
                 .prop_map(|(key, message, secret)| Step::Ready { key, message, secret }),
-            1 => key.clone().prop_map(Step::Flood),
+            1 => key.prop_map(Step::Flood),
             3 => peer.clone().prop_map(Step::Leave),
             5 => (peer, end).prop_map(|(peer, end)| Step::End(peer, end)),
             4 => (1_u64..20_000).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),

@@ -15,7 +15,9 @@ mod scrapes;
 mod view;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,8 +37,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use crate::handle::Handle;
-use crate::listen::accept::{Accepting, accept};
+use crate::listen::accept::{Accepting, Room, accept};
 use crate::listen::acceptor::Acceptor;
+use crate::log::limit::LineLimit;
 
 use certificates::Certificates;
 use history::History;
@@ -57,6 +60,9 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection is kept; then it ends with the request that it is at.
 const MAX_AGE: Duration = Duration::from_secs(300);
+/// Lines about callers that speak no TLS, in this time at most; the next one says how many were left out.
+const TLS_LINES: (NonZero<u32>, Duration) =
+    (NonZero::new(10).expect("it is not 0"), Duration::from_secs(60));
 /// How long the last request may take when its connection is to end.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
 /// The same where the relay stops: nobody who is slow may keep it.
@@ -67,6 +73,7 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 pub struct Admin {
     routes: Routes,
     certificates: Arc<Certificates>,
+    tls_lines: Arc<LineLimit>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -83,7 +90,8 @@ impl Admin {
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         let certificates = Arc::new(certificates);
-        Self { routes, certificates, stop, tasks: TaskTracker::new() }
+        let tls_lines = Arc::new(LineLimit::new(TLS_LINES.0, TLS_LINES.1));
+        Self { routes, certificates, tls_lines, stop, tasks: TaskTracker::new() }
     }
 
     /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
@@ -109,6 +117,14 @@ impl Admin {
         serve(stream, kind, self.routes.clone(), self.stop.clone()).await;
     }
 
+    /// Says that a caller speaks no TLS, unless that has been said often enough: strangers may call.
+    fn no_tls(&self, address: SocketAddr, why: &dyn fmt::Display) {
+        if self.tls_lines.allows() {
+            let left_out = self.tls_lines.take_left_out();
+            info!(%address, left_out, "no TLS with a caller of the metrics listener: {why}");
+        }
+    }
+
     async fn accept(&self, kind: Kind, listener: &Acceptor) {
         let places = Places::default();
         let accepting = Accepting::default();
@@ -116,7 +132,7 @@ impl Admin {
             listener,
             kind.purpose().callers,
             &accepting,
-            || true,
+            || Room::Enough,
             |stream, address| {
                 let Some(place) = places.take(address.ip()) else {
                     debug!(%address, "too many HTTP connections; closed");
@@ -154,14 +170,11 @@ impl Admin {
         match self.stop.run_until_cancelled(handshake).await {
             None => {}
             Some(Ok(Ok(stream))) => self.serve(kind, stream).await,
-            Some(Ok(Err(error))) => {
-                info!(%address, "no TLS with a caller of the metrics listener: {error}");
+            Some(Ok(Err(error))) => self.no_tls(address, &error),
+            Some(Err(_)) => {
+                let seconds = TLS_TIMEOUT.as_secs();
+                self.no_tls(address, &format!("it did not finish the handshake in {seconds} s"));
             }
-            Some(Err(_)) => info!(
-                %address,
-                "no TLS with a caller of the metrics listener: it did not finish the handshake in {} s",
-                TLS_TIMEOUT.as_secs()
-            ),
         }
     }
 }

@@ -67,7 +67,9 @@ impl JsonFile {
                             Some(text) => text,
                             None => {
                                 let expected = match setting.list {
-                                    true => "an array of strings, or one string with commas",
+                                    true => {
+                                        "an array of strings that are not empty, or one string with commas"
+                                    }
                                     false => "a string, a number, true or false",
                                 };
                                 let shown = (!setting.secret).then(|| other.to_string());
@@ -88,7 +90,9 @@ impl JsonFile {
 fn items(setting: &Setting, value: &serde_json::Value) -> Option<String> {
     let array = value.as_array().filter(|_| setting.list)?;
     let items: Option<Vec<&str>> = array.iter().map(serde_json::Value::as_str).collect();
-    Some(items?.join(","))
+    // One that is empty is not the same as none.
+    let items = items?;
+    (!items.contains(&"")).then(|| items.join(","))
 }
 
 impl Provider for JsonFile {

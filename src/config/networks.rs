@@ -16,8 +16,9 @@ impl Networks {
     /// # Errors
     /// What is expected of the first one that is none.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        let networks = items.map(network).collect::<Result<Vec<_>, _>>()?;
+        // An empty item is one that somebody meant to fill in: without it the list would be another one, or none.
+        let networks =
+            text.split(',').map(str::trim).map(network).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(IpNet::aggregate(&networks)))
     }
 
@@ -96,12 +97,11 @@ mod tests {
     #[test]
     fn of_both_families() {
         assert!(contains("10.0.0.0/8, 2001:db8::/32", "10.255.0.1"));
-        assert!(contains("10.0.0.0/8,2001:db8::/32,", "2001:db8:ffff::1"));
+        assert!(contains("10.0.0.0/8,2001:db8::/32", "2001:db8:ffff::1"));
         assert!(!contains("10.0.0.0/8,2001:db8::/32", "11.0.0.0"));
         assert!(!contains("0.0.0.0/0", "::1"));
         assert!(contains("192.0.2.7", "192.0.2.7") && !contains("192.0.2.7", "192.0.2.6"));
         assert!(contains("2001:db8::1", "2001:db8::1") && !contains("2001:db8::1", "2001:db8::"));
-        assert!(!contains("", "192.0.2.7"));
     }
 
     #[test]
@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn what_is_none_is_named() {
-        for bad in ["10.0.0.0/33", "10.0.0/8", "example.com", "10.0.0.0/8;10.0.0.1", "all", "1/2/3"]
+        for bad in
+            ["10.0.0.0/33", "", "10.0.0/8", "example.com", "10.0.0.0/8;10.0.0.1", "all", "1/2/3"]
         {
             let error = Networks::parse(&format!("192.0.2.1,{bad}")).unwrap_err();
             assert!(error.contains(&format!("{bad:?} is none")), "{error}");

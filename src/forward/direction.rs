@@ -211,7 +211,8 @@ impl Direction {
         let piped = match work.method {
             Method::Copy => false,
             Method::Splice => true,
-            Method::Adaptive => matches!(self.pace, Pace::Piping(_)),
+            // Little may be allowed, where bandwidth is limited.
+            Method::Adaptive => matches!(self.pace, Pace::Piping(_)) && most >= LITTLE,
         };
         match piped.then(|| work.pipes.take()).flatten() {
             Some(pipe) => self.fill(pipe, from, most),
@@ -221,7 +222,7 @@ impl Direction {
 
     fn copy(&mut self, from: &TcpStream, to: &TcpStream, most: usize, work: &Work<'_>) -> Taken {
         with_scratch(|scratch| {
-            let room = scratch.len().min(most);
+            let (whole, room) = (scratch.len(), scratch.len().min(most));
             let scratch = &mut scratch[..room];
             let bytes = match exhausting(from, Interest::READABLE, room, || {
                 (&*SockRef::from(from)).read(scratch)
@@ -233,6 +234,8 @@ impl Direction {
             };
             self.pace = match self.pace {
                 Pace::Copying(_) if bytes.len() < room => Pace::Copying(0),
+                // It was filled because it was small.
+                copying @ Pace::Copying(_) if room < whole => copying,
                 Pace::Copying(full) if full + 1 < MANY => Pace::Copying(full + 1),
                 Pace::Copying(_) => Pace::Piping(0),
                 piping @ Pace::Piping(_) => piping,

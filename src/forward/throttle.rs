@@ -24,12 +24,14 @@ const BURST: Duration = Duration::from_millis(50);
 const LEAST: i64 = 16 * 1024;
 /// A session waits until it may take so many bytes: fewer are not worth a wake-up.
 const PIECE: i64 = 4 * 1024;
-/// Bytes that a session takes at once of what others leave.
+/// Bytes that a session takes at once of what others leave, at least; where there is more, 4 ms of the rate.
 const SURPLUS: i64 = 64 * 1024;
+const SURPLUS_PART: u64 = 250;
 /// Shortest and longest pause of a session that waits: what the runtime's clock tells apart, and how soon a changed limit
 /// or what others leave is noticed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
-/// A session counts among those that share for so long after it moved something.
+/// A session counts among those that share for so long after its task ran, and gathers a claim for no longer than that: one
+/// that was not counted has none.
 const PERIOD: Duration = Duration::from_millis(200);
 
 /// The limits in force; shared by all sessions.
@@ -72,12 +74,10 @@ impl Bucket {
         };
         let elapsed = now.saturating_duration_since(since);
         let filled = u128::from(rate) * elapsed.as_nanos() / 1_000_000_000;
+        let filled = i64::try_from(filled).unwrap_or(i64::MAX);
+        self.bytes = self.bytes.saturating_add(filled).min(most);
         // Time that is too short for a byte counts the next time.
-        if filled > 0 {
-            let filled = i64::try_from(filled).unwrap_or(i64::MAX);
-            self.bytes = self.bytes.saturating_add(filled).min(most);
-            self.since = Some(now);
-        }
+        self.since = Some((since + time_for(filled, rate)).min(now));
     }
 }
 
@@ -154,6 +154,8 @@ impl Throttle {
         if total != 0 {
             let mut shared = self.lock();
             let share = (total / u64::from(shared.sharing(account, now))).max(1);
+            let earliest = now.checked_sub(PERIOD).unwrap_or(now);
+            account.claim.since = account.claim.since.map(|since| since.max(earliest));
             account.claim.fill(share, now);
             shared.bucket.fill(total, now);
             let left = shared.left(account.claim.bytes, total);
@@ -191,7 +193,8 @@ impl Shared {
             self.usual_claim += (claim - self.usual_claim) / 16;
         }
         let is_in_turn = claim >= self.usual_claim || self.bucket.bytes >= enough(total);
-        if is_in_turn { self.bucket.bytes.min(SURPLUS) } else { 0 }
+        let piece = i64::try_from(total / SURPLUS_PART).unwrap_or(i64::MAX).max(SURPLUS);
+        if is_in_turn { self.bucket.bytes.min(piece) } else { 0 }
     }
 
     /// How many sessions share, with this one.
@@ -302,6 +305,46 @@ mod tests {
         for got in &got[..10] {
             assert!(got.abs_diff(rest) <= rest / 3, "{got} instead of about {rest}");
         }
+    }
+
+    #[test]
+    fn many_small_senders_are_held_to_it_together() {
+        let (throttle, began) = (throttle(0, MIB), Instant::now());
+        let limits = throttle.limits().unwrap();
+        let mut accounts: Vec<Account> = (0..1000).map(|_| Account::default()).collect();
+        let mut got = 0;
+        for millisecond in 0_u64..20_000 {
+            // Each of them once a second, one after the other.
+            let account = &mut accounts[usize::try_from(millisecond % 1000).unwrap()];
+            let now = began + Duration::from_millis(millisecond);
+            let taken = throttle.grant(account, limits, now).bytes.min(5000);
+            throttle.take(account, limits, taken);
+            // The first seconds are those of the claims that everybody begins with.
+            got += if millisecond >= 10_000 { taken as u64 } else { 0 };
+        }
+        assert!(got <= 11 * MIB, "{got}");
+    }
+
+    #[test]
+    fn what_quiet_ones_leave_is_used_at_high_rates_too() {
+        for rate in [125 * MIB, 1000 * MIB] {
+            let mut wanted = vec![100; 11];
+            wanted[5] = usize::MAX;
+            let got = run(&throttle(0, rate), &wanted, 5);
+            is_about(got[5], 5 * rate);
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_byte_is_lost() {
+        let (mut bucket, began) = (Bucket::default(), Instant::now());
+        bucket.fill(65536, began);
+        bucket.bytes = 0;
+        for step in 1..=8000 {
+            bucket.fill(65536, began + Duration::from_micros(25) * step);
+        }
+        // 200 ms of it.
+        assert!((13_100..=13_108).contains(&bucket.bytes), "{bucket:?}");
     }
 
     #[test]

@@ -35,6 +35,17 @@ impl Accepting {
     }
 }
 
+/// Whether there is room for one more connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Enough,
+    /// Only when those who are here have had their turn, and some have gone.
+    Crowded,
+    /// There is none: more are left to wait.
+    None,
+}
+
 /// Lowers the flag when the loop ends, however it ends.
 struct Running<'a>(&'a Accepting);
 
@@ -52,7 +63,7 @@ pub async fn accept(
     acceptor: &Acceptor,
     callers: &str,
     accepting: &Accepting,
-    has_room: impl Fn() -> bool,
+    room: impl Fn() -> Room,
     mut take: impl FnMut(std::net::TcpStream, SocketAddr),
 ) {
     let delays = ExponentialBuilder::new()
@@ -64,19 +75,24 @@ pub async fn accept(
     let _running = Running(accepting);
     let mut complained: Option<Instant> = None;
     loop {
-        if !has_room() {
-            accepting.set(false);
-            if complained.is_none_or(|last| last.elapsed() >= COMPLAINTS) {
-                complained = Some(Instant::now());
-                warn!(
-                    "no descriptors are left for more {callers}: accepting waits until some have gone. Raise the limit on \
-                     open files (ulimit -n, LimitNOFILE, ulimits of the container)"
-                );
+        match room() {
+            Room::Enough => {}
+            // Then those who go have gone, and it is known who they are.
+            Room::Crowded => tokio::task::yield_now().await,
+            Room::None => {
+                accepting.set(false);
+                if complained.is_none_or(|last| last.elapsed() >= COMPLAINTS) {
+                    complained = Some(Instant::now());
+                    warn!(
+                        "no descriptors are left for more {callers}: accepting waits until some have gone. Raise the limit \
+                         on open files (ulimit -n, LimitNOFILE, ulimits of the container)"
+                    );
+                }
+                while room() == Room::None {
+                    tokio::time::sleep(LOOK_FOR_ROOM).await;
+                }
+                accepting.set(true);
             }
-            while !has_room() {
-                tokio::time::sleep(LOOK_FOR_ROOM).await;
-            }
-            accepting.set(true);
         }
         match acceptor.accept().await {
             Ok((stream, address)) => {
@@ -115,13 +131,13 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let acceptor = Acceptor::new(listener).unwrap();
         let _first = TcpStream::connect(acceptor.local_addr().unwrap()).unwrap();
-        let (room, looks, taken) = (Cell::new(false), Cell::new(0), Cell::new(0));
+        let (room, looks, taken) = (Cell::new(Room::None), Cell::new(0), Cell::new(0));
         let accepting = Accepting::default();
-        let has_room = || {
+        let look = || {
             looks.set(looks.get() + 1);
             room.get()
         };
-        let accept = accept(&acceptor, "strangers", &accepting, has_room, |_, _| {
+        let accept = accept(&acceptor, "strangers", &accepting, look, |_, _| {
             taken.set(taken.get() + 1);
         });
         let watch = async {
@@ -129,7 +145,7 @@ mod tests {
             assert!(!accepting.is_well());
             assert_eq!(taken.get(), 0);
             assert!((100..=202).contains(&looks.get()), "{}", looks.get());
-            room.set(true);
+            room.set(Room::Crowded);
             while taken.get() == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

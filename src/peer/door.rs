@@ -1,6 +1,6 @@
 //! Who is let in: decided of each connection before a byte of it is read, from its address alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,9 @@ pub(super) enum Shut {
     NotAllowed,
     #[error("more than PeerConnectRate {0} connections a minute from its address")]
     TooOften(u32),
-    #[error("MaxPendingPeersPerAddress {0} connections from its address wait already")]
+    #[error(
+        "MaxPendingPeersPerAddress {0} connections from its address wait already, and all of them have a key"
+    )]
     TooManyFromThere(usize),
     #[error("MaxPendingPeers {0} connections wait already, and all of them have a key")]
     TooMany(usize),
@@ -63,17 +65,39 @@ struct Waiting {
 struct Counts {
     all: usize,
     /// Of each address: no more entries than connections.
-    by_origin: HashMap<Origin, usize>,
+    by_origin: HashMap<Origin, FromThere>,
     /// Those whose first message is not there, the oldest first, by numbers that count up.
-    silent: BTreeMap<u64, oneshot::Sender<()>>,
+    silent: BTreeMap<u64, (Origin, oneshot::Sender<()>)>,
     numbers: u64,
 }
 
+/// Those of one address.
+#[derive(Debug, Default)]
+struct FromThere {
+    all: usize,
+    /// Those of them that keep silent, by number.
+    silent: BTreeSet<u64>,
+}
+
 impl Counts {
-    /// Has the connection that kept silent for longest make room. `false` where there is none.
-    fn make_room(&mut self) -> bool {
-        // Who goes just now takes no notice.
-        self.silent.pop_first().map(|(_, silent)| silent.send(())).is_some()
+    /// Has the connection that kept silent for longest make room, of all or of an address. `false` where there is none.
+    fn make_room(&mut self, of: Option<Origin>) -> bool {
+        let oldest = match of {
+            None => self.silent.first_key_value().map(|(number, _)| *number),
+            Some(origin) => {
+                self.by_origin.get(&origin).and_then(|there| there.silent.first().copied())
+            }
+        };
+        oldest.and_then(|number| self.speaks(number)).is_some_and(|way| way.send(()).is_ok())
+    }
+
+    /// A connection keeps silent no longer, or has been asked to go.
+    fn speaks(&mut self, number: u64) -> Option<oneshot::Sender<()>> {
+        let (origin, way) = self.silent.remove(&number)?;
+        if let Some(there) = self.by_origin.get_mut(&origin) {
+            there.silent.remove(&number);
+        }
+        Some(way)
     }
 }
 
@@ -97,6 +121,11 @@ impl Door {
         self.waiting.lock().all
     }
 
+    /// Has the connection that kept silent for longest make room. `false` where there is none.
+    pub(super) fn make_room(&self) -> bool {
+        self.waiting.lock().make_room(None)
+    }
+
     /// Lets a connection in, by the settings in force.
     ///
     /// # Errors
@@ -108,15 +137,17 @@ impl Door {
         self.check_rate(origin, config)?;
         let mut counts = self.waiting.lock();
         let limit = config.max_pending_peers_per_address;
-        if counts.by_origin.get(&origin).is_some_and(|from_there| *from_there >= limit) {
+        // Clients and Hosts speak at once. So it is strangers who leave, however many addresses they have.
+        if counts.by_origin.get(&origin).is_some_and(|there| there.all >= limit)
+            && !counts.make_room(Some(origin))
+        {
             return Err(Shut::TooManyFromThere(limit));
         }
-        // Clients and Hosts speak at once. So it is strangers who leave, however many addresses they have.
-        if counts.all >= config.max_pending_peers && !counts.make_room() {
+        if counts.all >= config.max_pending_peers && !counts.make_room(None) {
             return Err(Shut::TooMany(config.max_pending_peers));
         }
         counts.all += 1;
-        *counts.by_origin.entry(origin).or_default() += 1;
+        counts.by_origin.entry(origin).or_default().all += 1;
         self.waiting.gauge.inc();
         Ok(Pending { origin, waiting: self.waiting.clone() })
     }
@@ -160,7 +191,10 @@ impl Pending {
         let mut counts = self.waiting.lock();
         counts.numbers += 1;
         let number = counts.numbers;
-        counts.silent.insert(number, sender);
+        counts.silent.insert(number, (self.origin, sender));
+        if let Some(there) = counts.by_origin.get_mut(&self.origin) {
+            there.silent.insert(number);
+        }
         Silent { asked_to_go, number, waiting: &self.waiting }
     }
 }
@@ -169,9 +203,9 @@ impl Drop for Pending {
     fn drop(&mut self) {
         let mut counts = self.waiting.lock();
         counts.all -= 1;
-        if let Some(from_there) = counts.by_origin.get_mut(&self.origin) {
-            *from_there -= 1;
-            if *from_there == 0 {
+        if let Some(there) = counts.by_origin.get_mut(&self.origin) {
+            there.all -= 1;
+            if there.all == 0 {
                 counts.by_origin.remove(&self.origin);
             }
         }
@@ -197,6 +231,6 @@ impl Silent<'_> {
 
 impl Drop for Silent<'_> {
     fn drop(&mut self) {
-        self.waiting.lock().silent.remove(&self.number);
+        drop(self.waiting.lock().speaks(self.number));
     }
 }

@@ -14,6 +14,7 @@ pub mod session;
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -27,10 +28,11 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::forward::Forward;
-use crate::listen::accept::{Accepting, accept};
+use crate::listen::accept::{Accepting, Room, accept};
 use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
 use crate::listen::options;
+use crate::log::limit::LineLimit;
 use crate::open_files;
 use crate::state::keys::KeyId;
 use crate::state::sessions::End;
@@ -54,6 +56,9 @@ pub const PURPOSE: Purpose =
 /// Time from accepting a connection until it is paired.
 pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often it is said that descriptors are short.
+const SHORTAGES: Duration = Duration::from_secs(60);
+
 /// Everything that the tasks of peers share.
 #[derive(Clone)]
 pub struct Peers {
@@ -61,6 +66,8 @@ pub struct Peers {
     config: watch::Receiver<Arc<Config>>,
     door: Arc<Door>,
     refusals: Arc<Refusals>,
+    /// How often it is said that descriptors are short.
+    shortages: Arc<LineLimit>,
     runner: Arc<Runner>,
     metrics: PeerMetrics,
     tracer: Tracer,
@@ -86,6 +93,7 @@ impl Peers {
             config: runner.config().clone(),
             door: Arc::new(Door::new(metrics.pending.clone())),
             refusals: Arc::new(Refusals::new()),
+            shortages: Arc::new(LineLimit::new(NonZero::<u32>::MIN, SHORTAGES)),
             runner,
             metrics,
             tracer,
@@ -104,9 +112,9 @@ impl Peers {
         {
             warn!(%error, "the options of peers' sockets cannot be set");
         }
-        let has_room = || self.has_room();
+        let room = || self.room();
         let accept =
-            accept(&listener, PURPOSE.callers, &self.accepting, has_room, |stream, address| {
+            accept(&listener, PURPOSE.callers, &self.accepting, room, |stream, address| {
                 self.start(stream, address);
             });
         self.tasks.spawn({
@@ -130,12 +138,24 @@ impl Peers {
         self.runner.ended().await;
     }
 
-    /// Whether one more peer leaves descriptors enough for everything else.
-    fn has_room(&self) -> bool {
-        open_files::for_peers().is_none_or(|most| {
-            let taken = self.door.pending() + 2 * self.state.counts().active;
-            (taken as u64) < most
-        })
+    /// Whether there is room for one more: descriptors for everything else must be left, and where places run out, those
+    /// who came before must have had the time to say who they are.
+    fn room(&self) -> Room {
+        let pending = self.door.pending();
+        let taken = (pending + 2 * self.state.counts().active) as u64;
+        if open_files::for_peers().is_some_and(|most| taken >= most) {
+            if !self.door.make_room() {
+                return Room::None;
+            }
+            if self.shortages.allows() {
+                warn!(
+                    "descriptors are short: of the peers that keep silent, the oldest make room. Raise the limit on open \
+                     files (ulimit -n, LimitNOFILE, ulimits of the container)"
+                );
+            }
+            return Room::Crowded;
+        }
+        if pending >= self.config.borrow().max_pending_peers { Room::Crowded } else { Room::Enough }
     }
 
     fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {

@@ -20,9 +20,11 @@ use super::origin::is_private;
 
 /// Lines about connections refused for one reason in a [`PERIOD`], at most.
 const LINES: NonZero<u32> = NonZero::new(20).expect("it is not 0");
-/// How often it is said how many lines were left out, and looked whom the refusals met.
+/// How often it is said how many lines were left out.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Refusals in a [`PERIOD`] that say something about whom they meet.
+/// How often it is looked whom the refusals met, in [`PERIOD`]s.
+const WINDOW: u32 = 6;
+/// Refusals in a window that say something about whom they meet.
 const MANY: u64 = 20;
 /// Private addresses that are told apart; there are not more proxies than that.
 const MAX_ADDRESSES: usize = 256;
@@ -78,13 +80,16 @@ impl Refusals {
 
     /// Reports, period after period, for ever.
     pub(super) async fn keep_reporting(&self) {
-        loop {
+        for number in (0..WINDOW).cycle() {
             sleep(PERIOD).await;
-            self.report();
+            self.report_left_out();
+            if number == 0 {
+                self.report_hidden_peers();
+            }
         }
     }
 
-    fn report(&self) {
+    fn report_left_out(&self) {
         let left_out: u64 = self.lines.iter().map(LineLimit::take_left_out).sum();
         if left_out > 0 {
             info!(
@@ -93,10 +98,13 @@ impl Refusals {
                 PERIOD.as_secs()
             );
         }
+    }
+
+    fn report_hidden_peers(&self) {
         if let Some((address, refused, all)) = self.hidden_peers() {
             warn!(
                 %address,
-                "{refused} of {all} connections refused for the limits of their address came from {address}, which is private: \
+                "{refused} of {all} connections refused for the limits of their address came from private addresses, most of them from {address}: \
                  a proxy, a load balancer or NAT in front hides the addresses of the peers, and all of them share one \
                  limit. Have it keep their addresses (Docker: network_mode host; Kubernetes: hostNetwork, or \
                  externalTrafficPolicy Local), or raise PeerConnectRate (0 is no limit) and MaxPendingPeersPerAddress"
@@ -104,11 +112,13 @@ impl Refusals {
         }
     }
 
-    /// The private address that most refusals met, how many, and of how many; when that is worth a warning.
+    /// The private address that most refusals met, how many met private ones, and of how many; when that is worth a
+    /// warning. There may be several proxies.
     fn hidden_peers(&self) -> Option<(IpAddr, u64, u64)> {
         let mut seen = self.lock();
         let (all, private) = (std::mem::take(&mut seen.all), std::mem::take(&mut seen.private));
-        let (address, refused) = private.into_iter().max_by_key(|(_, refused)| *refused)?;
+        let refused = private.values().sum::<u64>();
+        let (address, _) = private.into_iter().max_by_key(|(_, refused)| *refused)?;
         let is_news = seen.warned.is_none_or(|warned| warned.elapsed() >= REPEAT);
         if all < MANY || 2 * refused <= all || !is_news {
             return None;
@@ -129,6 +139,10 @@ mod tests {
         }
     }
 
+    fn seen_nothing(refusals: &Refusals) {
+        *refusals.lock() = Seen::default();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_proxy_in_front_is_suspected_where_most_refusals_meet_one_private_address() {
         let refusals = Refusals::new();
@@ -136,6 +150,12 @@ mod tests {
         refuse(&refusals, [10, 0, 0, 1], 11, often);
         refuse(&refusals, [192, 0, 2, 1], 9, Shut::TooManyFromThere(64));
         assert_eq!(refusals.hidden_peers(), Some(([10, 0, 0, 1].into(), 11, 20)));
+        // Two proxies are as good as one.
+        seen_nothing(&refusals);
+        refuse(&refusals, [10, 0, 0, 1], 10, often);
+        refuse(&refusals, [10, 0, 0, 2], 10, often);
+        refuse(&refusals, [192, 0, 2, 1], 10, often);
+        assert_eq!(refusals.hidden_peers().map(|(_, refused, all)| (refused, all)), Some((20, 30)));
         // Once an hour is enough.
         refuse(&refusals, [10, 0, 0, 1], 100, often);
         assert_eq!(refusals.hidden_peers(), None);

@@ -1,7 +1,7 @@
 //! Any bytes on an HTTP connection, up to the handlers and through them: an answer or an end.
 #![no_main]
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 
 use aspia_relay::admin::Admin;
 use aspia_relay::admin::certificates::Certificates;
@@ -9,6 +9,7 @@ use aspia_relay::admin::kind::Kind;
 use aspia_relay::app::{App, Engine, Listeners};
 use aspia_relay::config;
 use aspia_relay::config::sources::Sources;
+use aspia_relay::handle::Handle;
 use aspia_relay::log::LogLevel;
 use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
@@ -21,14 +22,20 @@ use tokio_util::sync::CancellationToken;
 const KEY: &str = "35997E3D46BF43430AA79E76698D6CEFE9462F04B7A613D59E37D22F16936744";
 
 thread_local! {
-    static SERVER: OnceCell<(Runtime, Admin)> = const { OnceCell::new() };
+    static SERVER: RefCell<Option<Server>> = const { RefCell::new(None) };
+}
+
+struct Server {
+    runtime: Runtime,
+    admin: Admin,
+    handle: Handle,
 }
 
 /// A relay that nobody runs, but that can be asked everything.
-fn server() -> (Runtime, Admin) {
+fn server() -> Server {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
-    let admin = runtime.block_on(async {
+    let (admin, handle) = runtime.block_on(async {
         let set = |key: &str, value: &str| (format!("ASPIA_RELAY_{key}"), value.to_owned());
         let environment = vec![
             set("ROUTER_ADDRESS", "127.0.0.1"),
@@ -44,16 +51,20 @@ fn server() -> (Runtime, Admin) {
         let app = App::bind(loaded, listeners, LogLevel::default(), Tracer::default(), engine);
         let handle = app.expect("a relay").handle();
         let certificates = Certificates::load(handle.clone()).expect("there are none");
-        Admin::new(handle, certificates, CancellationToken::new())
+        (Admin::new(handle.clone(), certificates, CancellationToken::new()), handle)
     });
-    (runtime, admin)
+    Server { runtime, admin, handle }
 }
 
 fuzz_target!(|data: &[u8]| {
     let (choice, data) = choice(data);
     let kind = if choice & 1 == 0 { Kind::Admin } else { Kind::Metrics };
-    SERVER.with(|server_once| {
-        let (runtime, admin) = server_once.get_or_init(server);
+    SERVER.with_borrow_mut(|present| {
+        // A stop cannot be taken back.
+        if present.as_ref().is_some_and(|server| server.handle.is_draining()) {
+            *present = None;
+        }
+        let Server { runtime, admin, .. } = present.get_or_insert_with(server);
         runtime.block_on(async {
             let (ours, mut theirs) = duplex(64 * 1024);
             let ask = async {

@@ -190,7 +190,12 @@ impl Report {
     /// # Errors
     /// What was.
     pub fn verdict(&self) -> io::Result<()> {
-        for Seen { kind, failed, lost, .. } in &self.seen {
+        for Seen { kind, failed, lost, strangers, paired, .. } in &self.seen {
+            if *paired == 0 || (*strangers == 0) != (*kind == Kind::Quiet) {
+                let text =
+                    format!("{kind:?}: {strangers} strangers, {paired} pairs: this shows nothing");
+                return Err(io::Error::other(text));
+            }
             if let Some(first) = failed.first() {
                 let text = format!("{kind:?}: {} pairs did not meet: {first}", failed.len());
                 return Err(io::Error::other(text));

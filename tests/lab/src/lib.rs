@@ -6,6 +6,7 @@
 //! - [`traffic`]: data that can be checked at the other end;
 //! - [`log`]: what the relay logs, to look at in a test;
 //! - [`control`]: how peers on another machine get introduced;
+//! - `namespace` (Linux): a network of its own for a forwarder;
 //! - [`http`]: asking a relay over HTTP;
 //! - [`browser`]: a real browser that looks at its page;
 //! - [`demo`], [`load`], `attack`, `soak` and `bench` (Linux): what `relay-lab` shows and measures.
@@ -20,6 +21,8 @@ pub mod demo;
 pub mod http;
 pub mod load;
 pub mod log;
+#[cfg(target_os = "linux")]
+pub mod namespace;
 pub mod peer;
 pub mod relay;
 pub mod router;

@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::namespace::{self, Namespace};
 use crate::router::{LabRouter, Options};
 
-use super::namespace::{self, Namespace};
 use super::{Baseline, Who};
 
 /// Longest wait for a program, a connection or a pairing.

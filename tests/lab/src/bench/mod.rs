@@ -8,7 +8,6 @@ mod copy;
 mod forwarder;
 mod load;
 pub(crate) mod meter;
-mod namespace;
 mod plot;
 mod report;
 mod x25519;

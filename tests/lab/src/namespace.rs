@@ -1,4 +1,4 @@
-//! A network namespace of its own for the forwarder, and a pair of virtual Ethernet devices that leads there: packets take
+//! A network namespace of its own for a forwarder, and a pair of virtual Ethernet devices that leads there: packets take
 //! the way of a network, with its queues and checksums, instead of that of the loopback device.
 
 use std::ffi::OsStr;
@@ -7,24 +7,29 @@ use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The addresses of the two ends: of the peers, and of the forwarder.
-pub(super) const PEERS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-pub(super) const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The address of the end that stays here.
+pub const PEERS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The address of the end that is in the namespace.
+pub const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-/// The device at the peers' end; it goes with the namespace that the other one is in.
-const DEVICE: &str = "lab-peers";
-const FAR_DEVICE: &str = "lab-forwarder";
+/// The device at the end that stays here; it goes with the namespace that the other one is in.
+pub const DEVICE: &str = "lab-peers";
+/// The device in the namespace.
+pub const FAR_DEVICE: &str = "lab-forwarder";
 
 /// A namespace, there until it is dropped.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub struct Namespace {
     /// Keeps it.
     keeper: Child,
 }
 
 impl Namespace {
     /// Makes it; needs root and the programs of util-linux and iproute2.
-    pub(super) fn new() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What of it failed.
+    pub fn new() -> io::Result<Self> {
         let keeper = Command::new("unshare")
             .args(["--net", "sleep", "infinity"])
             .stdin(Stdio::null())
@@ -46,7 +51,7 @@ impl Namespace {
     }
 
     /// A command that runs in it; the process is the program itself, not a parent of it.
-    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path())).arg("--").arg(program);
         command
@@ -76,7 +81,11 @@ impl Drop for Namespace {
     }
 }
 
-fn run(command: &mut Command) -> io::Result<()> {
+/// Runs a command to its end.
+///
+/// # Errors
+/// What it said, where it failed.
+pub fn run(command: &mut Command) -> io::Result<()> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());

@@ -1,0 +1,170 @@
+//! A network that fails: packets lost, links cut, another MTU, while sessions carry data that is checked. In a network
+//! namespace of its own, behind virtual Ethernet devices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![cfg(target_os = "linux")]
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use aspia_relay::config::settings::variable;
+use relay_lab::namespace::{DEVICE, FAR_DEVICE, FORWARDER, Namespace, PEERS, run};
+use relay_lab::router::{LabRouter, Options};
+use relay_lab::traffic::{self, Stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+const SESSIONS: u64 = 50;
+/// What each session carries each way, in pieces with a pause between them: all faults meet all sessions.
+const PIECE: usize = 4096;
+const PIECES: usize = 80;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longer than all faults together, and than TCP takes to notice that they are over.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+struct Relay(Child);
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn here(program: &str, arguments: &str) {
+    run(Command::new(program).args(arguments.split_whitespace())).unwrap();
+}
+
+fn there(namespace: &Namespace, program: &str, arguments: &str) {
+    run(namespace.command(program).args(arguments.split_whitespace())).unwrap();
+}
+
+/// Sends all pieces and reads all of the other side's, each in its own time.
+async fn one_side(mut stream: TcpStream, seed: u64, of_other: u64) {
+    let (mut read, mut write) = stream.split();
+    let length = (PIECE * PIECES) as u64;
+    let send = async {
+        let bytes = Stream::bytes(seed, PIECE * PIECES);
+        for piece in bytes.chunks(PIECE) {
+            write.write_all(piece).await.unwrap();
+            sleep(PAUSE).await;
+        }
+        write.shutdown().await.unwrap();
+    };
+    let receive = async {
+        let hash = traffic::verify(&mut read, of_other, length, |_| {}).await.unwrap();
+        assert_eq!(hash, traffic::hash(of_other, length));
+        // And nothing behind it.
+        assert_eq!(read.read(&mut [0]).await.unwrap(), 0);
+    };
+    tokio::join!(send, receive);
+}
+
+/// Everything that goes wrong, one after the other.
+async fn faults(namespace: &Namespace, lost: u16) {
+    let second = Duration::from_secs(1);
+    there(namespace, "nft", "add table inet faults");
+    for (chain, hook) in [("in", "input"), ("out", "output")] {
+        let rule =
+            format!("add chain inet faults {chain} {{ type filter hook {hook} priority 0 ; }}");
+        there(namespace, "nft", &rule);
+        there(
+            namespace,
+            "nft",
+            &format!(
+                "add rule inet faults {chain} meta l4proto tcp numgen random mod 100 < 3 drop"
+            ),
+        );
+    }
+    // One peer's own link is cut for good.
+    for (chain, port) in [("in", "sport"), ("out", "dport")] {
+        there(namespace, "nft", &format!("insert rule inet faults {chain} tcp {port} {lost} drop"));
+    }
+    // Delay and reordering, where the kernel has what makes them.
+    let netem = format!("qdisc add dev {FAR_DEVICE} root netem delay 20ms 10ms reorder 20%");
+    let netem = run(namespace.command("tc").args(netem.split_whitespace()));
+    if let Err(error) = netem {
+        relay_lab::say(&format!("*** no delay and no reordering here: {error}"));
+    }
+    sleep(second).await;
+    for mtu in [600, 1280, 1500] {
+        here("ip", &format!("link set {DEVICE} mtu {mtu}"));
+        there(namespace, "ip", &format!("link set {FAR_DEVICE} mtu {mtu}"));
+        sleep(second).await;
+    }
+    // Everybody's link, and the Router's among them.
+    for _ in 0..2 {
+        here("ip", &format!("link set {DEVICE} down"));
+        sleep(second).await;
+        here("ip", &format!("link set {DEVICE} up"));
+        sleep(second).await;
+    }
+    there(namespace, "nft", "flush chain inet faults out");
+    there(namespace, "nft", "flush chain inet faults in");
+    for (chain, port) in [("in", "sport"), ("out", "dport")] {
+        there(namespace, "nft", &format!("insert rule inet faults {chain} tcp {port} {lost} drop"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_in_a_session_that_survives_and_the_others_end_in_time() {
+    let namespace = match Namespace::new() {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            relay_lab::skip("a network that fails", &format!("no network namespace: {error}"));
+            return;
+        }
+    };
+    let options = Options { listen: (PEERS, 0).into(), ..Options::default() };
+    let router = LabRouter::start(options).await.unwrap();
+    let mut command = namespace.command(env!("CARGO_BIN_EXE_aspia_relay"));
+    for (key, value) in [
+        ("RouterAddress", PEERS.to_string()),
+        ("RouterPort", router.address().port().to_string()),
+        ("RouterPublicKey", router.public_key().to_string()),
+        ("PeerAddress", FORWARDER.to_string()),
+        ("ListenInterface", FORWARDER.to_string()),
+        ("AdminListen", "off".to_owned()),
+        ("MaxPeerCount", "60".to_owned()),
+        ("MaxPendingPeersPerAddress", "1000".to_owned()),
+        ("PeerConnectRate", "0".to_owned()),
+        ("PeerIdleTimeout", "1".to_owned()),
+        ("StatisticsEnabled", "true".to_owned()),
+        ("StatisticsInterval", "1".to_owned()),
+    ] {
+        command.env(variable(key), value);
+    }
+    let _relay = Relay(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    router.keys(60).await;
+    let mut sides = JoinSet::new();
+    for number in 0..SESSIONS {
+        let (client, host) = router.introduce().await.unwrap().session().await.unwrap();
+        let (there, back) = (2 * number, 2 * number + 1);
+        sides.spawn(timeout(PATIENCE, one_side(client, there, back)));
+        sides.spawn(timeout(PATIENCE, one_side(host, back, there)));
+    }
+    // The client of one more is cut off in the middle; its host, who says nothing, must not be kept for ever.
+    let (lost, mut left) = router.introduce().await.unwrap().session().await.unwrap();
+    let port = lost.local_addr().unwrap().port();
+    let (faults, _) = tokio::join!(faults(&namespace, port), async {
+        let ended = timeout(PATIENCE, left.read(&mut [0])).await.expect("it is ended in time");
+        assert_eq!(ended.unwrap_or(0), 0);
+    });
+    let () = faults;
+    while let Some(side) = sides.join_next().await {
+        side.unwrap().expect("a session stands still");
+    }
+    drop((lost, left));
+    // The link is there again, or still, and all places are free: but for the one whose end nobody could be told.
+    router
+        .wait_for(|view| {
+            let all_gone =
+                view.statistics.as_ref().is_some_and(|stat| stat.peer_connection.len() <= 1);
+            view.linked && all_gone
+        })
+        .await;
+    let (mut client, mut host) = router.introduce().await.unwrap().session().await.unwrap();
+    host.write_all(b"x").await.unwrap();
+    client.read_exact(&mut [0]).await.unwrap();
+}

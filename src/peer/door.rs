@@ -82,13 +82,20 @@ struct FromThere {
 impl Counts {
     /// Has the connection that kept silent for longest make room, of all or of an address. `false` where there is none.
     fn make_room(&mut self, of: Option<Origin>) -> bool {
-        let oldest = match of {
-            None => self.silent.first_key_value().map(|(number, _)| *number),
-            Some(origin) => {
-                self.by_origin.get(&origin).and_then(|there| there.silent.first().copied())
+        while let Some(oldest) = self.oldest(of) {
+            // One whose message has just come takes no notice: then it is the next one.
+            if self.speaks(oldest).is_some_and(|way| way.send(()).is_ok()) {
+                return true;
             }
-        };
-        oldest.and_then(|number| self.speaks(number)).is_some_and(|way| way.send(()).is_ok())
+        }
+        false
+    }
+
+    fn oldest(&self, of: Option<Origin>) -> Option<u64> {
+        match of {
+            None => self.silent.first_key_value().map(|(number, _)| *number),
+            Some(origin) => self.by_origin.get(&origin)?.silent.first().copied(),
+        }
     }
 
     /// A connection keeps silent no longer, or has been asked to go.

@@ -118,7 +118,8 @@ impl Relay {
     }
 
     async fn metrics(&self) -> io::Result<String> {
-        Ok(http::request(self.admin, "GET /metrics", &[], "").await?.body)
+        let answer = http::request(self.admin, "GET /metrics", &[], "").await;
+        Ok(about("/metrics", answer)?.body)
     }
 
     async fn see(&self) -> io::Result<Sight> {
@@ -173,6 +174,11 @@ fn sum(text: &str, name: &str) -> f64 {
         rest.strip_prefix(' ')?.parse::<f64>().ok()
     };
     text.lines().filter_map(of).sum()
+}
+
+/// The same error, with what it was about.
+fn about<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))
 }
 
 /// Numbers from a seed.
@@ -279,7 +285,8 @@ async fn fault(router: &LabRouter, relay: &Relay, number: u64) -> io::Result<()>
         4 => router.tell_used(u32::MAX).await,
         _ => {
             for path in ["/status", "/sessions", "/config", "/"] {
-                http::request(relay.admin, &format!("GET {path}"), &[], "").await?;
+                let asked = http::request(relay.admin, &format!("GET {path}"), &[], "").await;
+                about(path, asked)?;
             }
         }
     }
@@ -295,14 +302,14 @@ async fn user(
 ) -> io::Result<()> {
     if dice.below(4) == 0 {
         counts.strangers.fetch_add(1, Ordering::Relaxed);
-        return stranger(relay, dice).await;
+        return about("a stranger", stranger(relay, dice).await);
     }
     let introduced = timeout(PATIENCE, router.introduce()).await;
     let introduction = introduced.map_err(|_| io::Error::other("no key came"))??;
     let kind = dice.below(8);
     if kind == 0 {
         // Its partner never comes.
-        let stream = introduction.connect().await?;
+        let stream = about("one whose partner never comes", introduction.connect().await)?;
         sleep(Duration::from_millis(dice.below(50))).await;
         drop(stream);
         return Ok(());
@@ -323,14 +330,14 @@ async fn user(
     let seed = dice.below(u64::MAX);
     if kind == 1 {
         count(0, there);
-        return cut(client, host, seed, there).await;
+        return about("a reset", cut(client, host, seed, there).await);
     }
     if kind == 2 {
         sleep(Duration::from_millis(dice.below(1000))).await;
     }
-    timeout(PATIENCE, transfer(client, host, seed, (there, back)))
-        .await
-        .map_err(|_| io::Error::other("a transfer stands still"))??;
+    let transferred = timeout(PATIENCE, transfer(client, host, seed, (there, back))).await;
+    let transferred = transferred.unwrap_or_else(|_| Err(io::Error::other("it stands still")));
+    about("a transfer", transferred)?;
     count(there + back, there + back);
     Ok(())
 }
@@ -343,16 +350,17 @@ async fn transfer(
     (there, back): (u64, u64),
 ) -> io::Result<()> {
     let at_client = async {
-        traffic::send(&mut client, seed, there).await?;
-        client.shutdown().await?;
-        traffic::verify(&mut client, seed ^ 1, back, |_| {}).await?;
-        ended(&mut client).await
+        about("sending from the client", traffic::send(&mut client, seed, there).await)?;
+        about("ending the client", client.shutdown().await)?;
+        let came = traffic::verify(&mut client, seed ^ 1, back, |_| {}).await;
+        about("receiving at the client", came)?;
+        about("the end at the client", ended(&mut client).await)
     };
     let at_host = async {
-        traffic::verify(&mut host, seed, there, |_| {}).await?;
-        ended(&mut host).await?;
-        traffic::send(&mut host, seed ^ 1, back).await?;
-        host.shutdown().await
+        about("receiving at the host", traffic::verify(&mut host, seed, there, |_| {}).await)?;
+        about("the end at the host", ended(&mut host).await)?;
+        about("sending from the host", traffic::send(&mut host, seed ^ 1, back).await)?;
+        about("ending the host", host.shutdown().await)
     };
     let (at_client, at_host) = tokio::join!(at_client, at_host);
     at_client.and(at_host)

@@ -48,7 +48,7 @@ pub struct Throttle {
 #[derive(Debug, Default)]
 struct Shared {
     bucket: Bucket,
-    /// The present period, by its end; the sessions that moved something in it, and in the one before.
+    /// The present period, by its end; the sessions whose tasks ran in it, and in the one before.
     period: u64,
     ends: Option<Instant>,
     now: u32,

@@ -6,13 +6,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aspia_relay::config::settings::variable;
 use aspia_relay::memory;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::load::percentile;
 use crate::peer::Introduction;
+use crate::process::RelayProcess;
 use crate::relay::config;
 use crate::router::{LabRouter, Options};
 use crate::say;
@@ -42,7 +41,7 @@ const HELD: usize = 20;
 /// Longest that a stranger holds a connection.
 const HOLD: Duration = Duration::from_secs(12);
 /// Room for the sessions and the pairs.
-const MAX_SESSIONS: usize = 100;
+const MAX_SESSIONS: &str = "100";
 
 /// What strangers do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -212,57 +211,24 @@ impl Report {
     }
 }
 
-/// A relay of its own, with the limits that it has by default.
-struct Relay {
-    child: Child,
-    address: SocketAddr,
-    bound: u64,
+/// What the settings of a relay may take, with the limits that it has by default, in bytes.
+fn bound(relay: &RelayProcess, router: &LabRouter) -> io::Result<u64> {
+    let settings = [
+        ("MaxPeerCount", MAX_SESSIONS),
+        ("MaxPendingPeersPerAddress", "64"),
+        ("PeerConnectRate", "300"),
+    ];
+    let port = relay.address().port();
+    let loaded = config(router.address(), router.public_key(), port, &settings)?;
+    Ok(memory::needed(&loaded.config))
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Relay {
-    fn start(program: &Path, router: &LabRouter) -> io::Result<Self> {
-        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut command = Command::new(program);
-        let sessions = MAX_SESSIONS.to_string();
-        for (key, value) in [
-            ("RouterAddress", router.address().ip().to_string()),
-            ("RouterPort", router.address().port().to_string()),
-            ("RouterPublicKey", router.public_key().to_string()),
-            ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
-            ("PeerPort", port.to_string()),
-            ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
-            ("AdminListen", "off".to_owned()),
-            ("MaxPeerCount", sessions.clone()),
-        ] {
-            command.env(variable(key), value);
-        }
-        // As in a container: what is said costs, too.
-        command.env("ASPIA_LOG_LEVEL", "0").stdin(Stdio::null());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let settings = [
-            ("MaxPeerCount", sessions.as_str()),
-            ("MaxPendingPeersPerAddress", "64"),
-            ("PeerConnectRate", "300"),
-        ];
-        let config = config(router.address(), router.public_key(), port, &settings)?.config;
-        let address = (Ipv4Addr::LOCALHOST, port).into();
-        Ok(Self { child, address, bound: memory::needed(&config) })
-    }
-
-    /// Most memory that it ever had, in bytes.
-    fn peak(&self) -> io::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("the relay is gone"))
-    }
+/// Most memory that a process ever had, in bytes.
+fn peak(relay: &RelayProcess) -> io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("the relay is gone"))
 }
 
 /// What the strangers of one phase share.
@@ -286,7 +252,9 @@ struct Field {
 pub async fn run(plan: &Plan) -> io::Result<Report> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
-    let relay = Relay::start(&plan.relay, &router)?;
+    let settings = [("AdminListen", "off"), ("MaxPeerCount", MAX_SESSIONS)];
+    let relay = RelayProcess::start(&plan.relay, &router, &settings)?;
+    let bound = bound(&relay, &router)?;
     let users = Arc::new(Users::default());
     for _ in 0..SESSIONS {
         // The relay may not have come up yet: the first key says that it has.
@@ -299,7 +267,7 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
         let waiting = router.introduce().await?;
         let field = Arc::new(Field {
             kind: *kind,
-            relay: relay.address,
+            relay: relay.address(),
             made: AtomicU64::new(0),
             over: AtomicBool::new(false),
             due: AtomicU64::new(0),
@@ -331,7 +299,7 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
         // What strangers hold is gone before the next ones come.
         sleep(Duration::from_secs(1)).await;
     }
-    Ok(Report { seen, peak: relay.peak()?, bound: relay.bound })
+    Ok(Report { seen, peak: peak(&relay)?, bound })
 }
 
 /// The sessions that run all the time.

@@ -3,6 +3,7 @@
 //! - [`router`]: a Router of either dialect that does as it is told;
 //! - [`peer`]: the Client and Host ends of a session;
 //! - [`relay`]: the real relay, in this process;
+//! - `process` (Linux): the same as a process of its own;
 //! - [`traffic`]: data that can be checked at the other end;
 //! - [`log`]: what the relay logs, to look at in a test;
 //! - [`control`]: how peers on another machine get introduced;
@@ -24,6 +25,8 @@ pub mod log;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
+#[cfg(target_os = "linux")]
+pub mod process;
 pub mod relay;
 pub mod router;
 #[cfg(target_os = "linux")]

@@ -6,12 +6,10 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use aspia_relay::config::settings::variable;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::bench::meter::Meter;
 use crate::http;
+use crate::process::{RelayProcess, free_port};
 use crate::router::{LabRouter, Options};
 use crate::say;
 use crate::traffic::{self, Stream};
@@ -76,34 +75,14 @@ struct Sight {
 }
 
 struct Relay {
-    child: Child,
+    process: RelayProcess,
     admin: SocketAddr,
-    address: SocketAddr,
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 impl Relay {
     fn start(program: &Path, router: &LabRouter) -> io::Result<Self> {
-        let (port, admin) = (free_port()?, free_port()?);
-        let admin: SocketAddr = (Ipv4Addr::LOCALHOST, admin).into();
-        let mut command = Command::new(program);
-        for (key, value) in [
-            ("RouterAddress", router.address().ip().to_string()),
-            ("RouterPort", router.address().port().to_string()),
-            ("RouterPublicKey", router.public_key().to_string()),
-            ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
-            ("PeerPort", port.to_string()),
-            ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+        let admin: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+        let settings = [
             ("AdminListen", admin.to_string()),
             ("MaxPeerCount", "64".to_owned()),
             // Everybody comes from the same address, and in a hurry.
@@ -112,12 +91,9 @@ impl Relay {
             ("StatisticsEnabled", "true".to_owned()),
             ("StatisticsInterval", "1".to_owned()),
             ("TotalBandwidth", "1GiB/s".to_owned()),
-        ] {
-            command.env(variable(key), value);
-        }
-        command.env("ASPIA_LOG_LEVEL", "0").stdin(Stdio::null());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { child, admin, address: (Ipv4Addr::LOCALHOST, port).into() })
+        ];
+        let settings = settings.each_ref().map(|(key, value)| (*key, value.as_str()));
+        Ok(Self { process: RelayProcess::start(program, router, &settings)?, admin })
     }
 
     async fn metrics(&self) -> io::Result<String> {
@@ -126,8 +102,8 @@ impl Relay {
     }
 
     async fn see(&self) -> io::Result<Sight> {
-        let meter = Meter::of(&[self.child.id()]);
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id()))?.count();
+        let meter = Meter::of(&[self.process.id()]);
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.process.id()))?.count();
         let text = self.metrics().await?;
         Ok(Sight {
             meter,
@@ -285,7 +261,8 @@ async fn fault(router: &LabRouter, relay: &Relay, number: u64) -> io::Result<()>
         1 => router.request_nonsense().await,
         2 => router.disconnect(u64::MAX).await,
         3 => {
-            let pid = i32::try_from(relay.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+            let pid =
+                i32::try_from(relay.process.id()).ok().and_then(rustix::process::Pid::from_raw);
             if let Some(pid) = pid {
                 rustix::process::kill_process(pid, rustix::process::Signal::HUP)?;
             }
@@ -402,7 +379,7 @@ async fn cut(mut client: TcpStream, mut host: TcpStream, seed: u64, length: u64)
 
 /// Somebody who has no business here.
 async fn stranger(relay: &Relay, dice: &mut Dice) -> io::Result<()> {
-    let mut stream = TcpStream::connect(relay.address).await?;
+    let mut stream = TcpStream::connect(relay.process.address()).await?;
     match dice.below(4) {
         0 => {
             let _ = stream.write_all(&Stream::bytes(dice.below(u64::MAX), 256)).await;

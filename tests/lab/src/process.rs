@@ -1,0 +1,71 @@
+//! The real relay as a process of its own, on this machine alone: what is measured from outside.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use aspia_relay::config::settings::variable;
+
+use crate::router::LabRouter;
+
+/// A relay that runs until it is dropped.
+#[derive(Debug)]
+pub struct RelayProcess {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for RelayProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of loopback that was free just now.
+///
+/// # Errors
+/// What the system says.
+pub fn free_port() -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+impl RelayProcess {
+    /// Starts one for a Router, with its log on as in a container: what is said costs, too.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(
+        program: &Path,
+        router: &LabRouter,
+        settings: &[(&str, &str)],
+    ) -> io::Result<Self> {
+        let port = free_port()?;
+        let mut command = Command::new(program);
+        for (key, value) in [
+            ("RouterAddress", router.address().ip().to_string()),
+            ("RouterPort", router.address().port().to_string()),
+            ("RouterPublicKey", router.public_key().to_string()),
+            ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
+            ("PeerPort", port.to_string()),
+            ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+        ] {
+            command.env(variable(key), value);
+        }
+        command.envs(settings.iter().map(|(key, value)| (variable(key), value)));
+        command.env("ASPIA_LOG_LEVEL", "0").stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Self { child, address: (Ipv4Addr::LOCALHOST, port).into() })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where peers dial it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

@@ -1,5 +1,5 @@
-//! A network that fails: packets lost, links cut, another MTU, while sessions carry data that is checked. In a network
-//! namespace of its own, behind virtual Ethernet devices.
+//! A network that fails: packets lost, late and out of order, links cut, another MTU, while sessions carry data that is
+//! checked. In a network namespace of its own, behind virtual Ethernet devices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![cfg(target_os = "linux")]
 
@@ -10,6 +10,7 @@ use aspia_relay::config::settings::variable;
 use relay_lab::namespace::{DEVICE, FAR_DEVICE, FORWARDER, Namespace, PEERS, run};
 use relay_lab::router::{LabRouter, Options};
 use relay_lab::traffic::{self, Stream};
+use relay_lab::wire::Wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -20,6 +21,8 @@ const SESSIONS: u64 = 50;
 const PIECE: usize = 4096;
 const PIECES: usize = 80;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Packets are late by up to so much, each in another way.
+const SLOWEST: Duration = Duration::from_millis(30);
 /// Longer than all faults together, and than TCP takes to notice that they are over.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -63,6 +66,7 @@ async fn one_side(mut stream: TcpStream, seed: u64, of_other: u64) {
 
 /// Everything that goes wrong, one after the other.
 async fn faults(namespace: &Namespace, lost: u16) {
+    let wire = Wire::new(namespace, SLOWEST).unwrap();
     let second = Duration::from_secs(1);
     there(namespace, "nft", "add table inet faults");
     for (chain, hook) in [("in", "input"), ("out", "output")] {
@@ -80,12 +84,6 @@ async fn faults(namespace: &Namespace, lost: u16) {
     // One peer's own link is cut for good.
     for (chain, port) in [("in", "sport"), ("out", "dport")] {
         there(namespace, "nft", &format!("insert rule inet faults {chain} tcp {port} {lost} drop"));
-    }
-    // Delay and reordering, where the kernel has what makes them.
-    let netem = format!("qdisc add dev {FAR_DEVICE} root netem delay 20ms 10ms reorder 20%");
-    let netem = run(namespace.command("tc").args(netem.split_whitespace()));
-    if let Err(error) = netem {
-        relay_lab::say(&format!("*** no delay and no reordering here: {error}"));
     }
     sleep(second).await;
     for mtu in [600, 1280, 1500] {
@@ -105,6 +103,8 @@ async fn faults(namespace: &Namespace, lost: u16) {
     for (chain, port) in [("in", "sport"), ("out", "dport")] {
         there(namespace, "nft", &format!("insert rule inet faults {chain} tcp {port} {lost} drop"));
     }
+    let passed = wire.take_away().unwrap();
+    assert!(passed.overtaken > passed.packets / 100, "{passed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

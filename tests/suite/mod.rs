@@ -9,6 +9,7 @@ use relay_lab::traffic;
 mod forwarding;
 mod link;
 mod pairing;
+mod restarts;
 mod stopping;
 
 /// A Router of the dialect that the suite runs on.

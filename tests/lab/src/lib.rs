@@ -32,6 +32,8 @@ pub mod router;
 #[cfg(target_os = "linux")]
 pub mod soak;
 pub mod traffic;
+#[cfg(target_os = "linux")]
+pub mod wire;
 
 use std::io::Write;
 

@@ -12,7 +12,7 @@ pub const PEERS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The address of the end that is in the namespace.
 pub const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-/// The device at the end that stays here; it goes with the namespace that the other one is in.
+/// The device at the end that stays here.
 pub const DEVICE: &str = "lab-peers";
 /// The device in the namespace.
 pub const FAR_DEVICE: &str = "lab-forwarder";
@@ -57,7 +57,7 @@ impl Namespace {
         command
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.keeper.id())
     }
 
@@ -76,6 +76,8 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        // Connections that nobody ends keep a namespace for minutes, and its device would be in the way of the next one.
+        let _ = run(Command::new("ip").args(["link", "del", DEVICE]));
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }

@@ -205,6 +205,8 @@ where
         }
     };
     tokio::select! {
+        // A request that is there is answered, however late it is looked at.
+        biased;
         // Whatever was wrong with it: the connection is over, and the relay goes on.
         _ = connection.as_mut() => return,
         () = never_asked => return,

@@ -43,7 +43,7 @@ impl From<&PeerError> for Connection {
             | PeerError::Io(_) => Self::Closed,
             PeerError::FirstMessage(_) => Self::BadMessage,
             PeerError::Silent | PeerError::Alone => Self::Timeout,
-            PeerError::MadeRoom => Self::PendingLimit,
+            PeerError::MadeRoom(_) => Self::PendingLimit,
             PeerError::Refused { refusal, .. } => match refusal {
                 Refusal::UnknownKey => Self::UnknownKey,
                 Refusal::Pairing(PairingError::OtherSecret) => Self::BadSecret,

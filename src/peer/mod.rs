@@ -43,7 +43,7 @@ use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace
 use crate::wire::peer::PeerToRelay;
 
 use door::{Door, Pending};
-use error::{FIRST_MESSAGE_TIMEOUT, PeerError};
+use error::{Crowded, FIRST_MESSAGE_TIMEOUT, PeerError};
 use first_message::Reading;
 use metrics::{Connection, PeerMetrics};
 use refusals::Refusals;
@@ -141,21 +141,17 @@ impl Peers {
     /// Whether there is room for one more: descriptors for everything else must be left, and where places run out, those
     /// who came before must have had the time to say who they are.
     fn room(&self) -> Room {
-        let pending = self.door.pending();
-        let taken = (pending + 2 * self.state.counts().active) as u64;
-        if open_files::for_peers().is_some_and(|most| taken >= most) {
-            if !self.door.make_room() {
-                return Room::None;
-            }
-            if self.shortages.allows() {
-                warn!(
-                    "descriptors are short: of the peers that keep silent, the oldest make room. Raise the limit on open \
-                     files (ulimit -n, LimitNOFILE, ulimits of the container)"
-                );
-            }
-            return Room::Crowded;
+        if self.are_descriptors_short() {
+            return if self.door.can_make_room() { Room::Crowded } else { Room::None };
         }
-        if pending >= self.config.borrow().max_pending_peers { Room::Crowded } else { Room::Enough }
+        let is_full = self.door.pending() >= self.config.borrow().max_pending_peers;
+        if is_full { Room::Crowded } else { Room::Enough }
+    }
+
+    /// Whether peers have more descriptors than are theirs. The one more is of the reserve, and for a moment.
+    fn are_descriptors_short(&self) -> bool {
+        let taken = (self.door.pending() + 2 * self.state.counts().active) as u64;
+        open_files::for_peers().is_some_and(|most| taken > most)
     }
 
     fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {
@@ -167,13 +163,22 @@ impl Peers {
                 return;
             }
         };
+        if self.are_descriptors_short()
+            && self.door.make_room(Crowded::Descriptors)
+            && self.shortages.allows()
+        {
+            warn!(
+                "descriptors are short: of the peers that keep silent, the oldest make room. Raise the limit on open \
+                 files (ulimit -n, LimitNOFILE, ulimits of the container)"
+            );
+        }
         let peers = self.clone();
         self.tasks.spawn(async move { peers.serve(stream, address, pending).await });
     }
 
-    async fn serve(&self, stream: std::net::TcpStream, address: SocketAddr, pending: Pending) {
+    async fn serve(&self, stream: std::net::TcpStream, address: SocketAddr, mut pending: Pending) {
         let Some(admitted) =
-            self.stop.run_until_cancelled(self.admit(stream, address, &pending)).await
+            self.stop.run_until_cancelled(self.admit(stream, address, &mut pending)).await
         else {
             self.metrics.connections.count(Connection::Draining);
             return;
@@ -193,7 +198,7 @@ impl Peers {
         match admitted {
             Ok(Some((stream, first, partner))) => self.join(stream, first, partner),
             Ok(None) => {}
-            Err(error) => self.refusals.say(address, outcome, &error),
+            Err(error) => self.refusals.refused(address, outcome, &error),
         }
     }
 
@@ -203,7 +208,7 @@ impl Peers {
         &self,
         stream: std::net::TcpStream,
         address: SocketAddr,
-        pending: &Pending,
+        pending: &mut Pending,
     ) -> Result<Option<(std::net::TcpStream, PeerFacts, Partner)>, PeerError> {
         let accepted = Instant::now();
         if !options::INHERITED {
@@ -293,21 +298,22 @@ impl Connected {
 async fn first(
     stream: std::net::TcpStream,
     deadline: Instant,
-    pending: &Pending,
+    pending: &mut Pending,
 ) -> Result<(Connected, PeerToRelay), PeerError> {
     let mut reading = Reading::default();
     if let Poll::Ready(message) = reading.read(|bytes| (&stream).read(bytes)) {
+        pending.speaks();
         return Ok((Connected::Unwatched(stream), message?));
     }
     let stream = TcpStream::from_std(stream)?;
-    let mut silent = pending.keeps_silent();
     let message = tokio::select! {
         biased;
         message = timeout_at(deadline, reading.read_from(&stream)) => {
             message.map_err(|_| PeerError::Silent)??
         }
-        () = silent.asked_to_go() => return Err(PeerError::MadeRoom),
+        why = pending.asked_to_go() => return Err(PeerError::MadeRoom(why)),
     };
+    pending.speaks();
     Ok((Connected::Watched(stream), message))
 }
 

@@ -15,6 +15,7 @@ use crate::log::limit::LineLimit;
 use crate::metrics::Label;
 
 use super::door::Shut;
+use super::error::PeerError;
 use super::metrics::Connection;
 use super::origin::is_private;
 
@@ -60,19 +61,31 @@ impl Refusals {
     /// A connection was not let in.
     pub(super) fn shut_out(&self, address: SocketAddr, why: Shut) {
         if why.is_shared() {
-            let mut seen = self.lock();
-            seen.all += 1;
-            let known =
-                seen.private.len() < MAX_ADDRESSES || seen.private.contains_key(&address.ip());
-            if known && is_private(address.ip()) {
-                *seen.private.entry(address.ip()).or_default() += 1;
-            }
+            self.see(address.ip());
         }
         self.say(address, why.into(), &why);
     }
 
-    /// A peer was refused; says why, unless too much has been said already.
-    pub(super) fn say(&self, address: SocketAddr, outcome: Connection, why: &dyn fmt::Display) {
+    /// A connection that was let in was refused after all.
+    pub(super) fn refused(&self, address: SocketAddr, outcome: Connection, why: &PeerError) {
+        if why.is_shared() {
+            self.see(address.ip());
+        }
+        self.say(address, outcome, why);
+    }
+
+    /// Counts a refusal for a limit that holds for each address.
+    fn see(&self, address: IpAddr) {
+        let mut seen = self.lock();
+        seen.all += 1;
+        let known = seen.private.len() < MAX_ADDRESSES || seen.private.contains_key(&address);
+        if known && is_private(address) {
+            *seen.private.entry(address).or_default() += 1;
+        }
+    }
+
+    /// Says why, unless too much has been said already.
+    fn say(&self, address: SocketAddr, outcome: Connection, why: &dyn fmt::Display) {
         if self.lines.get(outcome.index()).is_some_and(LineLimit::allows) {
             info!(%address, "peer refused: {why}");
         }

@@ -164,6 +164,7 @@ impl<W: Send + 'static> RouterTask<W> {
             dialect: established.dialect,
             started: self.started,
             stop: stop.clone(),
+            lines: serve::lines(),
         };
         let mut span = Some(span);
         let mut served = pin!(server.run(connection));

@@ -1,11 +1,14 @@
 //! An authenticated link: keys out, notices in, statistics, keep-alive.
 
+use std::fmt;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -14,6 +17,7 @@ use crate::config::Config;
 use crate::crypto::CryptoError;
 use crate::link::dialect::{Dialect, Frame, FramingError, KeyPool, Notice, OfferedKey, PeerFacts};
 use crate::link::keepalive::KeepAlive;
+use crate::log::limit::LineLimit;
 use crate::state::keys::{KeyId, OneTimeKey, Order, Used};
 use crate::state::sessions::{End, Session, SessionId};
 use crate::state::shared::SharedState;
@@ -34,6 +38,10 @@ const COLLECT: Duration = Duration::from_millis(20);
 const ENOUGH_WAITING: usize = 256 * 1024;
 /// How long a link that is being closed is still listened to: the Router may have given keys away meanwhile.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Lines about what means nothing, in a [`PERIOD`]: a Router that floods the link shall not fill the log.
+const LINES: NonZero<u32> = NonZero::new(20).expect("it is not 0");
+/// See [`LINES`].
+const PERIOD: Duration = Duration::from_secs(10);
 /// Room left in a frame of statistics for what surrounds the sessions.
 const STATISTICS_MARGIN: usize = 1024;
 
@@ -45,6 +53,12 @@ pub(super) struct Server<W> {
     pub(super) dialect: &'static dyn Dialect,
     pub(super) started: Instant,
     pub(super) stop: CancellationToken,
+    pub(super) lines: LineLimit,
+}
+
+/// As many lines about what means nothing as a link may cause.
+pub(super) fn lines() -> LineLimit {
+    LineLimit::new(LINES, PERIOD)
 }
 
 /// Takes the keys on offer back when the link is gone, however it goes.
@@ -86,6 +100,7 @@ impl<W: Send + 'static> Server<W> {
                     if let Frame::Message(message) = frame {
                         self.receive(&message);
                     }
+                    consume_budget().await;
                 }
             };
             let _ = timeout(LAST_WORDS, rest).await;
@@ -131,6 +146,8 @@ impl<W: Send + 'static> Server<W> {
                         Err(FramingError::Frame(error)) => return Err(LinkError::Frame(error)),
                         Err(FramingError::Sealed(error)) => return Err(LinkError::Sealed(error)),
                     }
+                    // There may be thousands of frames in what was read at once; others have a turn, too.
+                    consume_budget().await;
                 }
                 flushed = writer.flush(), if writer.waiting() > 0 => {
                     flushed.map_err(|error| LinkError::Closed(Some(error)))?;
@@ -179,12 +196,11 @@ impl<W: Send + 'static> Server<W> {
         let notices = match self.dialect.notices(message) {
             Ok(notices) => notices,
             Err(error) => {
-                warn!(%error, "a message of the Router cannot be read; ignored");
-                return;
+                return self.ignored(format_args!("a message of the Router cannot be read: {error}"));
             }
         };
         if notices.is_empty() {
-            warn!("a message of the Router says nothing that this relay knows; ignored");
+            self.ignored(format_args!("a message of the Router says nothing that this relay knows"));
         }
         for notice in notices {
             match notice {
@@ -192,7 +208,7 @@ impl<W: Send + 'static> Server<W> {
                 Notice::Disconnect(session) => {
                     if self.state.stop_session(SessionId(session), End::Disconnected) {
                         info!(session, "the Router ends a session");
-                    } else {
+                    } else if self.lines.allows() {
                         info!(
                             session,
                             "the Router wants to end a session that is not there; ignored"
@@ -200,9 +216,17 @@ impl<W: Send + 'static> Server<W> {
                     }
                 }
                 Notice::Unknown(request) => {
-                    warn!(request, "the Router asks for something unknown; ignored");
+                    self.ignored(format_args!("the Router asks for something unknown: {request}"));
                 }
             }
+        }
+    }
+
+    /// Says that something means nothing, unless that has been said often enough.
+    fn ignored(&self, what: fmt::Arguments<'_>) {
+        if self.lines.allows() {
+            let left_out = self.lines.take_left_out();
+            warn!(left_out, "{what}; ignored");
         }
     }
 

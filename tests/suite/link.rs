@@ -97,7 +97,7 @@ async fn messages_that_mean_nothing_are_logged_and_ignored() {
     let lab = Lab::start(options(), &[("MaxPeerCount", "2")]).await.unwrap();
     lab.router.keys(2).await;
     lab.router.send_sealed(vec![0xff; 5]).await;
-    log.line("cannot be read; ignored").await;
+    log.line("cannot be read:").await;
     lab.router.send_sealed(Vec::new()).await;
     log.line("says nothing that this relay knows").await;
     lab.router.tell_used(lab.router.view().key_ids[0].wrapping_sub(1)).await;
@@ -222,6 +222,37 @@ async fn a_router_that_reads_nothing_is_given_up_and_stops_nobody() {
     client.write_all(b"hello").await.unwrap();
     assert_eq!(traffic::receive(&mut host, Some(5)).await.unwrap().0, 5);
     lab.router.wait_for(|view| view.links == 2 && view.pool.len() == 49).await;
+}
+
+#[tokio::test]
+async fn a_router_that_talks_nonsense_without_end_fills_no_log_and_is_heard_all_the_same() {
+    let log = CapturedLog::start();
+    let lab = Lab::start(options(), &[("MaxPeerCount", "2")]).await.unwrap();
+    lab.router.keys(2).await;
+    let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    lab.router.flood(Frame::Message(Bytes::from_static(&[0xff; 5])), 20_000).await;
+    // Behind all of it.
+    lab.router.disconnect(1).await;
+    assert_eq!(traffic::receive(&mut client, None).await.unwrap().0, 0);
+    let lines = log.text().matches("cannot be read").count();
+    assert!((1..=60).contains(&lines), "{lines}");
+    assert_eq!(lab.router.view().links, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_whose_key_changed_stops_no_session_and_may_have_its_key_back() {
+    let log = CapturedLog::start();
+    let lab = Lab::start(options(), &[("MaxPeerCount", "2")]).await.unwrap();
+    lab.router.keys(2).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    lab.router.set(|options| options.behaviour = Behaviour::WrongKey);
+    lab.router.drop_link().await;
+    log.line("does not hold the private key for RouterPublicKey").await;
+    client.write_all(b"hello").await.unwrap();
+    assert_eq!(traffic::receive(&mut host, Some(5)).await.unwrap().0, 5);
+    lab.router.set(|options| options.behaviour = Behaviour::Serve);
+    lab.router.keys(1).await;
+    carries_bytes(&lab).await;
 }
 
 #[tokio::test]

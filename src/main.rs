@@ -19,7 +19,7 @@ use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
-use aspia_relay::workers::{self, Workers};
+use aspia_relay::workers::Workers;
 use aspia_relay::{clock, memory, open_files};
 use clap::Parser;
 use tracing::{error, info, warn};
@@ -240,11 +240,8 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
     }
     check_machine(&loaded.config);
     let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
-    let workers = match loaded.config.startup.worker_threads {
-        0 => workers::default_count(),
-        count => count,
-    };
-    let engine = Engine::on(Workers::start(workers).map_err(threads)?);
+    let workers = Workers::start(loaded.config.startup.workers()).map_err(threads)?;
+    let engine = Engine { max_pipes: open_files::max_pipes(), ..Engine::on(workers) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(threads)?;
     let outcome = runtime.block_on(async {

@@ -6,12 +6,19 @@ use crate::config::Config;
 const SESSION: u64 = 160 * 1024;
 /// Of a connection that is not paired, in bytes: the longest first message, and its task.
 const PENDING: u64 = 24 * 1024;
+/// Of a thread that forwards, in bytes: its buffer of 64 KiB, its runtime, what its stack has touched.
+const WORKER: u64 = 512 * 1024;
 /// Of the program itself, in bytes.
-const PROGRAM: u64 = 32 * 1024 * 1024;
+const PROGRAM: u64 = 24 * 1024 * 1024;
 
 /// Bytes that the settings may take when all peers are slow, beside the kernel's buffers.
 pub fn needed(config: &Config) -> u64 {
-    PROGRAM + config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING
+    PROGRAM + config.startup.workers() as u64 * WORKER + of_peers(config)
+}
+
+/// Bytes of those that are for peers.
+pub fn of_peers(config: &Config) -> u64 {
+    config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING
 }
 
 /// Bytes that this process may take; see [`available_to`].

@@ -21,6 +21,15 @@ pub fn for_peers() -> Option<u64> {
     Some(soft.saturating_sub(RESERVE).max(soft / 2))
 }
 
+/// Pipes that may be open at once, by the limit of this process: half of what is kept for everything but peers.
+pub fn max_pipes() -> usize {
+    let kept = |soft: u64| soft - for_peers().unwrap_or(soft).min(soft);
+    let of_limit = limit().and_then(|limit| limit.soft).map(|soft| kept(soft) / 4);
+    of_limit
+        .and_then(|pipes| usize::try_from(pipes).ok())
+        .map_or(MAX_PIPES, |pipes| pipes.min(MAX_PIPES))
+}
+
 /// How many files may be open; `None` in it is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {

@@ -65,7 +65,7 @@ async fn it_holds_when_all_peers_are_slow_and_all_strangers_half_done() {
     let relay = Relay(command.spawn().unwrap());
     let some = [("MaxPeerCount", sessions.as_str()), ("MaxPendingPeers", pending.as_str())];
     let loaded = config(router.address(), router.public_key(), port, &some).unwrap();
-    let bound = memory::needed(&loaded.config);
+    let (bound, of_peers) = (memory::needed(&loaded.config), memory::of_peers(&loaded.config));
     router.keys(SESSIONS).await;
     let quiet = peak(&relay);
     let mut peers = Vec::new();
@@ -108,5 +108,6 @@ async fn it_holds_when_all_peers_are_slow_and_all_strangers_half_done() {
     let peak = peak(&relay);
     assert!(peak > arrived, "{quiet} before, {peak} at most");
     assert!(peak <= bound, "{peak} of {bound}");
+    assert!(peak - quiet <= of_peers, "{quiet} before, {peak} at most; peers may take {of_peers}");
     drop(backed_up);
 }

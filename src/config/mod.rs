@@ -100,6 +100,17 @@ pub struct Startup {
     pub worker_threads: usize,
 }
 
+impl Startup {
+    /// Threads that forward: `WorkerThreads`, or as many as this process may use processors, by its affinity and by the
+    /// quotas of its control groups (both versions).
+    pub fn workers(&self) -> usize {
+        match self.worker_threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            count => count,
+        }
+    }
+}
+
 /// Settings of the link; a change needs a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterConfig {

@@ -28,6 +28,9 @@ use tracing_subscriber::registry::LookupSpan;
 
 use files::LogFiles;
 
+/// Lines that wait for whoever takes them, of each output: some megabytes at most.
+const WAITING_LINES: usize = 8192;
+
 /// Target of the one line that says what is running.
 pub const START: &str = "aspia_relay::start";
 /// Target of errors that end the program. They are in the log at every `ASPIA_LOG_LEVEL`; stderr gets them from `main`,
@@ -196,7 +199,9 @@ impl LogSettings {
         // A reader of stdout that stops reading, or a disk that hangs, must not stop the relay: lines that
         // nobody takes in time are dropped.
         let mut background = |writer: Box<dyn io::Write + Send>| {
-            let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(writer);
+            let builder =
+                NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
+            let (writer, guard) = builder.finish(writer);
             guards.push(guard);
             BoxMakeWriter::new(writer)
         };

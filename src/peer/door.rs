@@ -157,8 +157,7 @@ impl Door {
             if !counts.make_room(Some(origin), Crowded::FromThere) {
                 return Err(Shut::TooManyFromThere(limit));
             }
-        } else if counts.all >= config.max_pending_peers
-            && !counts.make_room(None, Crowded::InAll)
+        } else if counts.all >= config.max_pending_peers && !counts.make_room(None, Crowded::InAll)
         {
             return Err(Shut::TooMany(config.max_pending_peers));
         }

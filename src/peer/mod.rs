@@ -117,19 +117,12 @@ impl Peers {
             accept(&listener, PURPOSE.callers, &self.accepting, room, |stream, address| {
                 self.start(stream, address);
             });
-        self.tasks.spawn({
-            let (runner, stop) = (self.runner.clone(), self.stop.clone());
-            async move {
-                stop.run_until_cancelled(runner.keep_looking()).await;
-            }
-        });
-        self.tasks.spawn({
-            let (refusals, stop) = (self.refusals.clone(), self.stop.clone());
-            async move {
-                stop.run_until_cancelled(refusals.keep_reporting()).await;
-            }
-        });
-        self.stop.run_until_cancelled(accept).await;
+        // In this task: should one of them fail, all do, and that is seen. A relay that no longer looks at the time of its
+        // sessions must not go on as if it did.
+        let all = async {
+            tokio::join!(accept, self.runner.keep_looking(), self.refusals.keep_reporting());
+        };
+        self.stop.run_until_cancelled(all).await;
         drop(listener);
         self.state.stop_all_sessions(End::Drain);
         self.tasks.close();

@@ -46,6 +46,8 @@ pub enum LinkError {
     Denied(Duration),
     /// The cryptographic provider failed.
     Provider(CryptoError),
+    /// The relay itself failed on it: what it panicked with.
+    Panicked(String),
 }
 
 impl LinkError {
@@ -62,7 +64,7 @@ impl LinkError {
     /// Whether waiting will not help: somebody has to change something.
     pub fn needs_operator(&self) -> bool {
         match self {
-            Self::Denied(_) | Self::Provider(_) => true,
+            Self::Denied(_) | Self::Provider(_) | Self::Panicked(_) => true,
             Self::Handshake(error) => !matches!(
                 error,
                 HandshakeError::Malformed { .. } | HandshakeError::NotServerHello(_)
@@ -161,6 +163,9 @@ impl fmt::Display for LinkError {
                 lived.as_millis()
             ),
             Self::Provider(error) => write!(f, "{error}"),
+            Self::Panicked(what) => {
+                write!(f, "the relay itself failed on it: {what}; please report this as a bug")
+            }
         }
     }
 }

@@ -52,7 +52,8 @@ impl From<&LinkError> for Connect {
             | LinkError::KeepAlive(_)
             | LinkError::Stalled
             | LinkError::Closed(_)
-            | LinkError::Provider(_) => Self::Protocol,
+            | LinkError::Provider(_)
+            | LinkError::Panicked(_) => Self::Protocol,
         }
     }
 }

@@ -9,11 +9,13 @@ pub mod metrics;
 mod serve;
 pub mod status;
 
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -75,21 +77,25 @@ impl<W: Send + 'static> RouterTask<W> {
             let config = self.config.borrow_and_update().clone();
             let link = self.stop.child_token();
             let failed = {
-                let mut attempt = pin!(self.attempt(&config, &mut choice, &mut failures, &link));
+                let attempt = self.attempt(&config, &mut choice, &mut failures, &link);
+                let mut attempt = pin!(caught(attempt));
                 tokio::select! {
                     biased;
                     () = self.link_settings_changed(&config) => {
                         info!("settings of the Router link changed: connecting anew");
                         link.cancel();
-                        attempt.await;
+                        // However that ends, it is over.
+                        let _ = attempt.await;
                         backoff = Backoff::new();
                         continue;
                     }
                     failed = &mut attempt => failed,
                 }
             };
-            let Some(failed) = failed else {
-                return;
+            let failed = match failed {
+                Ok(None) => return,
+                Ok(Some(failed)) => failed,
+                Err(panic) => Failed { error: LinkError::Panicked(panic), lived: None },
             };
             if failed.lived.is_some_and(|lived| lived >= GOOD_LINK) {
                 backoff = Backoff::new();
@@ -194,6 +200,15 @@ impl<W: Send + 'static> RouterTask<W> {
         }
         Some(Failed { error: error?, lived: Some(lived) })
     }
+}
+
+/// What comes of it, or what it panicked with: whatever a Router sends, it costs one link and no session.
+async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    // What it shares sets itself right when it is dropped.
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    })
 }
 
 /// Says that the link is away when it is dropped.
@@ -304,6 +319,14 @@ mod tests {
                 assert!(within * CONNECTIONS_A_TRY < 30, "{within} {tries:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure_like_any_other() {
+        let overflow = async |a: u8| a.checked_add(1).expect("too large");
+        assert_eq!(caught(overflow(1)).await, Ok(2));
+        assert_eq!(caught(overflow(255)).await.unwrap_err(), "too large");
+        assert_eq!(caught(async { panic!("{} bytes", 7) }).await, Err::<(), _>("7 bytes".into()));
     }
 
     #[test]

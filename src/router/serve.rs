@@ -196,11 +196,14 @@ impl<W: Send + 'static> Server<W> {
         let notices = match self.dialect.notices(message) {
             Ok(notices) => notices,
             Err(error) => {
-                return self.ignored(format_args!("a message of the Router cannot be read: {error}"));
+                return self
+                    .ignored(format_args!("a message of the Router cannot be read: {error}"));
             }
         };
         if notices.is_empty() {
-            self.ignored(format_args!("a message of the Router says nothing that this relay knows"));
+            self.ignored(format_args!(
+                "a message of the Router says nothing that this relay knows"
+            ));
         }
         for notice in notices {
             match notice {

@@ -65,12 +65,6 @@ struct Shared {
     to: AtomicUsize,
 }
 
-/// As many threads as this process may use processors, by its affinity and by the quotas of its control groups (both
-/// versions).
-pub fn default_count() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 impl Workers {
     /// No threads: sessions live where they begin, on the runtime of the relay. For tests, whose time is paused.
     pub fn here() -> Self {

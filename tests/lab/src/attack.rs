@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -253,7 +254,7 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
     let settings = [("AdminListen", "off"), ("MaxPeerCount", MAX_SESSIONS)];
-    let relay = RelayProcess::start(&plan.relay, &router, &settings)?;
+    let relay = RelayProcess::start(&plan.relay, &router, &settings, Stdio::null())?;
     let bound = bound(&relay, &router)?;
     let users = Arc::new(Users::default());
     for _ in 0..SESSIONS {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aspia_relay::config::settings::variable;
 
@@ -12,14 +13,15 @@ use crate::router::LabRouter;
 /// A relay that runs until it is dropped.
 #[derive(Debug)]
 pub struct RelayProcess {
-    child: Child,
+    child: Mutex<Child>,
     address: SocketAddr,
 }
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -32,7 +34,7 @@ pub fn free_port() -> io::Result<u16> {
 }
 
 impl RelayProcess {
-    /// Starts one for a Router, with its log on as in a container: what is said costs, too.
+    /// Starts one for a Router, with its log on as in a container (what is said costs, too) and written to `log`.
     ///
     /// # Errors
     /// When it does not start.
@@ -40,6 +42,7 @@ impl RelayProcess {
         program: &Path,
         router: &LabRouter,
         settings: &[(&str, &str)],
+        log: Stdio,
     ) -> io::Result<Self> {
         let port = free_port()?;
         let mut command = Command::new(program);
@@ -55,13 +58,25 @@ impl RelayProcess {
         }
         command.envs(settings.iter().map(|(key, value)| (variable(key), value)));
         command.env("ASPIA_LOG_LEVEL", "0").stdin(Stdio::null());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { child, address: (Ipv4Addr::LOCALHOST, port).into() })
+        let child = command.stdout(log).stderr(Stdio::null()).spawn()?;
+        Ok(Self { child: Mutex::new(child), address: (Ipv4Addr::LOCALHOST, port).into() })
     }
 
     /// Its number.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.child().id()
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_alive(&self) -> io::Result<bool> {
+        Ok(self.child().try_wait()?.is_none())
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where peers dial it.

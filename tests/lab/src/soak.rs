@@ -3,9 +3,11 @@
 //! A relay of its own, on this machine alone. Sessions of all kinds come and go, strangers among them, while the link to the
 //! Router is cut, nonsense comes over it, settings are read again and everything is asked for over HTTP.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +27,10 @@ use crate::traffic::{self, Stream};
 
 /// Sessions at once.
 const USERS: u64 = 24;
+/// Room for these, and for all the keys that are used in vain within their 30 s.
+const PLACES: u32 = 1000;
+/// Reasons for which none of these sessions ends.
+const WRONG_ENDS: [&str; 5] = ["idle", "disconnected", "max_duration", "drain", "error"];
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes of a transfer, each way.
@@ -58,6 +64,8 @@ struct Counts {
     /// Bytes that arrived for certain, and that were sent at most.
     arrived: AtomicU64,
     sent: AtomicU64,
+    /// Made to the relay's peer port.
+    connections: AtomicU64,
     refused: AtomicU64,
     strangers: AtomicU64,
     faults: AtomicU64,
@@ -70,6 +78,9 @@ struct Sight {
     threads: usize,
     pipes: f64,
     sessions: f64,
+    /// Those of them that ended for a reason that there should not be.
+    ended_wrong: f64,
+    connections: f64,
     paired: f64,
     bytes: f64,
 }
@@ -77,6 +88,8 @@ struct Sight {
 struct Relay {
     process: RelayProcess,
     admin: SocketAddr,
+    /// Its log.
+    log: PathBuf,
 }
 
 impl Relay {
@@ -84,7 +97,7 @@ impl Relay {
         let admin: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
         let settings = [
             ("AdminListen", admin.to_string()),
-            ("MaxPeerCount", "64".to_owned()),
+            ("MaxPeerCount", PLACES.to_string()),
             // Everybody comes from the same address, and in a hurry.
             ("MaxPendingPeersPerAddress", "1024".to_owned()),
             ("PeerConnectRate", "0".to_owned()),
@@ -93,7 +106,10 @@ impl Relay {
             ("TotalBandwidth", "1GiB/s".to_owned()),
         ];
         let settings = settings.each_ref().map(|(key, value)| (*key, value.as_str()));
-        Ok(Self { process: RelayProcess::start(program, router, &settings)?, admin })
+        let log = std::env::temp_dir().join(format!("relay-lab-soak-{}.log", std::process::id()));
+        let process =
+            RelayProcess::start(program, router, &settings, Stdio::from(File::create(&log)?))?;
+        Ok(Self { process, admin, log })
     }
 
     async fn metrics(&self) -> io::Result<String> {
@@ -110,6 +126,11 @@ impl Relay {
             threads,
             pipes: sum(&text, "aspia_relay_pipes"),
             sessions: sum(&text, "aspia_relay_sessions_total"),
+            ended_wrong: WRONG_ENDS
+                .iter()
+                .map(|end| sum(&text, &format!("aspia_relay_sessions_total{{end=\"{end}\"}}")))
+                .sum(),
+            connections: sum(&text, "aspia_relay_peer_connections_total"),
             paired: sum(&text, "aspia_relay_peer_connections_total{outcome=\"paired\"}"),
             bytes: sum(&text, "aspia_relay_bytes_total"),
         })
@@ -124,7 +145,7 @@ impl Relay {
                 sum(&text, "aspia_relay_sessions_active"),
                 sum(&text, "aspia_relay_peers_pending"),
                 sum(&text, "aspia_relay_keys{state=\"handed_out\"}"),
-                64.0 - sum(&text, "aspia_relay_keys{state=\"offered\"}"),
+                f64::from(PLACES) - sum(&text, "aspia_relay_keys{state=\"offered\"}"),
             ];
             if there == [0.0; 4] {
                 break;
@@ -179,14 +200,24 @@ pub async fn run(plan: &Plan) -> io::Result<()> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
     let relay = Arc::new(Relay::start(&plan.relay, &router)?);
-    router.keys(64).await;
+    let soaked = soak(plan, &router, &relay).await;
+    if let Err(error) = soaked {
+        let alive = if relay.process.is_alive()? { "runs" } else { "has ended" };
+        let log = relay.log.display();
+        return Err(io::Error::other(format!("{error} (the relay {alive}; its log is {log})")));
+    }
+    std::fs::remove_file(&relay.log)
+}
+
+async fn soak(plan: &Plan, router: &Arc<LabRouter>, relay: &Arc<Relay>) -> io::Result<()> {
+    router.wait_for(|view| view.pool.len() == PLACES as usize).await;
     let counts = Arc::new(Counts::default());
     // Once with everything that it can do: what a program keeps from its first work is no leak.
-    round(&router, &relay, &counts, Duration::from_secs(5)).await?;
+    round(router, relay, &counts, Duration::from_secs(5)).await?;
     relay.settled().await?;
     let before = relay.see().await?;
     say(&format!("before: {before:?}"));
-    round(&router, &relay, &counts, plan.time).await?;
+    round(router, relay, &counts, plan.time).await?;
     relay.settled().await?;
     let after = relay.see().await?;
     say(&format!("after:  {after:?}"));
@@ -208,6 +239,8 @@ fn compare(before: &Sight, after: &Sight, counts: &Counts) -> io::Result<()> {
         ("threads", after.threads <= before.threads + MORE_THREADS),
         ("pipes", after.pipes <= KEPT_PIPES),
         ("sessions", after.sessions == count(&counts.sessions)),
+        ("ends of sessions", after.ended_wrong == 0.0),
+        ("connections", after.connections == count(&counts.connections)),
         ("paired connections", after.paired == 2.0 * count(&counts.sessions)),
         ("bytes", after.bytes >= count(&counts.arrived) && after.bytes <= count(&counts.sent)),
         ("work", count(&counts.sessions) > 0.0 && count(&counts.faults) > 0.0),
@@ -287,6 +320,7 @@ async fn user(
 ) -> io::Result<()> {
     if dice.below(4) == 0 {
         counts.strangers.fetch_add(1, Ordering::Relaxed);
+        counts.connections.fetch_add(1, Ordering::Relaxed);
         return about("a stranger", stranger(relay, dice).await);
     }
     let introduced = timeout(PATIENCE, router.introduce()).await;
@@ -294,11 +328,13 @@ async fn user(
     let kind = dice.below(8);
     if kind == 0 {
         // Its partner never comes.
+        counts.connections.fetch_add(1, Ordering::Relaxed);
         let stream = about("one whose partner never comes", introduction.connect().await)?;
         sleep(Duration::from_millis(dice.below(50))).await;
         drop(stream);
         return Ok(());
     }
+    counts.connections.fetch_add(2, Ordering::Relaxed);
     let Ok(Ok((client, host))) = timeout(PATIENCE, introduction.session()).await else {
         // The link was cut between the key and the notice that it is used: it was withdrawn.
         counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -409,17 +445,31 @@ mod tests {
     #[test]
     fn what_is_not_as_it_was_is_named() {
         let meter = Meter { cpu: 0.0, pss: 1e7, files: 20.0 };
-        let sight =
-            Sight { meter, threads: 4, pipes: 0.0, sessions: 3.0, paired: 6.0, bytes: 100.0 };
-        let counts = Counts::default();
-        for (counter, value) in
-            [(&counts.sessions, 3), (&counts.arrived, 90), (&counts.sent, 110), (&counts.faults, 1)]
-        {
-            counter.store(value, Ordering::Relaxed);
-        }
+        let sight = Sight {
+            meter,
+            threads: 4,
+            pipes: 0.0,
+            sessions: 3.0,
+            ended_wrong: 0.0,
+            connections: 8.0,
+            paired: 6.0,
+            bytes: 100.0,
+        };
+        let counts = Counts {
+            sessions: 3.into(),
+            connections: 8.into(),
+            arrived: 90.into(),
+            sent: 110.into(),
+            faults: 1.into(),
+            ..Counts::default()
+        };
         compare(&sight, &sight, &counts).unwrap();
-        let wrong = Sight { meter: Meter { files: 21.0, pss: 2e7, ..meter }, bytes: 89.0, ..sight };
+        let meter = Meter { files: 21.0, pss: 2e7, ..meter };
+        let wrong = Sight { meter, ended_wrong: 1.0, connections: 7.0, bytes: 89.0, ..sight };
         let error = compare(&sight, &wrong, &counts).unwrap_err().to_string();
-        assert!(error.ends_with(": memory, descriptors, bytes"), "{error}");
+        assert!(
+            error.ends_with(": memory, descriptors, ends of sessions, connections, bytes"),
+            "{error}"
+        );
     }
 }

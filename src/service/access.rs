@@ -25,9 +25,9 @@ use windows_sys::Win32::Security::Authorization::{
     SE_FILE_OBJECT, SetEntriesInAclW, SetSecurityInfo, TRUSTEE_IS_SID, TRUSTEE_IS_USER, TRUSTEE_W,
 };
 use windows_sys::Win32::Security::{
-    ACL, CONTAINER_INHERIT_ACE, DACL_SECURITY_INFORMATION, EqualSid, IsWellKnownSid,
-    NO_INHERITANCE, OBJECT_INHERIT_ACE, OWNER_SECURITY_INFORMATION, PSID, SECURITY_ATTRIBUTES,
-    WinBuiltinAdministratorsSid, WinLocalSystemSid,
+    ACL, CONTAINER_INHERIT_ACE, CheckTokenMembership, DACL_SECURITY_INFORMATION, EqualSid,
+    IsWellKnownSid, NO_INHERITANCE, OBJECT_INHERIT_ACE, OWNER_SECURITY_INFORMATION, PSID,
+    SECURITY_ATTRIBUTES, WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS,
@@ -195,11 +195,13 @@ fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
         )
     })?;
     let _descriptor = Local(descriptor);
-    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` as well.
+    let mut ours = 0;
+    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` as well; `ours` can be written.
     let trusted = unsafe {
-        IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
+        // The administrators, or this one.
+        (CheckTokenMembership(ptr::null_mut(), owner, &raw mut ours) != 0 && ours != 0)
             || IsWellKnownSid(owner, WinLocalSystemSid) != 0
-            // It makes its directory for log files itself when somebody has removed it.
+            // The service makes its directory for log files itself when somebody has removed it.
             || EqualSid(owner, service.0) != 0
     };
     if !trusted {

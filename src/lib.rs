@@ -10,6 +10,7 @@
 //! | layer | modules | holds |
 //! | --- | --- | --- |
 //! | the whole | [`app`], [`doctor`] | binds, runs, drains; looks at an installation: the only places that know everyone |
+//! | Windows | `service` | the service, where there are such |
 //! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
 //! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
@@ -45,6 +46,8 @@ pub mod open_files;
 pub mod peer;
 pub mod router;
 pub mod secret;
+#[cfg(windows)]
+pub mod service;
 pub mod state;
 pub mod tcp_info;
 pub mod tls;

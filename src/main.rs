@@ -17,6 +17,12 @@ use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::heap;
 use aspia_relay::log::{self, LogLevel, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
+#[cfg(windows)]
+use aspia_relay::service::{
+    self,
+    control::{self, Ask, Failed},
+    manage,
+};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::workers::Workers;
@@ -76,8 +82,8 @@ fn answer(text: &str) -> Outcome {
 }
 
 fn run(arguments: &Arguments) -> Outcome {
-    if let Some((argument, instead)) = arguments.windows_only() {
-        return Err((USAGE, format!("{argument} is for Windows; here use: {instead}")));
+    if let Some(outcome) = service_command(arguments) {
+        return outcome;
     }
     if arguments.json && !arguments.check_config && !arguments.doctor {
         return Err((USAGE, "--json goes with --check-config or --doctor".into()));
@@ -94,8 +100,32 @@ fn run(arguments: &Arguments) -> Outcome {
     } else if arguments.doctor {
         run_doctor(&sources, arguments.json)
     } else {
-        relay(&sources)
+        run_relay(&sources)
     }
+}
+
+/// What is for the service manager of Windows.
+#[cfg(windows)]
+fn service_command(arguments: &Arguments) -> Option<Outcome> {
+    let done = if arguments.install {
+        manage::install(arguments.config.as_deref())
+    } else if arguments.remove {
+        manage::remove()
+    } else if arguments.start {
+        manage::start()
+    } else if arguments.stop {
+        manage::stop()
+    } else {
+        return None;
+    };
+    Some(done.map_err(|error| (FAILED, error.to_string())).and_then(|said| answer(&said)))
+}
+
+/// What is for the service manager of Windows, and wrong usage here.
+#[cfg(not(windows))]
+fn service_command(arguments: &Arguments) -> Option<Outcome> {
+    let (argument, instead) = arguments.windows_only()?;
+    Some(Err((USAGE, format!("{argument} is for Windows; here use: {instead}"))))
 }
 
 fn create_config(path: &Path) -> Outcome {
@@ -187,8 +217,35 @@ fn describe(invalid: &config::Invalid) -> String {
     problems.fold(format!("{invalid}:"), |text, problem| text + &problem)
 }
 
-fn relay(sources: &Sources) -> Outcome {
+/// The relay as the service, where the service manager has started it; otherwise in the foreground.
+#[cfg(windows)]
+fn run_relay(sources: &Sources) -> Outcome {
     let log_settings = LogSettings::from_environment(&sources.environment);
+    let service = {
+        let sources = sources.clone();
+        let log_settings = log_settings.clone().in_directory(service::log_directory());
+        move || {
+            relay(&sources, &log_settings).map_err(|(status, message)| Failed {
+                status,
+                message,
+                is_final: status == CONFIGURATION,
+            })
+        }
+    };
+    match control::run(service) {
+        Ok(true) => Ok(()),
+        Ok(false) => relay(sources, &log_settings),
+        Err(error) => Err((FAILED, format!("cannot run as a service: {error}"))),
+    }
+}
+
+/// The relay in the foreground.
+#[cfg(not(windows))]
+fn run_relay(sources: &Sources) -> Outcome {
+    relay(sources, &LogSettings::from_environment(&sources.environment))
+}
+
+fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
     let (exporting, warnings) = traces(sources);
     let spans = exporting.as_ref().and_then(Exporting::layer);
     let guards = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
@@ -287,7 +344,7 @@ fn signals(
         // In its own branch: a file that hangs must not make the relay deaf to the other signals.
         let reloads = async {
             while hangup.recv().await.is_some() {
-                reload(&handle, &sources).await;
+                reload(&handle, &sources, "SIGHUP").await;
             }
         };
         let stops = async {
@@ -302,16 +359,34 @@ fn signals(
     })
 }
 
-/// Ctrl-C stops, the second at once.
-#[cfg(not(unix))]
+/// The service manager's orders, or what is done at the console: stops, the second at once; and `paramchange`, which reads
+/// the configuration again.
+#[cfg(windows)]
 fn signals(
     handle: Handle,
-    _sources: Sources,
+    sources: Sources,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut asks = control::asks()?;
     Ok(async move {
-        while tokio::signal::ctrl_c().await.is_ok() {
-            stop(&handle, "Ctrl-C");
-        }
+        let (reloads, mut due) = tokio::sync::mpsc::unbounded_channel();
+        // In its own branch: a file that hangs must not make the relay deaf to the other orders.
+        let reloading = async {
+            while let Some(signal) = due.recv().await {
+                reload(&handle, &sources, signal).await;
+            }
+        };
+        let listening = async {
+            while let Some(ask) = asks.recv().await {
+                match ask {
+                    Ask::Stop(signal) => stop(&handle, signal),
+                    Ask::Reload(signal) => {
+                        // The receiver is above.
+                        let _ = reloads.send(signal);
+                    }
+                }
+            }
+        };
+        tokio::join!(reloading, listening, control::report(handle.clone()));
     })
 }
 
@@ -325,20 +400,19 @@ fn stop(handle: &Handle, signal: &str) {
     }
 }
 
-#[cfg(unix)]
-async fn reload(handle: &Handle, sources: &Sources) {
+async fn reload(handle: &Handle, sources: &Sources, signal: &str) {
     let read = sources.clone();
     let loaded = tokio::task::spawn_blocking(move || config::load(&read)).await;
     let loaded = match loaded {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(invalid)) => {
             handle.reload_failed();
-            error!("SIGHUP: nothing is changed, {}", describe(&invalid));
+            error!("{signal}: nothing is changed, {}", describe(&invalid));
             return;
         }
         Err(error) => {
             handle.reload_failed();
-            error!(%error, "SIGHUP: nothing is changed, the configuration could not be read");
+            error!(%error, "{signal}: nothing is changed, the configuration could not be read");
             return;
         }
     };
@@ -355,8 +429,8 @@ async fn reload(handle: &Handle, sources: &Sources) {
             _ => (*key).to_owned(),
         })
         .collect();
-    info!("SIGHUP: the configuration was read; changed: [{}]", changed.join(", "));
+    info!("{signal}: the configuration was read; changed: [{}]", changed.join(", "));
     if !waiting.is_empty() {
-        warn!("SIGHUP: a restart is needed for: {}", waiting.join(", "));
+        warn!("{signal}: a restart is needed for: {}", waiting.join(", "));
     }
 }

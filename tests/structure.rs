@@ -8,6 +8,7 @@ use std::path::Path;
 /// From the top down; those in one line never know each other.
 const LAYERS: &[&[&str]] = &[
     &["app", "doctor"],
+    &["service"],
     &["admin"],
     &["handle"],
     &["router", "peer"],

@@ -6,6 +6,7 @@ use crate::metrics::{counter, gauge};
 
 /// The metrics of forwarding.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "without pipes they stay 0"))]
 pub struct ForwardMetrics {
     pub(super) pipes: IntGauge,
     pub(super) fallbacks: IntCounter,

@@ -8,10 +8,10 @@ use socket2::{SockRef, TcpKeepalive};
 
 /// A peer that vanished from a quiet connection is noticed after about a minute; and what translates addresses on
 /// the way does not forget it. While bytes are under way to it, the system's limit of retransmissions rules instead.
-const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(30))
-    .with_interval(Duration::from_secs(10))
-    .with_retries(3);
+const KEEP_ALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+/// Signs of life that may be missing in a row.
+const RETRIES: u32 = 3;
 
 /// Whether accepted sockets have the options of the listening one: that saves five system calls for each.
 pub const INHERITED: bool = cfg!(target_os = "linux");
@@ -36,7 +36,11 @@ pub fn set(socket: &impl std::os::windows::io::AsSocket) -> io::Result<()> {
 
 fn set_all(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEP_ALIVE)
+    match socket.set_tcp_keepalive(&KEEP_ALIVE.with_retries(RETRIES)) {
+        // Windows before version 1703, which Windows Server 2016 is, has its own number, 10.
+        Err(_) if cfg!(windows) => socket.set_tcp_keepalive(&KEEP_ALIVE),
+        set => set,
+    }
 }
 
 #[cfg(test)]
@@ -57,8 +61,11 @@ mod tests {
         }
         let socket = SockRef::from(&stream);
         assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
-        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        // Not every version of Windows tells the rest.
+        if cfg!(unix) {
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        }
     }
 }

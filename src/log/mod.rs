@@ -169,6 +169,11 @@ impl LogSettings {
         }
     }
 
+    /// The same with log files in another directory.
+    pub fn in_directory(self, directory: PathBuf) -> Self {
+        Self { directory, ..self }
+    }
+
     /// What is logged, to be shown and changed.
     pub fn level(&self) -> LogLevel {
         self.level.clone()

@@ -1,0 +1,291 @@
+//! What the service may do, and who may do what with its directories and files.
+//!
+//! Its directories are where ordinary users may make some, too (`C:\ProgramData`, `C:\Windows\Temp`). So one that is
+//! there already is only taken where an administrator or the system owns it, and never a link to somewhere else: a
+//! user could have made it to be given, by an administrator who installs the service, what is behind it.
+#![allow(
+    unsafe_code,
+    reason = "no kept library sets permissions, or limits privileges, on Windows"
+)]
+
+use std::ffi::c_void;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::windows::ffi::OsStrExt;
+use std::os::windows::fs::{MetadataExt, OpenOptionsExt};
+use std::os::windows::io::AsRawHandle;
+use std::path::Path;
+use std::ptr;
+
+use windows_service::service::Service;
+use windows_sys::Win32::Foundation::{ERROR_ALREADY_EXISTS, ERROR_SUCCESS, LocalFree};
+use windows_sys::Win32::Security::Authorization::{
+    ConvertStringSecurityDescriptorToSecurityDescriptorW, ConvertStringSidToSidW,
+    EXPLICIT_ACCESS_W, GRANT_ACCESS, GetSecurityInfo, NO_MULTIPLE_TRUSTEE, SDDL_REVISION_1,
+    SE_FILE_OBJECT, SetEntriesInAclW, SetSecurityInfo, TRUSTEE_IS_SID, TRUSTEE_IS_USER, TRUSTEE_W,
+};
+use windows_sys::Win32::Security::{
+    ACL, CONTAINER_INHERIT_ACE, CheckTokenMembership, DACL_SECURITY_INFORMATION, EqualSid,
+    IsWellKnownSid, NO_INHERITANCE, OBJECT_INHERIT_ACE, OWNER_SECURITY_INFORMATION, PSID,
+    SECURITY_ATTRIBUTES, WinLocalSystemSid,
+};
+use windows_sys::Win32::Storage::FileSystem::{
+    CreateDirectoryW, DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_GENERIC_EXECUTE, FILE_GENERIC_READ, FILE_GENERIC_WRITE,
+    FILE_READ_ATTRIBUTES, READ_CONTROL, WRITE_DAC,
+};
+use windows_sys::Win32::System::Services::{
+    ChangeServiceConfig2W, SERVICE_CONFIG_REQUIRED_PRIVILEGES_INFO,
+    SERVICE_REQUIRED_PRIVILEGES_INFOW,
+};
+
+/// The number of the service's account. Windows computes it from the name of the service: the SHA-1 of the name in
+/// capitals.
+const SERVICE: &str = "S-1-5-80-620634200-3938320152-2731559384-36916927-1525748724";
+
+/// The one privilege that it keeps: to open what is in a directory that it may not list, as everybody may.
+const PRIVILEGE: &str = "SeChangeNotifyPrivilege";
+
+/// What the service may do with a directory or a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Read.
+    Read,
+    /// Read, and make, write and remove files.
+    Modify,
+}
+
+impl Rights {
+    fn mask(self) -> u32 {
+        match self {
+            Self::Read => FILE_GENERIC_READ | FILE_GENERIC_EXECUTE,
+            Self::Modify => FILE_GENERIC_READ | FILE_GENERIC_WRITE | FILE_GENERIC_EXECUTE | DELETE,
+        }
+    }
+}
+
+/// Sees to it that the service has these rights in a directory. Where it is missing it is made, and nobody but the
+/// system, administrators and the service has any rights there; where it exists, the service's are added.
+///
+/// # Errors
+/// What the system says, or that the directory is not to be trusted, in words.
+pub(super) fn directory(path: &Path, rights: Rights) -> io::Result<()> {
+    // Owned by the administrators, nothing inherited from above, and everything inherited by what is in it: full rights for
+    // the system and the administrators.
+    let wanted =
+        format!("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;{:#x};;;{SERVICE})", rights.mask());
+    match create(path, &wanted) {
+        Err(error) if error.raw_os_error() == Some(ERROR_ALREADY_EXISTS.cast_signed()) => {
+            let open = open(path)?;
+            if !open.metadata()?.is_dir() {
+                return Err(io::Error::other("it is no directory; remove or rename it"));
+            }
+            add(&open, rights, OBJECT_INHERIT_ACE | CONTAINER_INHERIT_ACE)
+        }
+        made => made,
+    }
+}
+
+/// Lets the service read a file; `Ok(false)` where there is none.
+///
+/// # Errors
+/// What the system says, or that the file is not to be trusted, in words.
+pub(super) fn file(path: &Path) -> io::Result<bool> {
+    match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+        Ok(open) => add(&open, Rights::Read, NO_INHERITANCE).map(|()| true),
+    }
+}
+
+/// Takes all privileges of the account from the service but the one that it needs.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn limit_privileges(service: &Service) -> io::Result<()> {
+    // A list of texts that each end with a zero, and one zero more.
+    let mut list: Vec<u16> = PRIVILEGE.encode_utf16().chain([0, 0]).collect();
+    let info = SERVICE_REQUIRED_PRIVILEGES_INFOW { pmszRequiredPrivileges: list.as_mut_ptr() };
+    // SAFETY: the handle is open as long as `service` is there; `info` and its list, which ends with two zeros, outlive
+    // the call and are the structure that goes with this level.
+    let changed = unsafe {
+        ChangeServiceConfig2W(
+            service.raw_handle(),
+            SERVICE_CONFIG_REQUIRED_PRIVILEGES_INFO,
+            (&raw const info).cast(),
+        )
+    };
+    if changed == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Opens a directory or a file itself, to see and change its permissions; never what a link leads to.
+fn open(path: &Path) -> io::Result<File> {
+    let open = OpenOptions::new()
+        .access_mode(READ_CONTROL | WRITE_DAC | FILE_READ_ATTRIBUTES)
+        .custom_flags(FILE_FLAG_BACKUP_SEMANTICS | FILE_FLAG_OPEN_REPARSE_POINT)
+        .open(path)?;
+    if open.metadata()?.file_attributes() & FILE_ATTRIBUTE_REPARSE_POINT != 0 {
+        return Err(io::Error::other("it is a link to somewhere else; remove it"));
+    }
+    Ok(open)
+}
+
+/// Something that the system made and wants to have back.
+struct Local(*mut c_void);
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // SAFETY: the system said of it that it is to be given back this way; nobody else has it.
+        unsafe { LocalFree(self.0) };
+    }
+}
+
+fn check(code: u32) -> io::Result<()> {
+    match code {
+        ERROR_SUCCESS => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code.cast_signed())),
+    }
+}
+
+/// Makes a directory with a security descriptor in Windows' notation.
+fn create(path: &Path, descriptor: &str) -> io::Result<()> {
+    let path: Vec<u16> = path.as_os_str().encode_wide().chain([0]).collect();
+    let descriptor: Vec<u16> = descriptor.encode_utf16().chain([0]).collect();
+    let mut made = ptr::null_mut();
+    // SAFETY: the text ends with a zero; `made` is written where the result is not 0; the length is not asked for.
+    let parsed = unsafe {
+        ConvertStringSecurityDescriptorToSecurityDescriptorW(
+            descriptor.as_ptr(),
+            SDDL_REVISION_1,
+            &raw mut made,
+            ptr::null_mut(),
+        )
+    };
+    if parsed == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let made = Local(made);
+    let attributes = SECURITY_ATTRIBUTES {
+        #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+        nLength: size_of::<SECURITY_ATTRIBUTES>() as u32,
+        lpSecurityDescriptor: made.0,
+        bInheritHandle: 0,
+    };
+    // SAFETY: the path ends with a zero; the descriptor is a good one, and both outlive the call.
+    let created = unsafe { CreateDirectoryW(path.as_ptr(), &raw const attributes) };
+    if created == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Adds the service's rights to those that are there.
+fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
+    let service = account()?;
+    let (mut owner, mut old): (PSID, *mut ACL) = (ptr::null_mut(), ptr::null_mut());
+    let mut descriptor = ptr::null_mut();
+    // SAFETY: the handle is open; the places are writable. `owner` and `old` lie in `descriptor`.
+    check(unsafe {
+        GetSecurityInfo(
+            open.as_raw_handle(),
+            SE_FILE_OBJECT,
+            OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION,
+            &raw mut owner,
+            ptr::null_mut(),
+            &raw mut old,
+            ptr::null_mut(),
+            &raw mut descriptor,
+        )
+    })?;
+    let _descriptor = Local(descriptor);
+    let mut ours = 0;
+    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` as well; `ours` can be written.
+    let trusted = unsafe {
+        // The administrators, or this one.
+        (CheckTokenMembership(ptr::null_mut(), owner, &raw mut ours) != 0 && ours != 0)
+            || IsWellKnownSid(owner, WinLocalSystemSid) != 0
+            // The service makes its directory for log files itself when somebody has removed it.
+            || EqualSid(owner, service.0) != 0
+    };
+    if !trusted {
+        return Err(io::Error::other(
+            "it belongs to somebody who may be no administrator; look at what is in it, then give it to the \
+             administrators (takeown /a /f PATH), or remove it",
+        ));
+    }
+    let entry = EXPLICIT_ACCESS_W {
+        grfAccessPermissions: rights.mask(),
+        grfAccessMode: GRANT_ACCESS,
+        grfInheritance: inheritance,
+        Trustee: TRUSTEE_W {
+            pMultipleTrustee: ptr::null_mut(),
+            MultipleTrusteeOperation: NO_MULTIPLE_TRUSTEE,
+            TrusteeForm: TRUSTEE_IS_SID,
+            TrusteeType: TRUSTEE_IS_USER,
+            ptstrName: service.0.cast(),
+        },
+    };
+    let mut new = ptr::null_mut();
+    // SAFETY: one entry is passed, and `service` outlives the call; `old` is good as long as `descriptor` is there.
+    check(unsafe { SetEntriesInAclW(1, &raw const entry, old, &raw mut new) })?;
+    let new = Local(new.cast());
+    // SAFETY: the handle is open, `new` a good list; the rest is not to be changed.
+    check(unsafe {
+        SetSecurityInfo(
+            open.as_raw_handle(),
+            SE_FILE_OBJECT,
+            DACL_SECURITY_INFORMATION,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            new.0.cast(),
+            ptr::null(),
+        )
+    })
+}
+
+/// The service's account in the system's own form.
+fn account() -> io::Result<Local> {
+    let text: Vec<u16> = SERVICE.encode_utf16().chain([0]).collect();
+    let mut sid = ptr::null_mut();
+    // SAFETY: the text ends with a zero; `sid` is written where the result is not 0.
+    let parsed = unsafe { ConvertStringSidToSidW(text.as_ptr(), &raw mut sid) };
+    if parsed == 0 { Err(io::Error::last_os_error()) } else { Ok(Local(sid)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::NAME;
+    use super::*;
+    use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+
+    #[test]
+    fn the_account_is_that_of_the_service() {
+        let name: Vec<u8> = NAME.to_uppercase().encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &name);
+        let parts = hash.as_ref().chunks(4).map(|four| {
+            let four: [u8; 4] = four.try_into().unwrap();
+            format!("-{}", u32::from_le_bytes(four))
+        });
+        assert_eq!(SERVICE, format!("S-1-5-80{}", parts.collect::<String>()));
+        assert!(account().is_ok());
+    }
+
+    #[test]
+    fn a_directory_is_made_and_taken_again() {
+        let outside = tempfile::tempdir().unwrap();
+        let path = outside.path().join("aspia");
+        for _ in 0..2 {
+            directory(&path, Rights::Modify).unwrap();
+            assert!(path.is_dir());
+        }
+        std::fs::write(path.join("relay.json"), "{}").unwrap();
+        assert!(file(&path.join("relay.json")).unwrap());
+        assert!(!file(&path.join("nothing.json")).unwrap());
+    }
+
+    #[test]
+    fn a_file_is_no_directory() {
+        let outside = tempfile::tempdir().unwrap();
+        let path = outside.path().join("aspia");
+        std::fs::write(&path, "").unwrap();
+        let error = directory(&path, Rights::Read).unwrap_err().to_string();
+        assert!(error.contains("no directory"), "{error}");
+    }
+}

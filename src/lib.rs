@@ -10,7 +10,7 @@
 //! | layer | modules | holds |
 //! | --- | --- | --- |
 //! | the whole | [`app`], [`doctor`] | binds, runs, drains; looks at an installation: the only places that know everyone |
-//! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
+//! | HTTP, service manager | [`admin`], `systemd` (Unix) | what administrators, scrapers and orchestrators ask; what systemd hears, and the socket that it hands over |
 //! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
 //! | work | [`workers`], [`forward`] | the threads on which sessions live; moves bytes between two sockets |
@@ -46,6 +46,8 @@ pub mod peer;
 pub mod router;
 pub mod secret;
 pub mod state;
+#[cfg(unix)]
+pub mod systemd;
 pub mod tcp_info;
 pub mod tls;
 pub mod trace;

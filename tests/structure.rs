@@ -8,7 +8,7 @@ use std::path::Path;
 /// From the top down; those in one line never know each other.
 const LAYERS: &[&[&str]] = &[
     &["app", "doctor"],
-    &["admin"],
+    &["admin", "systemd"],
     &["handle"],
     &["router", "peer"],
     &["workers", "forward"],

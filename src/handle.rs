@@ -216,6 +216,11 @@ impl Handle {
         self.0.link.borrow().clone()
     }
 
+    /// Hears of changes of the Router link.
+    pub(crate) fn link_changes(&self) -> watch::Receiver<LinkStatus> {
+        self.0.link.subscribe()
+    }
+
     pub(crate) fn link_sender(&self) -> watch::Sender<LinkStatus> {
         self.0.link.clone()
     }

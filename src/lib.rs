@@ -10,8 +10,7 @@
 //! | layer | modules | holds |
 //! | --- | --- | --- |
 //! | the whole | [`app`], [`doctor`] | binds, runs, drains; looks at an installation: the only places that know everyone |
-//! | Windows | `service` | the service, where there are such |
-//! | HTTP | [`admin`] | what administrators, scrapers and orchestrators ask |
+//! | HTTP, service managers | [`admin`], `systemd` (Unix), `service` (Windows) | what administrators, scrapers and orchestrators ask; what a service manager hears and wants |
 //! | levers | [`handle`] | steers and shows a running relay |
 //! | tasks | [`router`], [`peer`] | sockets and time; they never know each other |
 //! | work | [`workers`], [`forward`] | the threads on which sessions live; moves bytes between two sockets |
@@ -49,6 +48,8 @@ pub mod secret;
 #[cfg(windows)]
 pub mod service;
 pub mod state;
+#[cfg(unix)]
+pub mod systemd;
 pub mod tcp_info;
 pub mod tls;
 pub mod trace;

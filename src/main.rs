@@ -1,6 +1,7 @@
 //! `aspia_relay`: from arguments to an exit status.
 
 use std::io::{self, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -23,6 +24,8 @@ use aspia_relay::service::{
     control::{self, Ask, Failed},
     manage,
 };
+#[cfg(unix)]
+use aspia_relay::systemd;
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::workers::Workers;
@@ -246,6 +249,8 @@ fn run_relay(sources: &Sources) -> Outcome {
 }
 
 fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
+    // Before anything else is opened.
+    let handed_over = handed_over().map_err(|error| (FAILED, error))?;
     let (exporting, warnings) = traces(sources);
     let spans = exporting.as_ref().and_then(Exporting::layer);
     let guards = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
@@ -256,7 +261,7 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
         info!("traces go to {}", exporting.endpoint());
     }
     let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
-    let outcome = start(sources, log_settings.level(), tracer);
+    let outcome = start(sources, handed_over, log_settings.level(), tracer);
     if let Some(exporting) = exporting {
         exporting.finish();
     }
@@ -283,7 +288,7 @@ fn traces(sources: &Sources) -> (Option<Exporting>, Vec<String>) {
     (exporting, warnings)
 }
 
-fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
+fn start(sources: &Sources, handed_over: Listeners, log: LogLevel, tracer: Tracer) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
     for warning in &loaded.report.warnings {
         warn!("{warning}");
@@ -296,17 +301,28 @@ fn start(sources: &Sources, log: LogLevel, tracer: Tracer) -> Outcome {
         }
     }
     check_machine(&loaded.config);
+    if let Some(Ok(address)) = handed_over.peers.as_ref().map(TcpListener::local_addr)
+        && address.port() != loaded.config.startup.listen_port
+    {
+        warn!(
+            "the socket of the service manager listens on port {}, not on ListenPort {}; aspia-relay.socket decides",
+            address.port(),
+            loaded.config.startup.listen_port
+        );
+    }
     let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
     let workers = Workers::start(loaded.config.startup.workers()).map_err(threads)?;
     let engine = Engine { max_pipes: open_files::max_pipes(), ..Engine::on(workers) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(threads)?;
     let outcome = runtime.block_on(async {
-        let app = App::bind(loaded, Listeners::default(), log, tracer, engine)
+        let app = App::bind(loaded, handed_over, log, tracer, engine)
             .map_err(|error| (FAILED, error.to_string()))?;
         let signals = signals(app.handle(), sources.clone())
             .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
         let signals = tokio::spawn(signals);
+        #[cfg(unix)]
+        tokio::spawn(systemd::report(app.handle()));
         let stopped = app.run().await.map_err(|error| (FAILED, error.to_string()))?;
         signals.abort();
         if stopped == Stopped::TimedOut {
@@ -328,6 +344,19 @@ fn check_machine(config: &Config) {
     }
 }
 
+/// The sockets that the service manager made for this relay.
+#[cfg(unix)]
+fn handed_over() -> Result<Listeners, String> {
+    let peers = systemd::listener().map_err(|error| error.to_string())?;
+    Ok(Listeners { peers, ..Listeners::default() })
+}
+
+/// The sockets that the service manager made for this relay: here none.
+#[cfg(not(unix))]
+fn handed_over() -> Result<Listeners, String> {
+    Ok(Listeners::default())
+}
+
 /// SIGTERM and SIGINT stop, the second at once; SIGHUP reads the configuration again. From the return on, no
 /// signal is missed.
 #[cfg(unix)]
@@ -344,7 +373,9 @@ fn signals(
         // In its own branch: a file that hangs must not make the relay deaf to the other signals.
         let reloads = async {
             while hangup.recv().await.is_some() {
+                systemd::reloading().await;
                 reload(&handle, &sources, "SIGHUP").await;
+                systemd::reloaded().await;
             }
         };
         let stops = async {

@@ -8,8 +8,7 @@ use std::path::Path;
 /// From the top down; those in one line never know each other.
 const LAYERS: &[&[&str]] = &[
     &["app", "doctor"],
-    &["service"],
-    &["admin"],
+    &["admin", "systemd", "service"],
     &["handle"],
     &["router", "peer"],
     &["workers", "forward"],

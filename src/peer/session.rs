@@ -107,6 +107,11 @@ impl Runner {
         self.start(Joined { sockets, forward, active, trace });
     }
 
+    /// Returns when every thread of the sessions has done something for whoever asks: where one hangs, never.
+    pub async fn answer(&self) {
+        self.workers.answer().await;
+    }
+
     /// Keeps the time of all sessions and their paths in view, and their threads balanced, for ever.
     pub(super) async fn keep_looking(&self) {
         tokio::join!(

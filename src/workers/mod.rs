@@ -161,6 +161,14 @@ impl Workers {
         }
     }
 
+    /// Returns when every thread has done something for whoever asks: where one hangs, never.
+    pub async fn answer(&self) {
+        for worker in &self.0.workers {
+            // A thread that has ended, as all do at the end, has nothing to say any more.
+            let _ = worker.runtime.spawn(async {}).await;
+        }
+    }
+
     /// How often sessions have moved.
     pub fn moves(&self) -> usize {
         let threads = self.0.workers.iter().map(|worker| &worker.shared).chain(&self.0.here);
@@ -317,6 +325,28 @@ mod tests {
         assert_eq!(shared.sessions.load(Ordering::Relaxed), 4);
         drop(places);
         assert_eq!(shared.sessions.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_hangs_does_not_answer() {
+        let workers = Workers::start(2).unwrap();
+        workers.answer().await;
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (hangs, does_hang) = tokio::sync::oneshot::channel();
+        workers.spawn_at(1, |_place| async move {
+            let _ = hangs.send(());
+            let _ = released.recv();
+        });
+        does_hang.await.unwrap();
+        let answer = tokio::spawn({
+            let workers = workers.clone();
+            async move { workers.answer().await }
+        });
+        // The other thread answers in the meantime.
+        workers.0.workers[0].runtime.spawn(async {}).await.unwrap();
+        assert!(!answer.is_finished());
+        drop(release);
+        answer.await.unwrap();
     }
 
     #[tokio::test]

@@ -1,0 +1,175 @@
+//! Writes what packages hold beside the program: the manual page, the completions of shells, all from the definition of the
+//! command line and from the README's tables. `cargo run --example package_files -- DIRECTORY`; not in a build script, since
+//! only packages need them.
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+
+use aspia_relay::cli::Arguments;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+const README: &str = include_str!("../README.md");
+
+/// Writes the manual page and the completions.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Into this directory, which is made
+    directory: PathBuf,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Options { directory } = Options::parse();
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join("aspia_relay.8"), manual()?)?;
+    for (shell, name) in [
+        (Shell::Bash, "aspia_relay.bash"),
+        (Shell::Zsh, "_aspia_relay"),
+        (Shell::Fish, "aspia_relay.fish"),
+    ] {
+        let mut file = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "aspia_relay", &mut file);
+        fs::write(directory.join(name), file)?;
+    }
+    Ok(())
+}
+
+fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
+    let command = Arguments::command();
+    let version = format!("aspia_relay {}", env!("CARGO_PKG_VERSION"));
+    // No date: two builds of one source are the same.
+    let man = Man::new(command).title("ASPIA_RELAY").section("8").source(version).date("");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+
+    let mut more = Roff::new();
+    section(&mut more, "EXIT STATUS");
+    for row in table("| exit status |")? {
+        entry(&mut more, &row[0], &row[1]);
+    }
+    section(&mut more, "SIGNALS");
+    for row in table("| signal |")? {
+        entry(&mut more, &row[0], &row[1]);
+    }
+    section(&mut more, "SETTINGS");
+    more.text([roman(
+        "Keys of relay.json, each with the environment variable that overrides it and, in brackets, what holds where it is \
+         not set. NAME_FILE instead of a variable NAME names a file with the value.",
+    )]);
+    for row in table("| key | variable |")? {
+        entry(
+            &mut more,
+            &row[0],
+            &format!("{} [{}]: {}. Applies {}.", row[1], row[2], row[3], row[4]),
+        );
+    }
+    section(&mut more, "LOGS");
+    for row in table("| variable | default | means |")? {
+        let default = if row[1].is_empty() { String::new() } else { format!(" [{}]", row[1]) };
+        entry(&mut more, &format!("{}{default}", row[0]), &row[2]);
+    }
+    section(&mut more, "FILES");
+    for (path, holds) in [
+        (
+            "/etc/aspia/relay.json",
+            "the settings; written by --create-config, never overwritten, never removed",
+        ),
+        (
+            "/etc/default/aspia-relay",
+            "variables for the service, a NAME=VALUE a line, if it is there",
+        ),
+        ("/var/log/aspia-relay/aspia", "log files of the service, with ASPIA_LOG_TO_FILE=1"),
+        ("/usr/share/doc/aspia-relay", "the whole documentation, and examples"),
+    ] {
+        entry(&mut more, path, holds);
+    }
+    section(&mut more, "SEE ALSO");
+    more.text([
+        bold("systemctl"),
+        roman("(1), "),
+        bold("journalctl"),
+        roman("(1), "),
+        bold("systemd.unit"),
+        roman("(5)"),
+    ]);
+    more.to_writer(&mut page)?;
+    Ok(page)
+}
+
+fn section(page: &mut Roff, name: &str) {
+    page.control("SH", [name]);
+}
+
+fn entry(page: &mut Roff, name: &str, text: &str) {
+    page.control("TP", []);
+    page.text([bold(name)]);
+    page.text([roman(text)]);
+}
+
+/// The rows of the README's table whose head begins so, in plain text.
+fn table(head: &str) -> Result<Vec<Vec<String>>, String> {
+    let rows: Vec<Vec<String>> = README
+        .lines()
+        .skip_while(|line| !line.starts_with(head))
+        .skip(2)
+        .map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|row| row.split(" | ").map(plain).collect())
+        .collect();
+    if rows.is_empty() {
+        Err(format!("README.md has no table that begins {head:?}"))
+    } else {
+        Ok(rows)
+    }
+}
+
+/// Without what Markdown adds: backquotes, and the targets of links.
+fn plain(cell: &str) -> String {
+    let mut text = String::new();
+    let mut rest = cell;
+    while let Some((before, link)) = rest.split_once("](") {
+        text += before;
+        rest = link.split_once(')').map_or("", |(_, after)| after);
+    }
+    text += rest;
+    // roff shows ASCII in every terminal.
+    text.replace(['`', '[', '\\'], "").replace('–', "-").replace('…', "...").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aspia_relay::config::settings::{SETTINGS, variable};
+
+    #[test]
+    fn the_manual_has_every_argument_and_every_setting() {
+        let page = String::from_utf8(manual().unwrap()).unwrap();
+        let page = page.replace("\\-", "-");
+        for argument in Arguments::command().get_arguments() {
+            let long = format!("--{}", argument.get_long().unwrap());
+            assert!(page.contains(&long), "{long}");
+        }
+        for setting in SETTINGS {
+            assert!(page.contains(&format!("\\fB{}\\fR", setting.key)), "{}", setting.key);
+            assert!(page.contains(&variable(setting.key)), "{}", setting.key);
+        }
+        for heading in ["EXIT STATUS", "SIGNALS", "SETTINGS", "LOGS", "FILES", "SEE ALSO"] {
+            assert!(page.contains(heading), "{heading}");
+        }
+        assert!(page.is_ascii(), "{:?}", page.chars().find(|c| !c.is_ascii()));
+    }
+
+    #[test]
+    fn markdown_becomes_text() {
+        assert_eq!(
+            plain("the `page` of [the doctor](#the-doctor), see"),
+            "the page of the doctor, see"
+        );
+    }
+}

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use aspia_relay::config::sources::DEFAULT_PATH;
 use aspia_relay::service::{ACCOUNT, DISPLAY_NAME, NAME, log_directory};
-use relay_lab::process::free_port;
 use relay_lab::router::{LabRouter, Options};
 use relay_lab::traffic;
 use tokio::io::AsyncWriteExt;
@@ -133,7 +132,10 @@ async fn a_service_from_install_to_remove() {
 
     // With one it runs.
     let router = LabRouter::start(Options::default()).await.unwrap();
-    let port = free_port().unwrap();
+    // Free just now.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
     write_configuration(&router, port, 10);
     for _ in 0..2 {
         let (status, said) = program("--start");

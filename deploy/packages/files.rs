@@ -51,29 +51,25 @@ fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
 
     let mut more = Roff::new();
     section(&mut more, "EXIT STATUS");
-    for row in table("| exit status |")? {
-        entry(&mut more, &row[0], &row[1]);
+    for [status, means] in table("| exit status |")? {
+        entry(&mut more, &status, &means);
     }
     section(&mut more, "SIGNALS");
-    for row in table("| signal |")? {
-        entry(&mut more, &row[0], &row[1]);
+    for [signal, does] in table("| signal |")? {
+        entry(&mut more, &signal, &does);
     }
     section(&mut more, "SETTINGS");
     more.text([roman(
         "Keys of relay.json, each with the environment variable that overrides it and, in brackets, what holds where it is \
          not set. NAME_FILE instead of a variable NAME names a file with the value.",
     )]);
-    for row in table("| key | variable |")? {
-        entry(
-            &mut more,
-            &row[0],
-            &format!("{} [{}]: {}. Applies {}.", row[1], row[2], row[3], row[4]),
-        );
+    for [key, variable, default, valid, applies] in table("| key | variable |")? {
+        entry(&mut more, &key, &format!("{variable} [{default}]: {valid}. Applies {applies}."));
     }
     section(&mut more, "LOGS");
-    for row in table("| variable | default | means |")? {
-        let default = if row[1].is_empty() { String::new() } else { format!(" [{}]", row[1]) };
-        entry(&mut more, &format!("{}{default}", row[0]), &row[2]);
+    for [variable, default, means] in table("| variable | default | means |")? {
+        let default = if default.is_empty() { default } else { format!(" [{default}]") };
+        entry(&mut more, &format!("{variable}{default}"), &means);
     }
     section(&mut more, "FILES");
     for (path, holds) in [
@@ -114,19 +110,21 @@ fn entry(page: &mut Roff, name: &str, text: &str) {
 }
 
 /// The rows of the README's table whose head begins so, in plain text.
-fn table(head: &str) -> Result<Vec<Vec<String>>, String> {
-    let rows: Vec<Vec<String>> = README
+fn table<const COLUMNS: usize>(head: &str) -> Result<Vec<[String; COLUMNS]>, String> {
+    let rows = README
         .lines()
         .skip_while(|line| !line.starts_with(head))
         .skip(2)
-        .map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
-        .map(|row| row.split(" | ").map(plain).collect())
-        .collect();
+        .map_while(|line| line.strip_prefix('|')?.strip_suffix('|'))
+        .map(|row| {
+            let cells: Vec<String> = row.split('|').map(plain).collect();
+            cells.try_into().map_err(|_| format!("not {COLUMNS} columns in README.md: {row}"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
     if rows.is_empty() {
-        Err(format!("README.md has no table that begins {head:?}"))
-    } else {
-        Ok(rows)
+        return Err(format!("README.md has no table that begins {head:?}"));
     }
+    Ok(rows)
 }
 
 /// Without what Markdown adds: backquotes, and the targets of links.

@@ -1,7 +1,7 @@
 //! `aspia_relay`: from arguments to an exit status.
 
 use std::io::{self, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -301,14 +301,15 @@ fn start(sources: &Sources, handed_over: Listeners, log: LogLevel, tracer: Trace
         }
     }
     check_machine(&loaded.config);
-    if let Some(Ok(address)) = handed_over.peers.as_ref().map(TcpListener::local_addr)
-        && address.port() != loaded.config.startup.listen_port
-    {
-        warn!(
-            "the socket of the service manager listens on port {}, not on ListenPort {}; aspia-relay.socket decides",
-            address.port(),
-            loaded.config.startup.listen_port
-        );
+    if let Some(Ok(address)) = handed_over.peers.as_ref().map(TcpListener::local_addr) {
+        let startup = &loaded.config.startup;
+        let is_other = |interface: IpAddr| interface != address.ip().to_canonical();
+        if address.port() != startup.listen_port || startup.listen_interface.is_some_and(is_other) {
+            warn!(
+                "the socket of the service manager listens on {address}, whatever ListenPort and ListenInterface say; \
+                 aspia-relay.socket decides"
+            );
+        }
     }
     let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
     let workers = Workers::start(loaded.config.startup.workers()).map_err(threads)?;

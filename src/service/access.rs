@@ -18,16 +18,16 @@ use std::path::Path;
 use std::ptr;
 
 use windows_service::service::Service;
-use windows_sys::Win32::Foundation::{ERROR_ALREADY_EXISTS, ERROR_SUCCESS, LocalFree};
+use windows_sys::Win32::Foundation::{ERROR_ALREADY_EXISTS, ERROR_SUCCESS, HANDLE, LocalFree};
 use windows_sys::Win32::Security::Authorization::{
     ConvertStringSecurityDescriptorToSecurityDescriptorW, ConvertStringSidToSidW,
     EXPLICIT_ACCESS_W, GRANT_ACCESS, GetSecurityInfo, NO_MULTIPLE_TRUSTEE, SDDL_REVISION_1,
     SE_FILE_OBJECT, SetEntriesInAclW, SetSecurityInfo, TRUSTEE_IS_SID, TRUSTEE_IS_USER, TRUSTEE_W,
 };
 use windows_sys::Win32::Security::{
-    ACL, CONTAINER_INHERIT_ACE, CheckTokenMembership, DACL_SECURITY_INFORMATION, EqualSid,
+    ACL, CONTAINER_INHERIT_ACE, DACL_SECURITY_INFORMATION, EqualSid, GetTokenInformation,
     IsWellKnownSid, NO_INHERITANCE, OBJECT_INHERIT_ACE, OWNER_SECURITY_INFORMATION, PSID,
-    SECURITY_ATTRIBUTES, WinLocalSystemSid,
+    SECURITY_ATTRIBUTES, TOKEN_USER, TokenUser, WinBuiltinAdministratorsSid, WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS,
@@ -195,12 +195,13 @@ fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
         )
     })?;
     let _descriptor = Local(descriptor);
-    let mut ours = 0;
-    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` as well; `ours` can be written.
+    let user = user()?;
+    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` and `user` as well.
     let trusted = unsafe {
-        // The administrators, or this one.
-        (CheckTokenMembership(ptr::null_mut(), owner, &raw mut ours) != 0 && ours != 0)
+        IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
             || IsWellKnownSid(owner, WinLocalSystemSid) != 0
+            // Who asks for this is an administrator.
+            || EqualSid(owner, user.sid()) != 0
             // The service makes its directory for log files itself when somebody has removed it.
             || EqualSid(owner, service.0) != 0
     };
@@ -240,6 +241,39 @@ fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
     })
 }
 
+/// What Windows takes for the token of the process itself (`GetCurrentProcessToken` of its headers).
+const THIS_PROCESS: HANDLE = -4_isize as HANDLE;
+/// The size of [`User`], in bytes.
+const USER_SIZE: u32 = 128;
+
+/// Who this process runs as: a `TOKEN_USER`, and behind it what that points to, 68 bytes at most.
+struct User([u64; 16]);
+
+impl User {
+    /// The account in the system's own form; good as long as this is there.
+    fn sid(&self) -> PSID {
+        // SAFETY: the system has written such a structure here, and its alignment is not larger.
+        unsafe { (*self.0.as_ptr().cast::<TOKEN_USER>()).User.Sid }
+    }
+}
+
+fn user() -> io::Result<Box<User>> {
+    // In its place before the system writes into it: the structure points into itself.
+    let mut user = Box::new(User([0; 16]));
+    let mut length = 0;
+    // SAFETY: the place is writable for as many bytes as are said, and so is `length`.
+    let told = unsafe {
+        GetTokenInformation(
+            THIS_PROCESS,
+            TokenUser,
+            user.0.as_mut_ptr().cast(),
+            USER_SIZE,
+            &raw mut length,
+        )
+    };
+    if told == 0 { Err(io::Error::last_os_error()) } else { Ok(user) }
+}
+
 /// The service's account in the system's own form.
 fn account() -> io::Result<Local> {
     let text: Vec<u16> = SERVICE.encode_utf16().chain([0]).collect();
@@ -265,6 +299,8 @@ mod tests {
         });
         assert_eq!(SERVICE, format!("S-1-5-80{}", parts.collect::<String>()));
         assert!(account().is_ok());
+        assert_eq!(size_of::<User>(), USER_SIZE as usize);
+        assert!(!user().unwrap().sid().is_null());
     }
 
     #[test]

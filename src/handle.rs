@@ -217,6 +217,7 @@ impl Handle {
     }
 
     /// Hears of changes of the Router link.
+    #[cfg(unix)]
     pub(crate) fn link_changes(&self) -> watch::Receiver<LinkStatus> {
         self.0.link.subscribe()
     }

@@ -238,6 +238,8 @@ mod tests {
         assert!(free.seen.contains("another MetricsListen, which only a restart"), "{free}");
     }
 
+    /// Elsewhere there is no such limit.
+    #[cfg(unix)]
     #[test]
     fn it_is_said_whose_limit_on_open_files_it_is() {
         let config = config(&[]);

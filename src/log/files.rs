@@ -138,6 +138,8 @@ mod tests {
         }
     }
 
+    /// Windows keeps a directory in which a file is open.
+    #[cfg(unix)]
     #[test]
     fn a_directory_that_was_tidied_away_comes_back() {
         let directory = tempfile::tempdir().unwrap();

@@ -279,10 +279,20 @@ mod tests {
     use tracing::field::FieldSet;
     use tracing::metadata::Kind;
 
+    /// With the defaults of Linux, wherever this runs.
     fn settings(variables: &[(&str, &str)]) -> LogSettings {
-        let environment: Vec<_> =
-            variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let defaults = [("ASPIA_LOG_TO_STDOUT", "1"), ("ASPIA_LOG_TO_FILE", "0")];
+        let is_set = |name: &str| variables.iter().any(|(set, _)| *set == name);
+        let defaults = defaults.iter().filter(|(name, _)| !is_set(name));
+        let all = variables.iter().chain(defaults);
+        let environment: Vec<_> = all.map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         LogSettings::from_environment(&environment)
+    }
+
+    #[test]
+    fn windows_logs_to_files_and_others_to_stdout() {
+        let LogSettings { stdout, file, .. } = LogSettings::from_environment(&Vec::new());
+        assert_eq!((stdout, file), (cfg!(not(windows)), cfg!(windows)));
     }
 
     struct Site;

@@ -86,6 +86,14 @@ pub(super) fn directory(path: &Path, rights: Rights) -> io::Result<()> {
     }
 }
 
+/// Sees to it that a directory that is there is an administrator's, and itself, not a link; gives nobody any rights.
+///
+/// # Errors
+/// What the system says, or that the directory is not to be trusted, in words.
+pub(super) fn check_directory(path: &Path) -> io::Result<()> {
+    Security::of(&open(path)?)?.check_owner()
+}
+
 /// Lets the service read a file; `Ok(false)` where there is none.
 ///
 /// # Errors
@@ -176,41 +184,61 @@ fn create(path: &Path, descriptor: &str) -> io::Result<()> {
     if created == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whose something is, and who may do what with it.
+struct Security {
+    owner: PSID,
+    list: *mut ACL,
+    /// What the other two lie in.
+    _descriptor: Local,
+}
+
+impl Security {
+    fn of(open: &File) -> io::Result<Self> {
+        let (mut owner, mut list): (PSID, *mut ACL) = (ptr::null_mut(), ptr::null_mut());
+        let mut descriptor = ptr::null_mut();
+        // SAFETY: the handle is open; the places are writable. `owner` and `list` lie in `descriptor`.
+        check(unsafe {
+            GetSecurityInfo(
+                open.as_raw_handle(),
+                SE_FILE_OBJECT,
+                OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION,
+                &raw mut owner,
+                ptr::null_mut(),
+                &raw mut list,
+                ptr::null_mut(),
+                &raw mut descriptor,
+            )
+        })?;
+        Ok(Self { owner, list, _descriptor: Local(descriptor) })
+    }
+
+    /// Whether it is an administrator's.
+    fn check_owner(&self) -> io::Result<()> {
+        let (service, user, owner) = (account()?, user()?, self.owner);
+        // SAFETY: `owner` is a good one as long as this is there, `service` and `user` as well.
+        let trusted = unsafe {
+            IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
+                || IsWellKnownSid(owner, WinLocalSystemSid) != 0
+                // Who asks for this is an administrator.
+                || EqualSid(owner, user.sid()) != 0
+                // The service makes its directory for log files itself when somebody has removed it.
+                || EqualSid(owner, service.0) != 0
+        };
+        if trusted {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "it belongs to somebody who may be no administrator; look at what is in it, then give it to the \
+             administrators (takeown /a /f PATH), or remove it",
+        ))
+    }
+}
+
 /// Adds the service's rights to those that are there.
 fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
     let service = account()?;
-    let (mut owner, mut old): (PSID, *mut ACL) = (ptr::null_mut(), ptr::null_mut());
-    let mut descriptor = ptr::null_mut();
-    // SAFETY: the handle is open; the places are writable. `owner` and `old` lie in `descriptor`.
-    check(unsafe {
-        GetSecurityInfo(
-            open.as_raw_handle(),
-            SE_FILE_OBJECT,
-            OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION,
-            &raw mut owner,
-            ptr::null_mut(),
-            &raw mut old,
-            ptr::null_mut(),
-            &raw mut descriptor,
-        )
-    })?;
-    let _descriptor = Local(descriptor);
-    let user = user()?;
-    // SAFETY: `owner` is a good one as long as `descriptor` is there, `service` and `user` as well.
-    let trusted = unsafe {
-        IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
-            || IsWellKnownSid(owner, WinLocalSystemSid) != 0
-            // Who asks for this is an administrator.
-            || EqualSid(owner, user.sid()) != 0
-            // The service makes its directory for log files itself when somebody has removed it.
-            || EqualSid(owner, service.0) != 0
-    };
-    if !trusted {
-        return Err(io::Error::other(
-            "it belongs to somebody who may be no administrator; look at what is in it, then give it to the \
-             administrators (takeown /a /f PATH), or remove it",
-        ));
-    }
+    let security = Security::of(open)?;
+    security.check_owner()?;
     let entry = EXPLICIT_ACCESS_W {
         grfAccessPermissions: rights.mask(),
         grfAccessMode: GRANT_ACCESS,
@@ -224,8 +252,8 @@ fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
         },
     };
     let mut new = ptr::null_mut();
-    // SAFETY: one entry is passed, and `service` outlives the call; `old` is good as long as `descriptor` is there.
-    check(unsafe { SetEntriesInAclW(1, &raw const entry, old, &raw mut new) })?;
+    // SAFETY: one entry is passed, and `service` outlives the call; the list is good as long as `security` is there.
+    check(unsafe { SetEntriesInAclW(1, &raw const entry, security.list, &raw mut new) })?;
     let new = Local(new.cast());
     // SAFETY: the handle is open, `new` a good list; the rest is not to be changed.
     check(unsafe {

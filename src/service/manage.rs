@@ -230,12 +230,15 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
     let log = log_directory();
     access(&log, access::directory(&log, Rights::Modify))?;
     // The default directory may be that of other Aspia programs, with secrets of theirs: then only the file is the
-    // service's to read.
+    // service's to read. Any user can make one there, and decide what is in it.
     if let Some(directory) =
         configuration.parent().filter(|_| configuration == Path::new(DEFAULT_PATH))
-        && !directory.exists()
     {
-        access(directory, access::directory(directory, Rights::Read))?;
+        let result = match directory.exists() {
+            true => access::check_directory(directory),
+            false => access::directory(directory, Rights::Read),
+        };
+        access(directory, result)?;
     }
     access(configuration, access::file(configuration).map(drop))?;
     event_log::register().map_err(|error| ManageError::System {

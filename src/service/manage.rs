@@ -294,7 +294,9 @@ pub fn stop() -> Result<String, ManageError> {
     if state(action, &service)?.current_state != ServiceState::StopPending {
         match service.stop() {
             Err(error) if is(&error, ERROR_SERVICE_NOT_ACTIVE) => {}
-            stopped => drop(stopped.map_err(|error| ManageError::new(action, error))?),
+            stopped => {
+                stopped.map_err(|error| ManageError::new(action, error))?;
+            }
         }
     }
     match settled(action, &service, ServiceState::StopPending)?.current_state {

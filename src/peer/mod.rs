@@ -214,7 +214,6 @@ impl Peers {
             self.state.key(key, Instant::now()).ok_or_else(|| refused(Refusal::UnknownKey))?;
         let opened = first_message::open(&message, &one_time_key)?;
         let now = Instant::now();
-        self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
         let facts = PeerFacts { address, accepted, opened: now };
         let (way, partner) = oneshot::channel();
         let ready = ReadyPeer {
@@ -224,7 +223,10 @@ impl Peers {
             identity: opened.identity,
             address,
         };
-        match self.state.peer_ready(ready, way, now).map_err(refused)? {
+        let admitted = self.state.peer_ready(ready, way, now);
+        // After it: whoever sees this one counted finds it waiting, or paired.
+        self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
+        match admitted.map_err(refused)? {
             Admitted::Paired { first, session } => {
                 // The first cannot have gone: it would have left its place first. Only a stop ends its
                 // task all the same, before this or, see `Arrival`, after it.

@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::load::percentile;
+use crate::metrics;
 use crate::peer::Introduction;
-use crate::process::RelayProcess;
+use crate::process::{RelayProcess, free_port};
 use crate::relay::config;
 use crate::router::{LabRouter, Options};
 use crate::say;
@@ -253,7 +254,9 @@ struct Field {
 pub async fn run(plan: &Plan) -> io::Result<Report> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
-    let settings = [("AdminListen", "off"), ("MaxPeerCount", MAX_SESSIONS)];
+    let admin: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
+    let listen = admin.to_string();
+    let settings = [("AdminListen", listen.as_str()), ("MaxPeerCount", MAX_SESSIONS)];
     let relay = RelayProcess::start(&plan.relay, &router, &settings, Stdio::null())?;
     let bound = bound(&relay, &router)?;
     let users = Arc::new(Users::default());
@@ -276,13 +279,18 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
             pause: Duration::from_secs(1) / plan.rate.max(1),
             recorded: waiting.first_bytes()?,
         });
+        // Its message can be recorded once it was sent; whoever brings it first is the one who waits.
+        let first = match kind {
+            Kind::Replay => Some(begin_to_wait(&waiting, &field.recorded, admin).await?),
+            _ => None,
+        };
         // Strangers are another machine: what they take must not be a part of what is measured, as far as it goes.
         let strangers = (*kind != Kind::Quiet).then(|| {
             let field = field.clone();
             std::thread::spawn(move || strangers(&field))
         });
         users.begin();
-        let (paired, failed, pairing) = meet(&router, plan.time, &waiting, &field).await;
+        let (paired, failed, pairing) = meet(&router, plan.time, &waiting, first).await;
         let (events, lost) = users.end();
         field.over.store(true, Ordering::Relaxed);
         if let Some(strangers) = strangers {
@@ -343,27 +351,36 @@ impl Users {
     }
 }
 
-/// Pairs meet, one after the other; at the end those whose message was recorded, if it was.
+/// A user sends a first message and waits; returns once the relay has let it wait.
+async fn begin_to_wait(
+    waiting: &Introduction,
+    message: &[u8],
+    admin: SocketAddr,
+) -> io::Result<TcpStream> {
+    let taken = async || {
+        let text = metrics::scrape(admin).await?;
+        io::Result::Ok(metrics::sum(&text, "aspia_relay_handshake_seconds_count"))
+    };
+    let before = taken().await?;
+    let mut stream = waiting.dial().await?;
+    stream.write_all(message).await?;
+    let until_taken = async {
+        while taken().await? <= before {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(stream)
+    };
+    timeout(PATIENCE, until_taken).await.map_err(io::Error::other)?
+}
+
+/// Pairs meet, one after the other; at the end the two of whom `first` waits, if one does.
 async fn meet(
     router: &LabRouter,
     time: Duration,
     waiting: &Introduction,
-    field: &Field,
+    first: Option<TcpStream>,
 ) -> (usize, Vec<String>, Vec<u64>) {
     let (mut paired, mut failed, mut times) = (0, Vec::new(), Vec::new());
-    let first = match field.kind {
-        // It waits while its message is sent again and again.
-        Kind::Replay => {
-            let mut stream = waiting.dial().await;
-            if let Ok(stream) = &mut stream
-                && let Err(error) = stream.write_all(&field.recorded).await
-            {
-                failed.push(error.to_string());
-            }
-            stream.ok()
-        }
-        _ => None,
-    };
     let mut meeting = JoinSet::new();
     let longest = if first.is_some() { LONGEST_WAIT } else { time };
     let end = Instant::now() + time.min(longest);

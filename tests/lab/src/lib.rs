@@ -9,6 +9,7 @@
 //! - [`control`]: how peers on another machine get introduced;
 //! - `namespace` (Linux): a network of its own for a forwarder;
 //! - [`http`]: asking a relay over HTTP;
+//! - [`metrics`]: what it counts;
 //! - [`browser`]: a real browser that looks at its page;
 //! - [`demo`], [`load`], `attack`, `soak` and `bench` (Linux): what `relay-lab` shows and measures.
 
@@ -22,6 +23,7 @@ pub mod demo;
 pub mod http;
 pub mod load;
 pub mod log;
+pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;

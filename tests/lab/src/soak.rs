@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::bench::meter::Meter;
 use crate::http;
+use crate::metrics::{self, sum};
 use crate::process::{RelayProcess, free_port};
 use crate::router::{LabRouter, Options};
 use crate::say;
@@ -113,8 +114,7 @@ impl Relay {
     }
 
     async fn metrics(&self) -> io::Result<String> {
-        let answer = http::request(self.admin, "GET /metrics", &[], "").await;
-        Ok(about("/metrics", answer)?.body)
+        about("/metrics", metrics::scrape(self.admin).await)
     }
 
     async fn see(&self) -> io::Result<Sight> {
@@ -160,20 +160,6 @@ impl Relay {
         sleep(SETTLING).await;
         Ok(())
     }
-}
-
-/// The sum of a metric over all values of its labels, or the one that is named with its label.
-fn sum(text: &str, name: &str) -> f64 {
-    let of = |line: &str| {
-        let rest = line.strip_prefix(name)?;
-        let rest = if name.ends_with('}') {
-            rest
-        } else {
-            rest.split_once('}').map_or(rest, |(_, rest)| rest)
-        };
-        rest.strip_prefix(' ')?.parse::<f64>().ok()
-    };
-    text.lines().filter_map(of).sum()
 }
 
 /// The same error, with what it was about.
@@ -434,13 +420,6 @@ async fn stranger(relay: &Relay, dice: &mut Dice) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn metrics_are_summed_over_their_labels() {
-        let text = "# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 3\nab 9\nb 4\n";
-        assert_eq!((sum(text, "a"), sum(text, "b"), sum(text, "a{x=\"2\"}")), (5.0, 4.0, 3.0));
-        assert_eq!(sum(text, "c"), 0.0);
-    }
 
     #[test]
     fn what_is_not_as_it_was_is_named() {

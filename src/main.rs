@@ -400,7 +400,7 @@ fn signals(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut asks = control::asks()?;
     Ok(async move {
-        let (reloads, mut due) = tokio::sync::mpsc::unbounded_channel();
+        let (reloads, mut due) = tokio::sync::mpsc::channel(1);
         // In its own branch: a file that hangs must not make the relay deaf to the other orders.
         let reloading = async {
             while let Some(signal) = due.recv().await {
@@ -412,8 +412,8 @@ fn signals(
                 match ask {
                     Ask::Stop(signal) => stop(&handle, signal),
                     Ask::Reload(signal) => {
-                        // The receiver is above.
-                        let _ = reloads.send(signal);
+                        // Where one is due already, it reads what this one would.
+                        let _ = reloads.try_send(signal);
                     }
                 }
             }

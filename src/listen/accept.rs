@@ -20,6 +20,10 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 /// How often it is said that there is none, while it comes and goes.
 const COMPLAINTS: Duration = Duration::from_secs(60);
 
+/// What may help when connections cannot be accepted, where the system limits files.
+const TOO_MANY_FILES: &str =
+    if cfg!(unix) { "; if there are too many open files, raise the limit (ulimit -n)" } else { "" };
+
 /// Whether connections are accepted at the moment; for those who report.
 #[derive(Debug, Clone, Default)]
 pub struct Accepting(Arc<AtomicBool>);
@@ -110,8 +114,7 @@ pub async fn accept(
                     backoff.get_or_insert_with(|| delays.build()).next().unwrap_or(MAX_PAUSE);
                 warn!(
                     %error,
-                    "cannot accept connections of {callers}, trying again in {delay:?}; \
-                     if there are too many open files, raise the limit (ulimit -n)"
+                    "cannot accept connections of {callers}, trying again in {delay:?}{TOO_MANY_FILES}"
                 );
                 tokio::time::sleep(delay).await;
             }

@@ -13,6 +13,20 @@ use super::port_holder::{self, Holder};
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
+/// Who sees the program that holds a port, and how.
+const WHO_SEES: &str = if cfg!(windows) {
+    "an administrator sees it: netstat -abno"
+} else {
+    "root sees it: ss -ltnp"
+};
+/// Why a port may not be listened on, and what to do; the setting of the port follows.
+const NOT_PERMITTED: &str = if cfg!(windows) {
+    "another program has the port for itself alone, or Windows keeps it (netsh interface ipv4 show excludedportrange \
+     protocol=tcp): choose another"
+} else {
+    "ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher"
+};
+
 /// What a socket is for, so that an error can name the setting to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Purpose {
@@ -44,8 +58,8 @@ impl fmt::Display for BindError {
             // Whoever it is may be what is wanted, such as another relay.
             io::ErrorKind::AddrInUse if holders.is_empty() => write!(
                 f,
-                "; the program that holds the port cannot be seen by this user (root sees it: ss -ltnp). Find out \
-                 what it is, or set {port_setting} to a free port"
+                "; the program that holds the port cannot be seen by this user ({WHO_SEES}). Find out what it is, or set \
+                 {port_setting} to a free port"
             ),
             io::ErrorKind::AddrInUse => write!(
                 f,
@@ -58,11 +72,7 @@ impl fmt::Display for BindError {
                     "; {address_setting} must be an address of this machine, or empty for all"
                 )
             }
-            io::ErrorKind::PermissionDenied => write!(
-                f,
-                "; ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher \
-                 {port_setting}"
-            ),
+            io::ErrorKind::PermissionDenied => write!(f, "; {NOT_PERMITTED} {port_setting}"),
             _ => Ok(()),
         }
     }

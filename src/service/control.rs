@@ -11,7 +11,8 @@ use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::Instant;
 use tracing::{info, warn};
 use windows_service::service::{
@@ -21,7 +22,9 @@ use windows_service::service_control_handler::{
     self, ServiceControlHandlerResult, ServiceStatusHandle,
 };
 use windows_service::{define_windows_service, service_dispatcher};
-use windows_sys::Win32::Foundation::ERROR_FAILED_SERVICE_CONTROLLER_CONNECT;
+use windows_sys::Win32::Foundation::{
+    ERROR_FAILED_SERVICE_CONTROLLER_CONNECT, ERROR_SERVICE_CANNOT_ACCEPT_CTRL,
+};
 
 use crate::handle::Handle;
 
@@ -33,6 +36,8 @@ const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(15);
 /// How often the manager hears that a stop goes on.
 const PROGRESS: Duration = Duration::from_secs(1);
+/// Orders that may wait for the relay, which takes each at once.
+const ASKS: usize = 16;
 
 /// What somebody asks of the running relay, with what to call it in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +64,8 @@ type Work = Box<dyn Fn() -> Result<(), Failed> + Send + Sync>;
 struct Service {
     work: Work,
     status: OnceLock<ServiceStatusHandle>,
-    asks: UnboundedSender<Ask>,
-    receiver: Mutex<Option<UnboundedReceiver<Ask>>>,
+    asks: Sender<Ask>,
+    receiver: Mutex<Option<Receiver<Ask>>>,
 }
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
@@ -73,7 +78,7 @@ define_windows_service!(entry, service_main);
 /// # Errors
 /// What the system says.
 pub fn run(work: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> io::Result<bool> {
-    let (asks, receiver) = mpsc::unbounded_channel();
+    let (asks, receiver) = mpsc::channel(ASKS);
     let receiver = Mutex::new(Some(receiver));
     let service = Service { work: Box::new(work), status: OnceLock::new(), asks, receiver };
     SERVICE.set(service).map_err(|_| io::Error::other("the service runs already"))?;
@@ -126,12 +131,19 @@ fn control(order: ServiceControl) -> ServiceControlHandlerResult {
         ServiceControl::Interrogate => return ServiceControlHandlerResult::NoError,
         _ => return ServiceControlHandlerResult::NotImplemented,
     };
+    let place = match service.asks.try_reserve() {
+        Ok(place) => place,
+        // Nobody listens any more: it is stopping.
+        Err(TrySendError::Closed(())) => return ServiceControlHandlerResult::NoError,
+        Err(TrySendError::Full(())) => {
+            return ServiceControlHandlerResult::Other(ERROR_SERVICE_CANNOT_ACCEPT_CTRL);
+        }
+    };
     if let (Ask::Stop(_), Some(status)) = (ask, service.status.get()) {
-        // Before the manager looks; how long it will take comes from [`report`].
+        // Before the manager looks, and before [`report`] says how long it will take.
         tell(*status, ServiceState::StopPending, 1, END);
     }
-    // Where nobody listens any more, it is stopping.
-    let _ = service.asks.send(ask);
+    place.send(ask);
     ServiceControlHandlerResult::NoError
 }
 
@@ -204,7 +216,7 @@ fn hint(left: Duration) -> Duration {
 ///
 /// # Errors
 /// What the system says.
-pub fn asks() -> io::Result<UnboundedReceiver<Ask>> {
+pub fn asks() -> io::Result<Receiver<Ask>> {
     match SERVICE.get().filter(|service| service.status.get().is_some()) {
         Some(service) => {
             let mut receiver = service.receiver.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,10 +228,10 @@ pub fn asks() -> io::Result<UnboundedReceiver<Ask>> {
 
 /// Ctrl-C, Ctrl-Break, and the end of the console window, of the user's session and of the system. Windows gives only a few
 /// seconds for the latter three (5 unless told otherwise), whatever `DrainTimeout` says.
-fn console() -> io::Result<UnboundedReceiver<Ask>> {
+fn console() -> io::Result<Receiver<Ask>> {
     use tokio::signal::windows;
 
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(ASKS);
     let mut interrupted = windows::ctrl_c()?;
     let mut broken = windows::ctrl_break()?;
     let mut closed = windows::ctrl_close()?;
@@ -235,7 +247,7 @@ fn console() -> io::Result<UnboundedReceiver<Ask>> {
                 Some(()) = shut_down.recv() => "the system's shutdown",
                 else => return info!("the console is gone"),
             };
-            if sender.send(Ask::Stop(name)).is_err() {
+            if sender.send(Ask::Stop(name)).await.is_err() {
                 return;
             }
         }

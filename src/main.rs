@@ -11,7 +11,7 @@ use aspia_relay::admin::client;
 use aspia_relay::app::{App, Engine, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
 use aspia_relay::config::settings::{self, Reload};
-use aspia_relay::config::sources::Sources;
+use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
 use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded};
@@ -22,10 +22,10 @@ use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 use aspia_relay::service::{
     self,
     control::{self, Ask, Failed},
-    manage,
+    manage::{self, let_read as let_service_read},
 };
 #[cfg(unix)]
-use aspia_relay::systemd;
+use aspia_relay::systemd::{self, let_read as let_service_read};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::workers::Workers;
@@ -111,7 +111,9 @@ fn run(arguments: &Arguments) -> Outcome {
 #[cfg(windows)]
 fn service_command(arguments: &Arguments) -> Option<Outcome> {
     let done = if arguments.install {
-        manage::install(arguments.config.as_deref())
+        // Which file it is must not depend on whose environment the service gets.
+        let sources = Sources::of_process(arguments.config.clone());
+        manage::install(sources.path_is_explicit.then_some(sources.path.as_path()))
     } else if arguments.remove {
         manage::remove()
     } else if arguments.start {
@@ -133,6 +135,16 @@ fn service_command(arguments: &Arguments) -> Option<Outcome> {
 
 fn create_config(path: &Path) -> Outcome {
     config::create_default(path).map_err(|error| (FAILED, error.to_string()))?;
+    // Another file may be for somebody else.
+    if path == Path::new(DEFAULT_PATH)
+        && let Err(error) = let_service_read(path)
+    {
+        let path = path.display();
+        let _ = writeln!(
+            io::stderr(),
+            "aspia_relay: warning: the service may not be able to read {path}: {error}"
+        );
+    }
     answer(&format!(
         "{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it\n",
         path.display()
@@ -226,7 +238,7 @@ fn run_relay(sources: &Sources) -> Outcome {
     let log_settings = LogSettings::from_environment(&sources.environment);
     let service = {
         let sources = sources.clone();
-        let log_settings = log_settings.clone().in_directory(service::log_directory());
+        let log_settings = log_settings.clone().without_stderr(service::log_directory());
         move || {
             relay(&sources, &log_settings).map_err(|(status, message)| Failed {
                 status,

@@ -66,18 +66,6 @@ fn create_config_writes_what_the_original_writes_and_never_overwrites() {
 }
 
 #[test]
-fn create_config_lets_the_group_of_the_file_read_it_under_every_umask() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("relay.json");
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", r#"umask 077 && exec "$0" --create-config --config "$1""#]);
-    let created = run(shell.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path));
-    assert_eq!(created.0, 0, "{}", created.2);
-    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
-    assert_eq!(mode & 0o777, 0o640, "{mode:o}");
-}
-
-#[test]
 fn check_config_shows_every_value_with_its_source_and_every_problem() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("relay.json");

@@ -567,8 +567,7 @@ pub enum CreateError {
     },
 }
 
-/// Writes the default file, and its directory where that is missing. The group of the file may read it, whatever the
-/// umask: the directory that packages make gives it the relay's group.
+/// Writes the default file, and its directory where that is missing.
 ///
 /// # Errors
 /// [`CreateError`].
@@ -580,35 +579,16 @@ pub fn create_default(path: &Path) -> Result<(), CreateError> {
         std::fs::create_dir_all(directory).map_err(failed)?;
     }
     match std::fs::File::create_new(path) {
-        Ok(mut file) => readable_by_group(&file)
-            .and_then(|()| file.write_all(DEFAULT_FILE.as_bytes()))
-            .map_err(|error| {
-                // Half a file would only stand in the way of the next try.
-                let _ = std::fs::remove_file(path);
-                failed(error)
-            }),
+        Ok(mut file) => file.write_all(DEFAULT_FILE.as_bytes()).map_err(|error| {
+            // Half a file would only stand in the way of the next try.
+            let _ = std::fs::remove_file(path);
+            failed(error)
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(CreateError::Exists(path.to_owned()))
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-#[cfg(unix)]
-fn readable_by_group(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    const READABLE_BY_GROUP: u32 = 0o040;
-
-    let mut permissions = file.metadata()?.permissions();
-    permissions.set_mode(permissions.mode() | READABLE_BY_GROUP);
-    file.set_permissions(permissions)
-}
-
-/// The directory gives it its rights.
-#[cfg(not(unix))]
-fn readable_by_group(_file: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
 }
 
 impl Config {

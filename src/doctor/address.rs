@@ -14,6 +14,10 @@ use super::report::{PEER_ADDRESS, Step};
 /// Time for the resolver.
 const RESOLVE: Duration = Duration::from_secs(10);
 
+/// The file that gives addresses names on this machine alone.
+const HOSTS: &str =
+    if cfg!(windows) { r"C:\Windows\System32\drivers\etc\hosts" } else { "/etc/hosts" };
+
 /// What peers dial.
 pub(super) struct Addresses {
     pub(super) step: Step,
@@ -95,7 +99,7 @@ fn judge(
     // Where the setting itself says loopback, the configuration has its warning already.
     if !loopback.is_empty() && !host.is_loopback() {
         hints.push(format!(
-            "{host} is {} here, which leads each machine to itself (does it stand in /etc/hosts?): other machines may \
+            "{host} is {} here, which leads each machine to itself (does it stand in {HOSTS}?): other machines may \
              see another address. Look it up on one of them",
             list(&loopback)
         ));

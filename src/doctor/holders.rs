@@ -9,6 +9,13 @@ const PROGRAM: &str = "aspia_relay";
 const FORWARDERS: &[&str] =
     &["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "conmon"];
 
+/// How to see which program it is that holds a port.
+const TO_SEE: &str = if cfg!(windows) {
+    "An administrator sees which: netstat -abno"
+} else {
+    "Run the doctor as root or as the relay's user to see which"
+};
+
 /// Whether it is this program or the original, by its name.
 pub(super) fn is_named_as_relay(holder: &Holder) -> bool {
     holder.name == PROGRAM && !is_doctor(holder)
@@ -30,8 +37,7 @@ pub(super) fn is_forwarder(holder: &Holder) -> bool {
 pub(super) fn unknown(what: &str, holders: &[Holder], why: &str) -> Option<String> {
     if holders.is_empty() {
         return Some(format!(
-            "{what} is held by a program that this user cannot see; it may be the relay ({why}). Run the doctor as \
-             root or as the relay's user to see which"
+            "{what} is held by a program that this user cannot see; it may be the relay ({why}). {TO_SEE}"
         ));
     }
     let forwarder = holders.iter().find(|holder| is_forwarder(holder))?;

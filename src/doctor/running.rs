@@ -13,6 +13,9 @@ use crate::listen::port_holder::{self, Holder, Owner};
 use super::holders;
 use super::report::{Outcome, RUNNING_RELAY, Step};
 
+/// What has a relay read its settings again.
+const RELOAD: &str = if cfg!(windows) { "sc control aspia-relay paramchange" } else { "SIGHUP" };
+
 /// What answers on `AdminListen`.
 pub(super) enum Running {
     /// There is nobody to ask: `AdminListen` is off.
@@ -186,9 +189,10 @@ impl Relay {
         }
         let differs = self.differences(config, report);
         if !differs.is_empty() {
-            seen += ". It does not run with this configuration: a SIGHUP lets it read the settings again, a restart \
-                     also those that a SIGHUP cannot change. Or the doctor was not started with the environment of \
-                     the relay";
+            seen += ". It does not run with this configuration: reloading (";
+            seen += RELOAD;
+            seen += ") lets it read the settings again, a restart also those that reloading cannot change. Or the doctor \
+                     was not started with the environment of the relay";
         }
         if step.outcome == Outcome::Ok && !(for_restart.is_empty() && differs.is_empty()) {
             step.outcome = Outcome::Hint;

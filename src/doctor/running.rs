@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(waits.outcome, Outcome::Hint);
         let text = waits.to_string();
         for part in
-            ["SIGHUP", "\"100\" there and \"50\" here (file x)", "listens on port 8070", "on ::, "]
+            [RELOAD, "\"100\" there and \"50\" here (file x)", "listens on port 8070", "on ::, "]
         {
             assert!(text.contains(part), "{part}: {text}");
         }

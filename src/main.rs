@@ -135,8 +135,8 @@ fn service_command(arguments: &Arguments) -> Option<Outcome> {
 
 fn create_config(path: &Path) -> Outcome {
     config::create_default(path).map_err(|error| (FAILED, error.to_string()))?;
-    // Another file may be for somebody else.
-    if path == Path::new(DEFAULT_PATH)
+    // Another file may be for somebody else, but on Windows for a service that was installed with it.
+    if (path == Path::new(DEFAULT_PATH) || cfg!(windows))
         && let Err(error) = let_service_read(path)
     {
         let path = path.display();

@@ -99,6 +99,13 @@ impl RawSettings {
     }
 }
 
+/// How to let the relay read a file, as it runs where it was installed by a package.
+const TO_LET_READ: &str = if cfg!(windows) {
+    r#"icacls FILE /grant "NT SERVICE\aspia-relay:R" lets the service"#
+} else {
+    "chgrp aspia-relay FILE and chmod g+r FILE let the service; it must get through the directories, too (chmod g+x)"
+};
+
 fn read_file(sources: &Sources, report: &mut Report) -> Option<Vec<u8>> {
     let expected = match read_at_most(&sources.path, MAX_CONFIG_FILE) {
         Ok(content) => return Some(content),
@@ -107,6 +114,9 @@ fn read_file(sources: &Sources, report: &mut Report) -> Option<Vec<u8>> {
                 return None;
             }
             "an existing file, since --config or ASPIA_RELAY_CONFIG names it".to_owned()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!("a file that the relay may read ({error}); {TO_LET_READ}")
         }
         Err(error) => format!("a file that can be read ({error})"),
     };

@@ -186,6 +186,10 @@ pub fn install(configuration: Option<&Path>) -> Result<String, ManageError> {
             ManageError::new(action, error)
         }
     })?;
+    let named = configuration
+        .as_ref()
+        .map(|path| format!(" --config \"{}\"", path.display()))
+        .unwrap_or_default();
     let path = configuration.unwrap_or_else(|| DEFAULT_PATH.into());
     let notes = set_up(&service, &path).inspect_err(|_| {
         // Half a service would only stand in the way of the next try.
@@ -203,7 +207,7 @@ pub fn install(configuration: Option<&Path>) -> Result<String, ManageError> {
         "to start it now: aspia_relay --start\n".to_owned()
     } else {
         format!(
-            "next: aspia_relay --create-config, edit {}, then aspia_relay --start\n",
+            "next: aspia_relay --create-config{named}, edit {}, then aspia_relay --start\n",
             path.display()
         )
     };
@@ -292,6 +296,8 @@ pub fn remove() -> Result<String, ManageError> {
 pub fn start() -> Result<String, ManageError> {
     let action = "start the service";
     let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::START)?;
+    // Somebody may have put the file there after the service was installed. Where this cannot be done, the relay says so.
+    let _ = access::file(Path::new(DEFAULT_PATH));
     // It may be draining still.
     wait_while(ServiceState::StopPending, action, &service)?;
     match service.start::<&OsStr>(&[]) {

@@ -127,8 +127,9 @@ async fn a_peer_alone_is_let_go_30_s_after_it_came() {
 async fn a_first_peer_that_goes_away_leaves_the_key_to_the_next() {
     let lab = lab("3").await;
     let log = CapturedLog::start();
-    // With early data, and without: the end behind unread bytes must be seen, too.
-    for early in [&b""[..], b"early data"] {
+    // With early data, and without: the end behind unread bytes must be seen, too (on Windows it is not: README).
+    let cases: &[&[u8]] = if cfg!(windows) { &[b""] } else { &[b"", b"early data"] };
+    for early in cases {
         let introduction = lab.router.introduce().await.unwrap();
         for _ in 0..2 {
             let gone = introduction.connect_with(early).await.unwrap();
@@ -140,7 +141,7 @@ async fn a_first_peer_that_goes_away_leaves_the_key_to_the_next() {
         speak(&mut client, &mut host).await;
         speak(&mut host, &mut client).await;
     }
-    assert_eq!(log.text().matches("went away while it waited").count(), 4);
+    assert_eq!(log.text().matches("went away while it waited").count(), 2 * cases.len());
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
 #[cfg(windows)]
 use aspia_relay::service::{
     self,
-    control::{self, Ask, Failed},
+    control::{self, Command, Failed},
     manage::{self, let_read as let_service_read},
 };
 #[cfg(unix)]
@@ -410,7 +410,7 @@ fn signals(
     handle: Handle,
     sources: Sources,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut asks = control::asks()?;
+    let mut commands = control::commands()?;
     Ok(async move {
         let (reloads, mut due) = tokio::sync::mpsc::channel(1);
         // In its own branch: a file that hangs must not make the relay deaf to the other orders.
@@ -420,10 +420,10 @@ fn signals(
             }
         };
         let listening = async {
-            while let Some(ask) = asks.recv().await {
-                match ask {
-                    Ask::Stop(signal) => stop(&handle, signal),
-                    Ask::Reload(signal) => {
+            while let Some(command) = commands.recv().await {
+                match command {
+                    Command::Stop(signal) => stop(&handle, signal),
+                    Command::Reload(signal) => {
                         // Where one is due already, it reads what this one would.
                         let _ = reloads.try_send(signal);
                     }

@@ -37,11 +37,11 @@ const END: Duration = Duration::from_secs(15);
 /// How often the manager hears that a stop goes on.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// Orders that may wait for the relay, which takes each at once.
-const ASKS: usize = 16;
+const MAX_WAITING: usize = 16;
 
 /// What somebody asks of the running relay, with what to call it in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub enum Command {
     /// To stop; asked again, at once.
     Stop(&'static str),
     /// To read the configuration again.
@@ -64,8 +64,8 @@ type Work = Box<dyn Fn() -> Result<(), Failed> + Send + Sync>;
 struct Service {
     work: Work,
     status: OnceLock<ServiceStatusHandle>,
-    asks: Sender<Ask>,
-    receiver: Mutex<Option<Receiver<Ask>>>,
+    commands: Sender<Command>,
+    receiver: Mutex<Option<Receiver<Command>>>,
 }
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
@@ -78,9 +78,9 @@ define_windows_service!(entry, service_main);
 /// # Errors
 /// What the system says.
 pub fn run(work: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> io::Result<bool> {
-    let (asks, receiver) = mpsc::channel(ASKS);
+    let (commands, receiver) = mpsc::channel(MAX_WAITING);
     let receiver = Mutex::new(Some(receiver));
-    let service = Service { work: Box::new(work), status: OnceLock::new(), asks, receiver };
+    let service = Service { work: Box::new(work), status: OnceLock::new(), commands, receiver };
     SERVICE.set(service).map_err(|_| io::Error::other("the service runs already"))?;
     match service_dispatcher::start(NAME, entry) {
         Ok(()) => Ok(true),
@@ -97,7 +97,7 @@ pub fn run(work: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> io:
 /// The service as long as it lives, on a thread of the manager's. Its arguments would be those of `sc start`.
 fn service_main(_arguments: Vec<OsString>) {
     let Some(service) = SERVICE.get() else { return };
-    let registered = service_control_handler::register(NAME, control);
+    let registered = service_control_handler::register(NAME, handle_control);
     let status = match registered {
         Ok(status) => *service.status.get_or_init(|| status),
         Err(error) => {
@@ -105,14 +105,14 @@ fn service_main(_arguments: Vec<OsString>) {
             std::process::exit(1);
         }
     };
-    tell(status, ServiceState::StartPending, 1, START);
+    report_status(status, ServiceState::StartPending, 1, START);
     let Err(Failed { status: code, message, is_final }) = (service.work)() else {
-        return tell_stopped(status, ServiceExitCode::NO_ERROR);
+        return report_stopped(status, ServiceExitCode::NO_ERROR);
     };
     // The log files have it as well, where they could be written.
     let _ = event_log::error(&message);
     if is_final {
-        tell_stopped(status, ServiceExitCode::ServiceSpecific(code.into()));
+        report_stopped(status, ServiceExitCode::ServiceSpecific(code.into()));
     } else {
         std::process::exit(code.into());
     }
@@ -120,18 +120,18 @@ fn service_main(_arguments: Vec<OsString>) {
 
 /// The manager's orders. A function and no closure with anything in it: `windows-service` gives the closure back at the
 /// first stop, and calls it again where another order was on its way. Of a function there is nothing to give back.
-fn control(order: ServiceControl) -> ServiceControlHandlerResult {
+fn handle_control(control: ServiceControl) -> ServiceControlHandlerResult {
     let Some(service) = SERVICE.get() else { return ServiceControlHandlerResult::NotImplemented };
-    let ask = match order {
-        ServiceControl::Stop => Ask::Stop("the service manager's stop"),
+    let command = match control {
+        ServiceControl::Stop => Command::Stop("the service manager's stop"),
         ServiceControl::Preshutdown | ServiceControl::Shutdown => {
-            Ask::Stop("the system's shutdown")
+            Command::Stop("the system's shutdown")
         }
-        ServiceControl::ParamChange => Ask::Reload("paramchange"),
+        ServiceControl::ParamChange => Command::Reload("paramchange"),
         ServiceControl::Interrogate => return ServiceControlHandlerResult::NoError,
         _ => return ServiceControlHandlerResult::NotImplemented,
     };
-    let place = match service.asks.try_reserve() {
+    let place = match service.commands.try_reserve() {
         Ok(place) => place,
         // Nobody listens any more: it is stopping.
         Err(TrySendError::Closed(())) => return ServiceControlHandlerResult::NoError,
@@ -139,15 +139,20 @@ fn control(order: ServiceControl) -> ServiceControlHandlerResult {
             return ServiceControlHandlerResult::Other(ERROR_SERVICE_CANNOT_ACCEPT_CTRL);
         }
     };
-    if let (Ask::Stop(_), Some(status)) = (ask, service.status.get()) {
+    if let (Command::Stop(_), Some(status)) = (command, service.status.get()) {
         // Before the manager looks, and before [`report`] says how long it will take.
-        tell(*status, ServiceState::StopPending, 1, END);
+        report_status(*status, ServiceState::StopPending, 1, END);
     }
-    place.send(ask);
+    place.send(command);
     ServiceControlHandlerResult::NoError
 }
 
-fn tell(handle: ServiceStatusHandle, state: ServiceState, checkpoint: u32, wait_hint: Duration) {
+fn report_status(
+    handle: ServiceStatusHandle,
+    state: ServiceState,
+    checkpoint: u32,
+    wait_hint: Duration,
+) {
     // While it starts or stops, it takes no orders, and the manager sends none.
     let controls_accepted = match state {
         ServiceState::Running => {
@@ -173,7 +178,7 @@ fn tell(handle: ServiceStatusHandle, state: ServiceState, checkpoint: u32, wait_
 }
 
 /// Nothing may come after this: the process may end at once.
-fn tell_stopped(handle: ServiceStatusHandle, exit_code: ServiceExitCode) {
+fn report_stopped(handle: ServiceStatusHandle, exit_code: ServiceExitCode) {
     let status = ServiceStatus {
         service_type: ServiceType::OWN_PROCESS,
         current_state: ServiceState::Stopped,
@@ -194,14 +199,14 @@ pub async fn report(handle: Handle) {
     let Some(status) = SERVICE.get().and_then(|service| service.status.get()).copied() else {
         return std::future::pending().await;
     };
-    tell(status, ServiceState::Running, 0, Duration::ZERO);
+    report_status(status, ServiceState::Running, 0, Duration::ZERO);
     handle.draining().cancelled().await;
     let deadline = Instant::now() + handle.config().drain_timeout;
     let mut progress = tokio::time::interval(PROGRESS);
     for checkpoint in 2.. {
         progress.tick().await;
         let left = deadline.saturating_duration_since(Instant::now());
-        tell(status, ServiceState::StopPending, checkpoint, hint(left));
+        report_status(status, ServiceState::StopPending, checkpoint, hint(left));
     }
 }
 
@@ -216,7 +221,7 @@ fn hint(left: Duration) -> Duration {
 ///
 /// # Errors
 /// What the system says.
-pub fn asks() -> io::Result<Receiver<Ask>> {
+pub fn commands() -> io::Result<Receiver<Command>> {
     match SERVICE.get().filter(|service| service.status.get().is_some()) {
         Some(service) => {
             let mut receiver = service.receiver.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,10 +233,10 @@ pub fn asks() -> io::Result<Receiver<Ask>> {
 
 /// Ctrl-C, Ctrl-Break, and the end of the console window, of the user's session and of the system. Windows gives only a few
 /// seconds for the latter three (5 unless told otherwise), whatever `DrainTimeout` says.
-fn console() -> io::Result<Receiver<Ask>> {
+fn console() -> io::Result<Receiver<Command>> {
     use tokio::signal::windows;
 
-    let (sender, receiver) = mpsc::channel(ASKS);
+    let (sender, receiver) = mpsc::channel(MAX_WAITING);
     let mut interrupted = windows::ctrl_c()?;
     let mut broken = windows::ctrl_break()?;
     let mut closed = windows::ctrl_close()?;
@@ -247,7 +252,7 @@ fn console() -> io::Result<Receiver<Ask>> {
                 Some(()) = shut_down.recv() => "the system's shutdown",
                 else => return info!("the console is gone"),
             };
-            if sender.send(Ask::Stop(name)).await.is_err() {
+            if sender.send(Command::Stop(name)).await.is_err() {
                 return;
             }
         }

@@ -5,7 +5,6 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use relay_lab::router::{LabRouter, Options};
@@ -35,16 +34,8 @@ fn write(path: &Path, router_port: u16, peer_port: u16, key: &str, more: &str) {
     std::fs::write(path, content).unwrap();
 }
 
-/// A port that is free, and below those that the system gives to the connections of other tests.
 fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 10_000).unwrap();
-    loop {
-        let port = 15_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 15_000;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
+    relay_lab::port::free_port().unwrap()
 }
 
 #[test]

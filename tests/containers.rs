@@ -76,7 +76,7 @@ fn name(what: &str) -> String {
 
 /// A port of this machine that is free now.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    relay_lab::port::free_port().unwrap()
 }
 
 fn router_key() -> String {

@@ -667,11 +667,9 @@ async fn what_waits_for_a_restart_is_named() {
 async fn a_log_level_that_is_set_reaches_the_log() {
     use std::process::{Command, Stdio};
 
-    let free = || async {
-        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-    };
+    let free = || SocketAddr::from(([127, 0, 0, 1], relay_lab::port::free_port().unwrap()));
     let router = relay_lab::router::LabRouter::start(Options::default()).await.unwrap();
-    let (admin, peers) = (free().await, free().await);
+    let (admin, peers) = (free(), free());
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
     let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))

@@ -15,6 +15,8 @@ use relay_lab::router::{LabRouter, Options};
 /// More than there are pipes, so that many directions have to hold what they read themselves.
 const SESSIONS: usize = 150;
 const PENDING: usize = 300;
+/// Longest wait for the relay to begin.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Relay(Child);
 
@@ -45,7 +47,7 @@ fn stuff(stream: &mut TcpStream) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_holds_when_all_peers_are_slow_and_all_strangers_half_done() {
     let router = LabRouter::start(Options::default()).await.unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = relay_lab::port::free_port().unwrap();
     let (sessions, pending) = (SESSIONS.to_string(), PENDING.to_string());
     let settings = [
         ("RouterAddress", "127.0.0.1".to_owned()),
@@ -66,7 +68,7 @@ async fn it_holds_when_all_peers_are_slow_and_all_strangers_half_done() {
     let some = [("MaxPeerCount", sessions.as_str()), ("MaxPendingPeers", pending.as_str())];
     let loaded = config(router.address(), router.public_key(), port, &some).unwrap();
     let (bound, of_peers) = (memory::needed(&loaded.config), memory::of_peers(&loaded.config));
-    router.keys(SESSIONS).await;
+    tokio::time::timeout(PATIENCE, router.keys(SESSIONS)).await.expect("the relay has no link");
     let quiet = peak(&relay);
     let mut peers = Vec::new();
     for _ in 0..SESSIONS {

@@ -132,10 +132,7 @@ async fn a_service_from_install_to_remove() {
 
     // With one it runs.
     let router = LabRouter::start(Options::default()).await.unwrap();
-    // Free just now.
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = relay_lab::port::free_port().unwrap();
     write_configuration(&router, port, 10);
     for _ in 0..2 {
         let (status, said) = program("--start");

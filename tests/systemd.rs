@@ -72,7 +72,7 @@ impl Manager {
             ("RouterPort", router.address().port().to_string()),
             ("RouterPublicKey", router.public_key().to_string()),
             ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
-            ("PeerPort", relay_lab::process::free_port().unwrap().to_string()),
+            ("PeerPort", relay_lab::port::free_port().unwrap().to_string()),
             ("AdminListen", "off".to_owned()),
         ] {
             command.env(variable(key), value);
@@ -202,7 +202,7 @@ async fn peers_come_through_the_socket_that_was_handed_over() {
     let variables = [
         ("ASPIA_RELAY_PEER_PORT", address.port().to_string()),
         // Another port than that of the socket: the socket wins, and the log says so.
-        ("ASPIA_RELAY_LISTEN_PORT", relay_lab::process::free_port().unwrap().to_string()),
+        ("ASPIA_RELAY_LISTEN_PORT", relay_lab::port::free_port().unwrap().to_string()),
     ];
     let stdin = OwnedFd::from(listener).into();
     let mut relay = manager.start(&router, &variables, HANDS_OVER, stdin);

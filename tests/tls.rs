@@ -271,9 +271,7 @@ impl Drop for Program {
 fn prometheus(directory: &Path) -> Option<(Program, u16)> {
     // Another program may take the port before Prometheus does: then another try.
     for _ in 0..5 {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = relay_lab::port::free_port().unwrap();
         let mut command = Command::new("prometheus");
         command
             .arg(format!("--config.file={}", directory.join("prometheus.yaml").display()))

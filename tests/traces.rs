@@ -569,9 +569,7 @@ async fn check_program(protocol: Protocol) {
     let router = LabRouter::start(Options::default()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = relay_lab::port::free_port().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))
         .env_clear()
         .env("ASPIA_LOG_LEVEL", "0")

@@ -10,6 +10,7 @@
 //! - `namespace` (Linux): a network of its own for a forwarder;
 //! - [`http`]: asking a relay over HTTP;
 //! - [`metrics`]: what it counts;
+//! - [`port`]: ports that are free;
 //! - [`browser`]: a real browser that looks at its page;
 //! - [`demo`], [`load`], `attack`, `soak` and `bench` (Linux): what `relay-lab` shows and measures.
 
@@ -27,6 +28,7 @@ pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
+pub mod port;
 #[cfg(target_os = "linux")]
 pub mod process;
 pub mod relay;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aspia_relay::config::settings::variable;
 
+use crate::port::free_port;
 use crate::router::LabRouter;
 
 /// A relay that runs until it is dropped.
@@ -23,14 +24,6 @@ impl Drop for RelayProcess {
         let _ = child.kill();
         let _ = child.wait();
     }
-}
-
-/// A port of loopback that was free just now.
-///
-/// # Errors
-/// What the system says.
-pub fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 impl RelayProcess {

@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::namespace::{self, Namespace};
+use crate::port::free_port;
 use crate::router::{LabRouter, Options};
 
 use super::{Baseline, Who};
@@ -160,10 +161,6 @@ impl Drop for Lab {
         // Left behind where it cannot be removed; it holds no secret.
         let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn haproxy(front: SocketAddr, to: SocketAddr, connections: usize, splice: bool) -> String {

@@ -179,6 +179,18 @@ impl Dice {
     }
 }
 
+/// Connections of all programs that the kernel has reset since its start because TCP had no memory left
+/// (`TCPAbortOnMemory`); those of this test are then among them, whatever the relay does.
+fn resets_for_memory() -> u64 {
+    let counters = std::fs::read_to_string("/proc/net/netstat").unwrap_or_default();
+    // A line of names, and one of values.
+    let mut lines = counters.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    let found = both.find_map(|(name, value)| (name == "TCPAbortOnMemory").then_some(value));
+    found.and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
 /// Runs it all, and compares.
 ///
 /// # Errors
@@ -187,11 +199,21 @@ pub async fn run(plan: &Plan) -> io::Result<()> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
     let relay = Arc::new(Relay::start(&plan.relay, &router)?);
+    let resets = resets_for_memory();
     let soaked = soak(plan, &router, &relay).await;
     if let Err(error) = soaked {
         let alive = if relay.process.is_alive()? { "runs" } else { "has ended" };
         let log = relay.log.display();
-        return Err(io::Error::other(format!("{error} (the relay {alive}; its log is {log})")));
+        let resets = resets_for_memory() - resets;
+        let why = if resets > 0 {
+            format!(
+                "; the kernel reset {resets} connections for lack of memory: run nothing beside it"
+            )
+        } else {
+            String::new()
+        };
+        let text = format!("{error} (the relay {alive}; its log is {log}{why})");
+        return Err(io::Error::other(text));
     }
     std::fs::remove_file(&relay.log)
 }

@@ -99,11 +99,12 @@ impl RawSettings {
     }
 }
 
-/// How to let the relay read a file, as it runs where it was installed by a package.
+/// How to let the relay read a file; what its user is, depends on how it was installed.
 const TO_LET_READ: &str = if cfg!(windows) {
-    r#"icacls FILE /grant "NT SERVICE\aspia-relay:R" lets the service"#
+    r#"for the service: icacls FILE /grant "NT SERVICE\aspia-relay:R""#
 } else {
-    "chgrp aspia-relay FILE and chmod g+r FILE let the service; it must get through the directories, too (chmod g+x)"
+    "let its user read it and get through the directories above it; for the service of a package: chgrp aspia-relay FILE \
+     && chmod g+r FILE"
 };
 
 fn read_file(sources: &Sources, report: &mut Report) -> Option<Vec<u8>> {

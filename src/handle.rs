@@ -217,8 +217,7 @@ impl Handle {
     }
 
     /// Hears of changes of the Router link.
-    #[cfg(unix)]
-    pub(crate) fn link_changes(&self) -> watch::Receiver<LinkStatus> {
+    pub fn watch_link(&self) -> watch::Receiver<LinkStatus> {
         self.0.link.subscribe()
     }
 
@@ -288,10 +287,11 @@ impl Handle {
         &self.0.log
     }
 
-    /// What is missing before peers can be served; empty where all is well. The names are those of `/readyz`.
+    /// What is missing before peers can be served; empty where all is well. The names are those of `/readyz`. A link counts
+    /// only when the Router has kept it for a while: a roll-out must not walk past a relay that its Router refuses.
     pub fn missing(&self) -> Vec<&'static str> {
         let missing = [
-            ("router-link", self.0.link.borrow().link.is_none()),
+            ("router-link", !self.0.link.borrow().is_confirmed()),
             ("peer-listener", !self.0.accepting.is_well()),
             ("draining", self.is_draining()),
         ];

@@ -319,8 +319,8 @@ async fn when_descriptors_run_out_those_who_keep_silent_make_room_and_everything
     // There are descriptors for whoever asks what is wrong; sessions go on, and so does the link.
     let admin = ([127, 0, 0, 1], admin).into();
     for _ in 0..3 {
-        let ready = relay_lab::http::request(admin, "GET /readyz", &[], "").await.unwrap();
-        assert_eq!(ready.status, 200, "{}", ready.body);
+        let status = relay_lab::http::request(admin, "GET /status", &[], "").await.unwrap();
+        assert_eq!(status.status, 200, "{}", status.body);
     }
     // And for those who have something to say.
     let (mut a, mut b) = router.introduce().await.unwrap().session().await.unwrap();

@@ -347,8 +347,8 @@ async fn it_works_on_the_host_network_and_writes_nothing() {
     let introduction = introduction(&control).await;
     assert_eq!(format!("{}:{}", introduction.host, introduction.port), peers);
     transfer(introduction.connect_both().await.unwrap(), async {}).await;
-    let ready = http::get(admin.parse().unwrap(), "/readyz").await.unwrap();
-    assert_eq!(ready.status, 200, "{}", ready.body);
+    let ready = async || http::get(admin.parse().unwrap(), "/readyz").await.unwrap().status == 200;
+    until("the Router has kept the link, and the relay is ready", ready).await;
     said(&["stop", "-t", "30", &relay_name]);
     assert_eq!(said(&["diff", &relay_name]), "");
 }

@@ -13,6 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long the Router must have kept a link, and a little more.
+const CONFIRMATION: Duration = Duration::from_millis(5100);
 
 async fn lab(settings: &[(&str, &str)]) -> Lab {
     let lab = Lab::start(Options::default(), settings).await.unwrap();
@@ -53,6 +55,7 @@ fn events(event: &str) -> String {
 #[tokio::test(start_paused = true)]
 async fn every_metric_and_value_is_there_from_the_start() {
     let lab = lab(&[]).await;
+    sleep(CONFIRMATION).await;
     let text = get(lab.relay.metrics(), "/metrics").await.unwrap();
     assert_eq!(text.status, 200);
     assert!(text.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
@@ -266,6 +269,7 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
     assert!(error.contains("is it an Aspia Router"), "{error}");
     lab.router.set(|options| options.behaviour = Behaviour::Serve);
     lab.router.keys(100).await;
+    sleep(CONFIRMATION).await;
     assert_eq!(get(lab.relay.admin(), "/readyz").await.unwrap().status, 200);
     // Somebody is here, so that the stop takes its time.
     let kept = lab.router.introduce().await.unwrap().session().await.unwrap();
@@ -277,6 +281,63 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
     assert_eq!(get(lab.relay.admin(), "/livez").await.unwrap().status, 200);
     drop(kept);
     assert_eq!(lab.relay.stopped().await.unwrap(), aspia_relay::app::Stopped::Drained);
+}
+
+/// What the relay says of its link: the status of `/readyz`, what `/status` says in `connected` and `confirmed`, and the
+/// gauge.
+async fn link(lab: &Lab) -> (u16, bool, bool, f64) {
+    let ready = get(lab.relay.admin(), "/readyz").await.unwrap().status;
+    let router = get(lab.relay.admin(), "/status").await.unwrap().json()["router"].clone();
+    let [connected, confirmed] =
+        ["connected", "confirmed"].map(|name| router[name].as_bool().unwrap());
+    (ready, connected, confirmed, metric(lab, "aspia_relay_router_connected").await.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_is_ready_once_the_router_has_kept_the_link_for_5_s() {
+    let log = relay_lab::log::CapturedLog::start();
+    let lab = lab(&[]).await;
+    assert_eq!(link(&lab).await, (503, true, false, 0.0));
+    // Peers are served before.
+    lab.router.introduce().await.unwrap().session().await.unwrap();
+    sleep(CONFIRMATION).await;
+    assert_eq!(link(&lab).await, (200, true, true, 1.0));
+    // A link that was lost and is back at once has to show, too, that it is kept.
+    for links in 2..4 {
+        let seen = log.text().len();
+        lab.router.drop_link().await;
+        lab.router.wait_for(|view| view.links == links && view.pool.len() >= 99).await;
+        assert_eq!(link(&lab).await, (503, true, false, 0.0));
+        assert!(!log.text()[seen..].contains("connected to the Router again"), "{}", log.text());
+        sleep(CONFIRMATION).await;
+        assert_eq!(link(&lab).await, (200, true, true, 1.0));
+        assert!(log.text()[seen..].contains("connected to the Router again"), "{}", log.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_the_white_list_lacks_is_never_ready() {
+    let log = relay_lab::log::CapturedLog::start();
+    let lab = lab(&[]).await;
+    sleep(CONFIRMATION).await;
+    assert_eq!(link(&lab).await.0, 200);
+    lab.router.set(|options| options.behaviour = Behaviour::CloseAfterAuthentication);
+    lab.router.drop_link().await;
+    let handle = lab.relay.handle();
+    let mut changes = handle.watch_link();
+    let mut authenticated = 0;
+    while authenticated < 5 {
+        changes.changed().await.unwrap();
+        let link = changes.borrow_and_update().clone();
+        if link.link.is_some() {
+            authenticated += 1;
+            // Also while the link is there.
+            assert_eq!(handle.missing(), ["router-link"]);
+        }
+        assert!(!link.is_confirmed());
+    }
+    assert!(handle.link().failures >= 4, "{:?}", handle.link());
+    assert!(!log.text().contains("connected to the Router again"), "{}", log.text());
 }
 
 #[tokio::test(start_paused = true)]

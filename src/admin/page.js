@@ -193,9 +193,11 @@ function showState() {
   $("unreachable").hidden = state !== "stale";
   $("draining").hidden = locked || !status?.draining;
   if (state === "fresh") {
-    const words = status.missing.map((name) => MISSING[name] ?? name).join(", ");
+    const waits = isUnconfirmed(status.router);
+    const word = (name) => (name === "router-link" && waits ? "waiting whether the Router keeps the link" : MISSING[name] ?? name);
+    const words = status.missing.map(word).join(", ");
     if (status.ready) tone($("ready"), "ok", "Ready");
-    else tone($("ready"), status.draining ? "warn" : "bad", `Not ready: ${words}`);
+    else tone($("ready"), status.draining || waits ? "warn" : "bad", `Not ready: ${words}`);
   } else if (state !== "loading") {
     tone($("ready"), "bad", locked ? "Token needed" : "No answer");
   }
@@ -213,12 +215,15 @@ function statusFailed(message) {
   showState();
 }
 
+/** A Router that does not want this relay hangs up within 5 s of authentication. */
+const isUnconfirmed = (router) => router.connected && !router.confirmed;
+
 /** Says what changed for the worse or the better, and nothing at the first look. */
 function announceChanges(before, now) {
   if (failure !== null) announce("The relay answers again.");
   if (!before) return;
-  if (before.router.connected !== now.router.connected)
-    announce(now.router.connected ? "The link to the Router is back." : "The link to the Router is lost.");
+  if (before.router.confirmed !== now.router.confirmed)
+    announce(now.router.confirmed ? "The link to the Router is back." : "The link to the Router is lost.");
   if (!before.draining && now.draining) announce("The relay is draining.");
 }
 
@@ -230,7 +235,8 @@ function showStatus(next) {
   const { router, peers, keys, sessions, recent } = status;
   // The relay's own idea of now: the browser's clock may be wrong.
   const now = Date.parse(status.started) + status.uptime_seconds * 1000;
-  if (router.connected) tone($("router-state"), "ok", "Connected");
+  if (isUnconfirmed(router)) tone($("router-state"), "warn", "Authenticated, waiting");
+  else if (router.connected) tone($("router-state"), "ok", "Connected");
   else tone($("router-state"), "bad", "Away");
   for (const row of all(".up")) row.hidden = !router.connected;
   for (const row of all(".away")) row.hidden = router.connected;

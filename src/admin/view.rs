@@ -38,6 +38,7 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
         "router": {
             "address": config.router.address.with_port(config.router.port),
             "connected": link.link.is_some(),
+            "confirmed": link.is_confirmed(),
             "since": rfc3339(link.since),
             "peer_address": link.link.as_ref().map(|link| link.address.to_string()),
             "version": link.link.as_ref().map(|link| link.version.to_string()),

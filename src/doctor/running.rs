@@ -217,6 +217,14 @@ impl Relay {
             let seen = format!("its key pool is empty, since it is stopping (draining){left}");
             return (Outcome::Hint, seen);
         }
+        let is_authenticated = status.is_ok_and(|status| status["router"]["connected"] == true);
+        if misses("router-link") && is_authenticated {
+            let seen = format!(
+                "it has just authenticated to {router} and waits 5 s for whether the link is kept: look again. Until then \
+                 it is not ready"
+            );
+            return (Outcome::Hint, seen);
+        }
         if misses("router-link") {
             let since = text("since").map_or(String::new(), |since| format!(" since {since}"));
             let failures = number("router", "failures").unwrap_or(0);
@@ -369,6 +377,15 @@ mod tests {
                 assert!(step.seen.contains(part), "{part}: {step}");
             }
         }
+    }
+
+    #[test]
+    fn a_link_that_is_not_confirmed_yet_is_no_empty_key_pool() {
+        let mut waiting = relay(&["router-link"], 10, 0, 0);
+        waiting.status.as_mut().unwrap()["router"]["connected"] = true.into();
+        let step = judged(&waiting);
+        assert_eq!(step.outcome, Outcome::Hint, "{step}");
+        assert!(step.seen.contains("waits 5 s") && !step.seen.contains("empty"), "{step}");
     }
 
     #[test]

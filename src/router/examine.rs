@@ -14,7 +14,8 @@ use crate::wire::router::Version;
 
 use super::choice::{Begun, Choice};
 use super::error::LinkError;
-use super::{REFUSED_LINK, machine_info};
+use super::machine_info;
+use super::status::CONFIRMATION;
 
 /// A Router that authenticated itself and takes relay sessions.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ pub async fn examine(
         }
     }
     // Whatever it says, but an end.
-    let ended = timeout(REFUSED_LINK, async {
+    let ended = timeout(CONFIRMATION, async {
         loop {
             match reader.next().await {
                 Ok(Some(_)) => {}
@@ -73,7 +74,7 @@ pub async fn examine(
         version: established.router_version,
         cipher: established.cipher,
         local,
-        kept: ended.await.map_or(Ok(REFUSED_LINK), Err),
+        kept: ended.await.map_or(Ok(CONFIRMATION), Err),
     })
 }
 

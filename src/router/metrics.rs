@@ -88,22 +88,23 @@ impl RouterMetrics {
             connected: gauge(
                 registry,
                 "aspia_relay_router_connected",
-                "1 while an authenticated link to the Router is up.",
+                "1 while there is a link that the Router has kept for 5 s after authentication.",
             )?,
         })
     }
 
-    /// The link is up until the result is dropped.
-    pub(super) fn up(&self) -> Up {
+    /// There is a link until the result is dropped.
+    pub(super) fn connected(&self) -> ConnectedGauge {
         self.connected.set(1);
-        Up(self.connected.clone())
+        ConnectedGauge(self.connected.clone())
     }
 }
 
-/// A link that is up.
-pub(super) struct Up(IntGauge);
+/// A link that the Router keeps.
+#[must_use = "when it is dropped, there is no link"]
+pub(super) struct ConnectedGauge(IntGauge);
 
-impl Drop for Up {
+impl Drop for ConnectedGauge {
     fn drop(&mut self) {
         self.0.set(0);
     }

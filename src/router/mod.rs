@@ -9,6 +9,7 @@ pub mod metrics;
 mod serve;
 pub mod status;
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -30,14 +31,11 @@ use crate::trace::SPAN_TARGET;
 
 use choice::{Begun, Choice};
 use error::LinkError;
-use metrics::{Connect, RouterMetrics};
-use status::{LinkFacts, LinkStatus};
+use metrics::{Connect, ConnectedGauge, RouterMetrics};
+use status::{CONFIRMATION, LinkFacts, LinkStatus};
 
 /// A link that lived this long was a good one: the next try comes soon.
 const GOOD_LINK: Duration = Duration::from_secs(30);
-/// A link that the Router ends this soon after authentication was refused (its white list).
-const REFUSED_LINK: Duration = Duration::from_secs(5);
-
 /// The task that keeps the link.
 pub struct RouterTask<W> {
     state: SharedState<W>,
@@ -154,14 +152,12 @@ impl<W: Send + 'static> RouterTask<W> {
         if *failures == 0 {
             info!(%router, %version, dialect, why, %cipher, "connected to the Router");
         } else {
-            // Whoever was told of the failures is told of their end: warnings are shown where this would not be.
-            warn!(%router, %version, dialect, why, %cipher, failures, "connected to the Router again");
+            info!(%router, %version, dialect, why, %cipher, "authenticated to the Router");
         }
-        *failures = 0;
         self.status.send_modify(|status| {
-            status.up(LinkFacts { address: router, dialect, version, cipher });
+            let facts = LinkFacts { is_confirmed: false, address: router, dialect, version, cipher };
+            status.authenticated(facts);
         });
-        let _up = self.metrics.up();
         let _away = Away(&self.status);
         let server = serve::Server {
             state: self.state.clone(),
@@ -176,11 +172,11 @@ impl<W: Send + 'static> RouterTask<W> {
         let mut served = pin!(server.run(connection));
         // A link counts once: when it is known that the Router keeps it, or when it ends before that. Its span is kept
         // as long, since a white list shows only then; it ends where the authentication did, all the same.
-        let (end, counted) = match timeout(REFUSED_LINK, &mut served).await {
+        let (end, counted) = match timeout(CONFIRMATION, &mut served).await {
             Ok(end) => (end, false),
             Err(_) => {
-                self.metrics.connects.count(Connect::Ok);
                 drop(span.take());
+                let _connected = self.confirm(failures, router);
                 (served.await, true)
             }
         };
@@ -199,6 +195,19 @@ impl<W: Send + 'static> RouterTask<W> {
             self.metrics.connects.count(outcome);
         }
         Some(Failed { error: error?, lived: Some(lived) })
+    }
+
+    /// The Router keeps the link: from now on the relay is ready. The link counts as connected until the result is dropped.
+    fn confirm(&self, failures: &mut u64, router: SocketAddr) -> ConnectedGauge {
+        self.metrics.connects.count(Connect::Ok);
+        if *failures > 0 {
+            // Whoever was told of the failures is told of their end: warnings are shown where the line at the
+            // authentication is not. Not earlier, or a Router that refuses this relay would be welcomed at every attempt.
+            warn!(%router, failures, "connected to the Router again");
+            *failures = 0;
+        }
+        self.status.send_modify(LinkStatus::confirmed);
+        self.metrics.connected()
     }
 }
 

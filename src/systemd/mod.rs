@@ -50,7 +50,7 @@ pub async fn reloaded() {
 }
 
 async fn report_status(handle: &Handle, first: String) {
-    let mut link = handle.link_changes();
+    let mut link = handle.watch_link();
     let mut said = first;
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::router::status::LinkStatus;
+use crate::router::status::{LinkFacts, LinkStatus};
 use crate::state::keys::Counts;
 
 /// Longest line: what the Router's end of the link says of itself must not fill a screen.
@@ -11,8 +11,10 @@ const LONGEST: usize = 300;
 /// While it runs.
 pub(super) fn running(link: &LinkStatus, counts: Counts) -> String {
     let router = match (&link.link, &link.last_error) {
-        (Some(facts), _) => {
-            format!("Router {} ({}, {} dialect)", facts.address, facts.version, facts.dialect)
+        (Some(LinkFacts { address, version, dialect, is_confirmed, .. }), _) => {
+            let waiting =
+                if *is_confirmed { "" } else { "; authenticated, waiting whether it keeps the link" };
+            format!("Router {address} ({version}, {dialect} dialect){waiting}")
         }
         (None, Some((_, error))) => format!("no link to the Router: {error}"),
         (None, None) => "no link to the Router yet".to_owned(),
@@ -39,7 +41,6 @@ fn line(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::crypto::Cipher;
-    use crate::router::status::LinkFacts;
     use crate::wire::router::Version;
     use std::time::SystemTime;
 
@@ -53,12 +54,16 @@ mod tests {
         link.last_error = Some((SystemTime::now(), "refused".into()));
         assert_eq!(running(&link, COUNTS), "7 of 100 sessions; no link to the Router: refused");
         link.link = Some(LinkFacts {
+            is_confirmed: false,
             address: ([192, 0, 2, 1], 8060).into(),
             dialect: "2.x",
             version: Version { major: 2, minor: 7, ..Version::default() },
             cipher: Cipher::Aes256Gcm,
         });
         let expected = "7 of 100 sessions; Router 192.0.2.1:8060 (2.7.0, 2.x dialect)";
+        let waiting = format!("{expected}; authenticated, waiting whether it keeps the link");
+        assert_eq!(running(&link, COUNTS), waiting);
+        link.link.as_mut().unwrap().is_confirmed = true;
         assert_eq!(running(&link, COUNTS), expected);
         let left = Duration::from_millis(21_900);
         assert_eq!(stopping(COUNTS, left), "stopping: 7 sessions are left, for up to 21 s");

@@ -21,7 +21,7 @@
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
-//! | leaves | [`secret`], [`log`], [`listen`], [`metrics`], [`tcp_info`], [`clock`], [`heap`] | secrets, the log, sockets to listen on, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
+//! | leaves | [`secret`], [`log`], [`listen`], [`metrics`], [`tcp_info`], [`clock`], [`dial`], [`heap`] | secrets, the log, sockets to listen on, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
@@ -31,6 +31,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crypto;
+pub mod dial;
 pub mod doctor;
 pub mod forward;
 pub mod handle;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use relay_lab::log::CapturedLog;
-use relay_lab::relay::{Lab, config};
-use relay_lab::router::{Behaviour, Options, RouterVersion};
+use relay_lab::relay::{Lab, Relay, config};
+use relay_lab::router::{Behaviour, LabRouter, Options, RouterVersion};
 use tokio::time::sleep;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,6 +59,35 @@ async fn what_worked_is_tried_first_at_a_reconnect() {
     assert_eq!(view.complaints, [""; 0]);
 }
 
+/// A Router that was migrated to 3.x listens for Hosts alone on the port that relays used to dial. It keeps its key.
+#[tokio::test(start_paused = true)]
+async fn the_port_for_hosts_of_a_3_x_router_is_said_to_be_one() {
+    for protocol in ["auto", "2"] {
+        let log = CapturedLog::start();
+        let behaviour = Behaviour::HostPort;
+        let options = Options { version: RouterVersion::V3_0, behaviour, ..Options::default() };
+        let lab = Lab::start(options, &[("RouterProtocol", protocol)]).await.unwrap();
+        let line = log.line("listens for Hosts").await;
+        for part in ["version 3.0.0", "set RouterPort to 8063", "keeps its key"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(line.contains("ERROR") && !line.contains("relay.pub"), "{line}");
+        drop(lab);
+        // With another key, only the missing version tells.
+        let router = LabRouter::start(Options {
+            version: RouterVersion::V3_0,
+            behaviour: Behaviour::HostPort,
+            ..Options::default()
+        });
+        let router = router.await.unwrap();
+        let other = LabRouter::start(Options::default()).await.unwrap().public_key();
+        let _relay =
+            Relay::start(router.address(), other, &[("RouterProtocol", protocol)]).unwrap();
+        let line = log.line("copy the content of router.pub").await;
+        assert!(line.contains("If the Router is a 3.x") && line.contains("relay.pub"), "{line}");
+    }
+}
+
 /// Neither a wrong key nor silence says anything about the dialect.
 #[tokio::test(start_paused = true)]
 async fn a_wrong_key_and_silence_are_not_taken_for_another_dialect() {
@@ -110,7 +139,7 @@ async fn what_fails_for_another_reason_in_the_second_dialect_is_that_reason() {
         let _ = tokio::io::AsyncReadExt::read(&mut first, &mut [0; 64]).await;
     });
     let key = aspia_relay::crypto::PrivateKey::generate().unwrap().public();
-    let relay = relay_lab::relay::Relay::start(router, key, &[]).unwrap();
+    let relay = Relay::start(router, key, &[]).unwrap();
     let line = log.line("Router link: ").await;
     assert!(line.contains("refused") && !line.contains("speaks no dialect"), "{line}");
     let metrics = relay_lab::http::get(relay.metrics(), "/metrics").await.unwrap().body;

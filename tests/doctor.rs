@@ -314,6 +314,31 @@ async fn a_router_on_the_usual_port_of_the_other_dialect_is_named() {
     assert!(!step(&report, "Router's port").seen.contains("dialect"));
 }
 
+/// After its migration to 3.x a Router listens for Hosts alone where relays used to come.
+#[tokio::test(start_paused = true)]
+async fn the_port_for_hosts_of_a_migrated_router_is_named() {
+    let third = third_generation("127.60.80.64:8063", Behaviour::Serve).await;
+    let hosts = third_generation("127.60.80.64:8060", Behaviour::HostPort).await;
+    let report = examine(&for_router(&hosts)).await;
+    let parts = [
+        "version 3.0.0, listens for Hosts",
+        "RouterPublicKey stays",
+        "127.60.80.64:8063 is an Aspia Router of the 3.0 dialect: set RouterPort to 8063",
+    ];
+    failure(&report, "Router's dialect", &parts);
+    // One that was set up anew has another key for relays.
+    let key = third.public_key().to_string();
+    let report = examine(&settings(hosts.address(), &key)).await;
+    let parts =
+        ["If the Router is a 3.x", "set RouterPort to 8063", "relay.pub", "127.60.80.64:8063 is"];
+    failure(&report, "Router's key", &parts);
+    // Where nobody listens for relays, the remedy stands without it.
+    let hosts = third_generation("127.60.80.65:8060", Behaviour::HostPort).await;
+    let report = examine(&for_router(&hosts)).await;
+    failure(&report, "Router's dialect", &["set RouterPort to 8063"]);
+    assert!(!step(&report, "Router's dialect").seen.contains("127.60.80.65:8063 is"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_router_of_the_third_generation_is_examined_in_its_dialect() {
     let good = third_generation("127.0.0.1:0", Behaviour::Serve).await;

@@ -503,6 +503,7 @@ async fn foreign_sites_change_and_see_nothing() {
 #[tokio::test(start_paused = true)]
 async fn tokens_are_required_where_they_are_set() {
     let lab = lab(&[("AdminToken", "administrat0r"), ("MetricsToken", "scrap3r")]).await;
+    sleep(CONFIRMATION).await;
     let (admin, metrics) = (lab.relay.admin(), lab.relay.metrics());
     for address in [admin, metrics] {
         for path in ["/livez", "/readyz"] {

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["trace"],
     &["wire", "crypto", "tls"],
-    &["secret", "log", "listen", "metrics", "tcp_info", "clock", "heap"],
+    &["secret", "log", "listen", "metrics", "tcp_info", "clock", "dial", "heap"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

@@ -538,7 +538,9 @@ fn missing(key: &'static str, raw: &RawSettings) -> Problem {
     };
     let what = match key {
         "RouterAddress" => "the Router's host name or address",
-        "RouterPublicKey" => "the content of the Router's router.pub (of a 3.x Router: relay.pub)",
+        "RouterPublicKey" => {
+            "the content of the Router's router.pub (of a Router that was set up as 3.x: relay.pub)"
+        }
         _ => "the host name or address that Clients and Hosts dial",
     };
     Problem {

@@ -12,7 +12,7 @@ use crate::config::Config;
 use super::report::{PEER_ADDRESS, Step};
 
 /// Time for the resolver.
-const RESOLVE: Duration = Duration::from_secs(10);
+const RESOLVE: Duration = Duration::from_secs(60);
 
 /// The file that gives addresses names on this machine alone.
 const HOSTS: &str =

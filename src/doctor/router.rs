@@ -4,12 +4,15 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use futures_util::future::join_all;
+use tokio::net::lookup_host;
+use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::config::parse::{GENERATIONS, Protocol};
-use crate::link::dialect::HandshakeError;
+use crate::dial;
+use crate::link::dialect::{Dialect, HandshakeError};
+use crate::link::second::SECOND;
 use crate::router::error::LinkError;
 use crate::router::examine::{self, Examined};
 
@@ -17,10 +20,10 @@ use super::report::{
     DIALECT, RELAY_SESSIONS, ROUTER_KEY, ROUTER_NAME, ROUTER_PORT, Step, WHITE_LIST,
 };
 
-/// Time for the resolver.
-const RESOLVE: Duration = Duration::from_secs(10);
-/// Time for each address.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Time for the resolver: the relay lets a look-up finish, too.
+const RESOLVE: Duration = Duration::from_secs(60);
+/// A look-up that takes longer than this is worth a word.
+const SLOW: Duration = Duration::from_secs(3);
 /// Time for the authentication: a Router that works needs far less than a second.
 const AUTHENTICATE: Duration = Duration::from_secs(15);
 
@@ -28,25 +31,28 @@ const AUTHENTICATE: Duration = Duration::from_secs(15);
 pub(super) async fn check(config: &Config) -> Vec<Step> {
     let mut steps = Vec::new();
     let (host, port) = (&config.router.address, config.router.port);
+    let asked = Instant::now();
     let resolved = timeout(RESOLVE, lookup_host((host.as_str(), port))).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let addresses: Vec<SocketAddr> = match resolved.map(Iterator::collect) {
         Ok(addresses) => addresses,
         Err(error) => {
-            let error = LinkError::Resolve { host: host.to_string(), error };
+            let error = LinkError::Resolve { host: host.to_string(), error, last_good: Vec::new() };
             steps.push(Step::failed(ROUTER_NAME, error.to_string()));
             rest(&mut steps, &[ROUTER_PORT, DIALECT, ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
             return steps;
         }
     };
-    let list: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-    steps.push(Step::ok(ROUTER_NAME, format!("{host} is {}", list.join(", "))));
+    steps.push(name(host.as_str(), &addresses, asked.elapsed()));
+    let attempts = addresses.into_iter().map(async |address| {
+        let connected = dial::connect(&dial::System, address).await;
+        (address, connected.map(drop))
+    });
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for address in addresses {
-        match timeout(CONNECT, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => good.push(address),
-            Ok(Err(error)) => bad.push((address, error)),
-            Err(_) => bad.push((address, io::ErrorKind::TimedOut.into())),
+    for (address, connected) in join_all(attempts).await {
+        match connected {
+            Ok(()) => good.push(address),
+            Err(error) => bad.push((address, error)),
         }
     }
     let Some(first) = good.first() else {
@@ -61,6 +67,23 @@ pub(super) async fn check(config: &Config) -> Vec<Step> {
     let examined = examine::examine(config, *first, AUTHENTICATE).await;
     steps.extend(judge(config, examined, *first).await);
     steps
+}
+
+/// What the resolver says, and how long that took.
+fn name(host: &str, addresses: &[SocketAddr], took: Duration) -> Step {
+    let list: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    let seen = format!("{host} is {}", list.join(", "));
+    if took < SLOW {
+        return Step::ok(ROUTER_NAME, seen);
+    }
+    Step::hint(
+        ROUTER_NAME,
+        format!(
+            "{seen}, but the look-up took {} s, and the relay needs it whenever it connects anew. Does the first name server \
+             not answer, or are many search domains tried (nameserver, search and ndots in /etc/resolv.conf)?",
+            took.as_secs()
+        ),
+    )
 }
 
 /// What it means that some addresses take connections, and some may not.
@@ -107,12 +130,33 @@ async fn on_the_other_port(config: &Config, refused: &[(SocketAddr, io::Error)])
                 _ => ", and RouterProtocol to auto",
             };
             return format!(
-                "; but {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {other}{protocol}. A Router \
-                 that was moved to 3.x has a new key for relays, too: RouterPublicKey is then the content of relay.pub"
+                "; but {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {other}{protocol}{KEY}"
             );
         }
     }
     String::new()
+}
+
+/// Which key a 3.x Router has.
+const KEY: &str = ". A Router that was migrated from 2.x keeps its key: RouterPublicKey stays. One that was set up as 3.x \
+                   has another one for relays, the content of relay.pub";
+
+/// Where the Router at `address` listens for relays, if what answers there may be a 3.x on its port for Hosts.
+async fn behind_host_port(config: &Config, address: SocketAddr) -> String {
+    let mut newer = GENERATIONS.into_iter().filter(|generation| generation.number > 2);
+    let Some(generation) = newer.next().filter(|newer| newer.port != address.port()) else {
+        return String::new();
+    };
+    let there = SocketAddr::new(address.ip(), generation.port);
+    match examine::dialect_at(config, there).await {
+        Some(dialect) if dialect != SECOND.name() => {
+            format!(
+                "; {there} is an Aspia Router of the {dialect} dialect: set RouterPort to {}{KEY}",
+                generation.port
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 /// Steps that were not taken.
@@ -155,9 +199,19 @@ async fn judge(
         Err(error) => {
             let text = error.to_string();
             match error {
+                LinkError::Handshake(HandshakeError::HostPort(_)) => {
+                    let there = behind_host_port(config, address).await;
+                    steps.push(Step::failed(DIALECT, format!("{text}{there}")));
+                    rest(&mut steps, &[ROUTER_KEY, RELAY_SESSIONS, WHITE_LIST]);
+                }
                 LinkError::Handshake(HandshakeError::KeyMismatch { dialect, .. }) => {
+                    let there = if dialect == SECOND.name() {
+                        behind_host_port(config, address).await
+                    } else {
+                        String::new()
+                    };
                     steps.push(Step::ok(DIALECT, format!("an Aspia Router, {dialect} dialect")));
-                    steps.push(Step::failed(ROUTER_KEY, text));
+                    steps.push(Step::failed(ROUTER_KEY, format!("{text}{there}")));
                     rest(&mut steps, &[RELAY_SESSIONS, WHITE_LIST]);
                 }
                 LinkError::Handshake(HandshakeError::RelaysNotAllowed(_)) => {
@@ -195,6 +249,18 @@ async fn judge(
 mod tests {
     use super::*;
     use crate::doctor::report::Outcome;
+
+    #[test]
+    fn a_slow_look_up_is_worth_a_word() {
+        let address: SocketAddr = "192.0.2.1:8060".parse().unwrap();
+        let fast = name("router.example", &[address], Duration::from_millis(2999));
+        assert_eq!(fast.outcome, Outcome::Ok, "{fast}");
+        let slow = name("router.example", &[address], Duration::from_secs(23));
+        assert_eq!(slow.outcome, Outcome::Hint, "{slow}");
+        for part in ["router.example is 192.0.2.1", "took 23 s", "ndots"] {
+            assert!(slow.seen.contains(part), "{part}: {slow}");
+        }
+    }
 
     #[test]
     fn a_machine_without_ipv6_needs_no_hint_where_ipv4_works() {

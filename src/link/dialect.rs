@@ -26,7 +26,8 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     fn version(&self) -> Version;
 
     /// What to do where `RouterPublicKey` is not the Router's key: it keeps it in another file in each dialect.
-    fn key_remedy(&self) -> &'static str;
+    /// `names_version` is whether its `ServerHello` named a version.
+    fn key_remedy(&self, names_version: bool) -> &'static str;
 
     /// Time for all of the authentication.
     fn authentication_time(&self) -> Duration;
@@ -255,6 +256,9 @@ pub enum HandshakeError {
         /// What it should be.
         rule: &'static str,
     },
+    /// A 3.x Router answers in the 2.x dialect: this is not its port for relays, but one for Hosts that are older than it.
+    #[error("the Router, version {0}, listens for Hosts of version 2.x there, not for relays")]
+    HostPort(Version),
     /// The Router named no version at all.
     #[error("the Router names no version")]
     NoVersion,

@@ -57,7 +57,7 @@ impl Incoming {
             FramingError::Sealed(CryptoError::DoesNotOpen) if nothing_yet => {
                 Some(HandshakeError::KeyMismatch {
                     dialect: self.dialect.name(),
-                    remedy: self.dialect.key_remedy(),
+                    remedy: self.dialect.key_remedy(true),
                 })
             }
             FramingError::Sealed(error @ CryptoError::TooShort(_)) if nothing_yet => {

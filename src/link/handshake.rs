@@ -144,6 +144,11 @@ pub struct AwaitChallenge {
 }
 
 impl AwaitChallenge {
+    /// What to do where the challenge does not open, since the Router has another key: [`Dialect::key_remedy`].
+    pub fn key_remedy(&self) -> &'static str {
+        self.dialect.key_remedy(self.version.is_some())
+    }
+
     /// Takes the opened `SessionChallenge` and gives the `SessionResponse` to seal and send.
     ///
     /// # Errors
@@ -302,9 +307,12 @@ mod tests {
             hello_too_old.error(),
             Answers::old(Some(Version::new(2, 2, 9))).error(),
             Answers::old(Some(Version::new(2, 7, 0))).error(),
-            Answers::old(Some(Version::new(3, 0, 0))).error(),
+            Answers::old(Some(Version::new(2, 99, 0))).error(),
         ];
         assert!(errors.iter().all(|e| matches!(e, HandshakeError::Version { .. })), "{errors:?}");
+        for version in [Version::new(3, 0, 0), Version::new(4, 1, 0)] {
+            assert_eq!(Answers::old(Some(version)).error(), HandshakeError::HostPort(version));
+        }
         assert_eq!(Answers::old(None).error(), HandshakeError::NoVersion);
     }
 

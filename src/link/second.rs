@@ -31,6 +31,8 @@ const ANNOUNCED: Version = Version::new(2, 7, 0);
 const VERSION_IN_HELLO: Version = Version::new(2, 7, 0);
 /// The oldest Router that relays can talk to.
 const OLDEST_VERSION: Version = Version::new(2, 3, 0);
+/// The first version whose port of this dialect is one for Hosts alone; relays have another one, in another dialect.
+const HOST_PORT: Version = Version::new(3, 0, 0);
 /// The first version with a channel header on messages.
 const CHANNEL_HEADER_VERSION: Version = Version::new(2, 6, 0);
 
@@ -58,8 +60,14 @@ impl Dialect for Second {
         ANNOUNCED
     }
 
-    fn key_remedy(&self) -> &'static str {
-        "copy the content of router.pub from the Router's machine to RouterPublicKey"
+    fn key_remedy(&self, names_version: bool) -> &'static str {
+        if names_version {
+            "copy the content of router.pub from the Router's machine to RouterPublicKey"
+        } else {
+            // So does a Router before 2.7, and a 3.x on its port for Hosts.
+            "copy the content of router.pub from the Router's machine to RouterPublicKey. If the Router is a 3.x, this is \
+             its port for Hosts: set RouterPort to 8063, and RouterPublicKey to the content of relay.pub"
+        }
     }
 
     fn authentication_time(&self) -> Duration {
@@ -120,6 +128,7 @@ impl Dialect for Second {
             (None, Some(version)) if version < OLDEST_VERSION => {
                 Err(HandshakeError::Version { version, rule: "is older than 2.3.0" })
             }
+            (None, Some(version)) if version >= HOST_PORT => Err(HandshakeError::HostPort(version)),
             (None, Some(version)) if version >= VERSION_IN_HELLO => Err(HandshakeError::Version {
                 version,
                 rule: "is missing from its ServerHello, where 2.7.0 and later name it",

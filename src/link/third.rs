@@ -55,9 +55,9 @@ impl Dialect for Third {
         ANNOUNCED
     }
 
-    fn key_remedy(&self) -> &'static str {
-        "copy the content of relay.pub from the Router's machine to RouterPublicKey (host.pub beside it, and the \
-         router.pub of a 2.x Router, are other keys)"
+    fn key_remedy(&self, _names_version: bool) -> &'static str {
+        "copy the content of relay.pub from the Router's machine to RouterPublicKey (host.pub, beside it, is another key); \
+         a Router that was migrated from 2.x has neither, and keeps the key of its router.pub"
     }
 
     fn authentication_time(&self) -> Duration {

@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::{Span, info};
 
 use crate::config::parse::{GENERATIONS, HostName, Protocol};
 use crate::config::{Config, RouterConfig};
+use crate::dial::{self, DialError, Dialer};
 use crate::link::DIALECTS;
 use crate::link::dialect::{Dialect, HandshakeError};
 use crate::link::handshake::{Established, Handshake, MachineInfo};
 
 use super::connection::Connection;
-use super::dial;
 use super::error::LinkError;
 
 /// What is known of the Router.
@@ -20,6 +21,8 @@ use super::error::LinkError;
 pub(super) struct Choice {
     /// The dialect that answered last, and where.
     known: Option<(&'static dyn Dialect, HostName, u16)>,
+    /// Which addresses of one `RouterAddress` worked.
+    dialer: Option<Dialer>,
 }
 
 /// A Router that is authenticated.
@@ -69,9 +72,17 @@ impl Choice {
         tries
     }
 
+    /// Returns when the look-up of the name has ended that an attempt did not wait for; never where there is none.
+    pub(super) async fn looked_up(&mut self) {
+        match &mut self.dialer {
+            Some(dialer) => dialer.looked_up().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Connects and authenticates. With `RouterProtocol` `auto`, a Router that hangs up or answers in another frame
-    /// before its `ServerHello` is tried in the next dialect at once, on a new connection; any other failure would
-    /// be the same there, or is this dialect's own. `address` is where to, unless it is the one of `config`.
+    /// before its `ServerHello` is tried in the next dialect at once, on a new connection to the same address; any other
+    /// failure would be the same there, or is this dialect's own. `address` is where to, unless it is the one of `config`.
     ///
     /// # Errors
     /// [`LinkError`]; where no dialect is the right one, [`LinkError::NoDialect`].
@@ -81,12 +92,55 @@ impl Choice {
         machine: &MachineInfo,
         address: Option<SocketAddr>,
     ) -> Result<Begun, LinkError> {
+        let (address, stream) = match address {
+            Some(address) => (address, connect(address).await?),
+            None => self.dial(&config.router).await?,
+        };
+        let begun = self.authenticate(config, machine, address, stream).await;
+        if let Some(dialer) = &mut self.dialer {
+            match &begun {
+                Ok(_) => dialer.worked(address),
+                Err(_) => dialer.doubt(address),
+            }
+        }
+        begun
+    }
+
+    /// Connects to the Router by its name. What worked of another name means nothing.
+    async fn dial(&mut self, router: &RouterConfig) -> Result<(SocketAddr, TcpStream), LinkError> {
+        let host = router.address.as_str();
+        let dialer = match self.dialer.take() {
+            Some(dialer) if dialer.host() == host => dialer,
+            _ => Dialer::new(host),
+        };
+        let dialed = self.dialer.insert(dialer).dial(router.port).await;
+        dialed.map_err(|error| match error {
+            DialError::Resolve { error, last_good } => {
+                LinkError::Resolve { host: host.to_owned(), error, last_good }
+            }
+            DialError::Connect(failed) => LinkError::Connect(failed),
+        })
+    }
+
+    /// Authenticates at `address`, to which there is a connection, in one dialect after the other.
+    async fn authenticate(
+        &mut self,
+        config: &Config,
+        machine: &MachineInfo,
+        address: SocketAddr,
+        stream: TcpStream,
+    ) -> Result<Begun, LinkError> {
         let tries = self.tries(&config.router);
         let last = tries.len() - 1;
         let mut refused = Vec::new();
+        let mut first = Some(stream);
         for (index, (dialect, why)) in tries.into_iter().enumerate() {
             let mut answered = false;
-            let begun = link(config, machine, dialect, address, &mut answered).await;
+            let stream = match first.take() {
+                Some(stream) => stream,
+                None => connect(address).await?,
+            };
+            let begun = link(config, machine, dialect, stream, &mut answered).await;
             if answered {
                 self.known = Some((dialect, config.router.address.clone(), config.router.port));
             }
@@ -112,18 +166,20 @@ impl Choice {
     }
 }
 
-/// Connects and authenticates in one dialect. `answered` says whether a `ServerHello` came.
+/// Connects to this address.
+async fn connect(address: SocketAddr) -> Result<TcpStream, LinkError> {
+    let connected = dial::connect(&dial::System, address).await;
+    connected.map_err(|error| LinkError::Connect(vec![(address, error)]))
+}
+
+/// Authenticates in one dialect. `answered` says whether a `ServerHello` came.
 async fn link(
     config: &Config,
     machine: &MachineInfo,
     dialect: &'static dyn Dialect,
-    address: Option<SocketAddr>,
+    stream: TcpStream,
     answered: &mut bool,
 ) -> Result<(Connection, Established), LinkError> {
-    let stream = match address {
-        Some(address) => dial::dial_address(address).await?,
-        None => dial::dial(&config.router.address, config.router.port).await?,
-    };
     let mut connection = Connection::new(stream, dialect);
     let (span, router) = (Span::current(), connection.address());
     span.record("network.peer.address", router.ip().to_string());
@@ -136,7 +192,13 @@ async fn link(
         *answered = !matches!(hello, Err(HandshakeError::NotServerHello(_)));
         let (sealer, opener, wait) = hello?;
         connection.seal(sealer, opener);
-        let (response, established) = wait.challenge(&connection.message().await?, machine)?;
+        let challenge = connection.message().await.map_err(|error| match error {
+            LinkError::Handshake(HandshakeError::KeyMismatch { dialect, .. }) => {
+                HandshakeError::KeyMismatch { dialect, remedy: wait.key_remedy() }.into()
+            }
+            error => error,
+        })?;
+        let (response, established) = wait.challenge(&challenge, machine)?;
         connection.send_message(response)?;
         connection.authenticated(established.router_version);
         Ok(established)

@@ -19,6 +19,8 @@ pub enum LinkError {
         host: String,
         /// What the resolver says.
         error: io::Error,
+        /// The address that worked last, where there is one, and why it does not now.
+        last_good: Vec<(SocketAddr, io::Error)>,
     },
     /// No address of the Router could be reached.
     Connect(Vec<(SocketAddr, io::Error)>),
@@ -79,36 +81,20 @@ impl std::error::Error for LinkError {}
 impl fmt::Display for LinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Resolve { host, error } => {
+            Self::Resolve { host, error, last_good } => {
                 write!(
                     f,
                     "RouterAddress {host} does not resolve ({error}); check its spelling and the DNS"
-                )
-            }
-            Self::Connect(attempts) => {
-                f.write_str("cannot connect:")?;
-                for (address, error) in attempts {
-                    let remedy = match error.kind() {
-                        io::ErrorKind::ConnectionRefused => {
-                            "refused; is the Router running there, and RouterPort right?"
-                        }
-                        io::ErrorKind::TimedOut => "timed out; does a firewall drop it?",
-                        io::ErrorKind::NetworkUnreachable => {
-                            "network unreachable; this machine has no route there: is its network up, and for an \
-                             IPv6 address, does it have IPv6?"
-                        }
-                        io::ErrorKind::HostUnreachable => {
-                            "no route to host; is the address right and that machine up, or does a firewall reject it?"
-                        }
-                        _ => "",
-                    };
-                    if remedy.is_empty() {
-                        write!(f, " {address} ({error})")?;
-                    } else {
-                        write!(f, " {address} ({remedy})")?;
-                    }
+                )?;
+                if !last_good.is_empty() {
+                    f.write_str(". Where it was last, there is no answer either:")?;
+                    attempts(f, last_good)?;
                 }
                 Ok(())
+            }
+            Self::Connect(failed) => {
+                f.write_str("cannot connect:")?;
+                attempts(f, failed)
             }
             Self::AuthenticationTimeout(limit) => write!(
                 f,
@@ -127,6 +113,10 @@ impl fmt::Display for LinkError {
                 write!(f, "{error}")?;
                 match error {
                     HandshakeError::KeyMismatch { remedy, .. } => write!(f, "; {remedy}"),
+                    HandshakeError::HostPort(_) => f.write_str(
+                        "; set RouterPort to 8063, where a 3.x Router listens for relays (and RouterProtocol, where it is \
+                         set, to auto). A Router that was migrated from 2.x keeps its key: RouterPublicKey stays",
+                    ),
                     HandshakeError::RelaysNotAllowed(_) => {
                         f.write_str("; allow relay sessions in the Router's configuration")
                     }
@@ -168,6 +158,32 @@ impl fmt::Display for LinkError {
             }
         }
     }
+}
+
+/// Addresses that could not be reached, each with what to do about it.
+fn attempts(f: &mut fmt::Formatter<'_>, failed: &[(SocketAddr, io::Error)]) -> fmt::Result {
+    for (address, error) in failed {
+        let remedy = match error.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                "refused; is the Router running there, and RouterPort right?"
+            }
+            io::ErrorKind::TimedOut => "timed out; does a firewall drop it?",
+            io::ErrorKind::NetworkUnreachable => {
+                "network unreachable; this machine has no route there: is its network up, and for an IPv6 address, \
+                 does it have IPv6?"
+            }
+            io::ErrorKind::HostUnreachable => {
+                "no route to host; is the address right and that machine up, or does a firewall reject it?"
+            }
+            _ => "",
+        };
+        if remedy.is_empty() {
+            write!(f, " {address} ({error})")?;
+        } else {
+            write!(f, " {address} ({remedy})")?;
+        }
+    }
+    Ok(())
 }
 
 fn reason(f: &mut fmt::Formatter<'_>, error: Option<&io::Error>) -> fmt::Result {

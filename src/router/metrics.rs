@@ -122,8 +122,11 @@ mod tests {
         let connect = |kinds: &[io::ErrorKind]| {
             LinkError::Connect(kinds.iter().map(|kind| (address, (*kind).into())).collect())
         };
-        let resolve =
-            LinkError::Resolve { host: "router.example".into(), error: io::Error::other("no") };
+        let resolve = LinkError::Resolve {
+            host: "router.example".into(),
+            error: io::Error::other("no"),
+            last_good: Vec::new(),
+        };
         for (error, outcome) in [
             (resolve, Connect::Resolve),
             (connect(&[io::ErrorKind::ConnectionRefused]), Connect::Refused),

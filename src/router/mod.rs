@@ -2,7 +2,6 @@
 
 mod choice;
 mod connection;
-mod dial;
 pub mod error;
 pub mod examine;
 pub mod metrics;
@@ -111,6 +110,7 @@ impl<W: Send + 'static> RouterTask<W> {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = self.link_settings_changed(&config) => {}
+                () = choice.looked_up() => {}
                 () = tokio::time::sleep(delay) => {}
             }
         }
@@ -155,7 +155,8 @@ impl<W: Send + 'static> RouterTask<W> {
             info!(%router, %version, dialect, why, %cipher, "authenticated to the Router");
         }
         self.status.send_modify(|status| {
-            let facts = LinkFacts { is_confirmed: false, address: router, dialect, version, cipher };
+            let facts =
+                LinkFacts { is_confirmed: false, address: router, dialect, version, cipher };
             status.authenticated(facts);
         });
         let _away = Away(&self.status);

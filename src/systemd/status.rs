@@ -12,8 +12,11 @@ const LONGEST: usize = 300;
 pub(super) fn running(link: &LinkStatus, counts: Counts) -> String {
     let router = match (&link.link, &link.last_error) {
         (Some(LinkFacts { address, version, dialect, is_confirmed, .. }), _) => {
-            let waiting =
-                if *is_confirmed { "" } else { "; authenticated, waiting whether it keeps the link" };
+            let waiting = if *is_confirmed {
+                ""
+            } else {
+                "; authenticated, waiting whether it keeps the link"
+            };
             format!("Router {address} ({version}, {dialect} dialect){waiting}")
         }
         (None, Some((_, error))) => format!("no link to the Router: {error}"),

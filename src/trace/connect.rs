@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -21,6 +22,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower_service::Service;
 
+use crate::dial::Dialer;
 use crate::tls::TlsError;
 
 use super::settings::{Protocol, TraceSettings};
@@ -29,6 +31,8 @@ use super::settings::{Protocol, TraceSettings};
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     tls: Option<Arc<ClientConfig>>,
+    dialer: Arc<Mutex<Dialer>>,
+    port: u16,
     /// Time for all of it.
     limit: Duration,
 }
@@ -44,21 +48,25 @@ impl Connector {
             true => Some(Arc::new(settings.tls.load(protocol)?)),
             false => None,
         };
-        Ok(Self { tls, limit: settings.timeout })
+        let host = settings.endpoint.host().unwrap_or_default();
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let port = settings.endpoint.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let dialer = Arc::new(Mutex::new(Dialer::new(host)));
+        Ok(Self { tls, dialer, port, limit: settings.timeout })
     }
 
-    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Stream>> {
+    async fn connect(self) -> io::Result<TokioIo<Stream>> {
         let limit = self.limit;
-        let connected = timeout(limit, self.dial(uri)).await;
+        let connected = timeout(limit, self.dial()).await;
         connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
-    async fn dial(self, uri: Uri) -> io::Result<TokioIo<Stream>> {
-        let host = uri.host().unwrap_or_default();
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
+    async fn dial(self) -> io::Result<TokioIo<Stream>> {
+        // One after the other: a look-up that outlives one call is for the next.
+        let mut dialer = self.dialer.lock().await;
+        let (address, stream) = dialer.dial(self.port).await.map_err(io::Error::other)?;
+        let host = dialer.host().to_owned();
+        drop(dialer);
         // A collector that vanished without a word would be sent to for a quarter of an hour otherwise. No pings of HTTP/2:
         // collectors close connections that ping as often as that would take.
         #[cfg(target_os = "linux")]
@@ -66,11 +74,17 @@ impl Connector {
         let stream = match self.tls {
             None => Stream::Plain(stream),
             Some(config) => {
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                let stream = TlsConnector::from(config).connect(name, stream).await?;
-                Stream::Tls(Box::new(stream))
+                let name = ServerName::try_from(host).map_err(io::Error::other)?;
+                match TlsConnector::from(config).connect(name, stream).await {
+                    Ok(stream) => Stream::Tls(Box::new(stream)),
+                    Err(error) => {
+                        self.dialer.lock().await.doubt(address);
+                        return Err(error);
+                    }
+                }
             }
         };
+        self.dialer.lock().await.worked(address);
         Ok(TokioIo::new(stream))
     }
 }
@@ -85,8 +99,9 @@ impl Service<Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.clone().connect(uri);
+    fn call(&mut self, _: Uri) -> Self::Future {
+        // There is one collector.
+        let connecting = self.clone().connect();
         Box::pin(async { connecting.await.map_err(|error| tonic::ConnectError(error.into())) })
     }
 }
@@ -97,12 +112,11 @@ impl Service<Uri> for Connector {
 /// What is wrong, in words.
 pub async fn probe(settings: &TraceSettings) -> Result<(), String> {
     let settings = settings.clone();
-    let uri = settings.endpoint.clone();
     let connector = tokio::task::spawn_blocking(move || Connector::new(&settings))
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
-    connector.connect(uri).await.map(drop).map_err(|error| error.to_string())
+    connector.connect().await.map(drop).map_err(|error| error.to_string())
 }
 
 /// A connection with or without TLS.

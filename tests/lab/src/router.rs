@@ -57,10 +57,6 @@ impl RouterVersion {
         self.0 >= Version::new(3, 0, 0)
     }
 
-    fn dialect(self) -> &'static dyn Dialect {
-        if self.is_third() { &THIRD } else { &SECOND }
-    }
-
     fn in_hello(self) -> bool {
         self.0 >= Version::new(2, 7, 0) && !self.is_third()
     }
@@ -83,6 +79,8 @@ pub enum Behaviour {
     WrongKey,
     /// Take no relays.
     NoRelaySessions,
+    /// Be the port for Hosts of a 3.x Router, which speaks the 2.x dialect there and names its version late.
+    HostPort,
     /// Answer the `ClientHello` with these bytes.
     Answer(Vec<u8>),
 }
@@ -104,6 +102,16 @@ pub struct Options {
     pub limit_connections: bool,
     /// `PeerToRelay.encryption` that peers are told to use; `None` is what goes with the Router.
     pub peer_encryption: Option<u32>,
+}
+
+impl Options {
+    fn is_third(&self) -> bool {
+        self.version.is_third() && self.behaviour != Behaviour::HostPort
+    }
+
+    fn dialect(&self) -> &'static dyn Dialect {
+        if self.is_third() { &THIRD } else { &SECOND }
+    }
 }
 
 impl Default for Options {
@@ -454,7 +462,7 @@ impl Link {
 
 async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let options = shared.options().clone();
-    let dialect = options.version.dialect();
+    let dialect = options.dialect();
     stream.set_nodelay(true)?;
     let (incoming, outgoing) = (Incoming::new(dialect), Outgoing::new(dialect));
     let mut link = Link { stream, incoming, outgoing };
@@ -573,7 +581,7 @@ async fn authenticate(
     let bad = |error: CryptoError| io::Error::other(error);
     let version = options.version;
     let aes = hello.encryption & ENCRYPTION_AES256_GCM != 0;
-    if version.is_third() && !aes {
+    if options.is_third() && !aes {
         return Err(io::Error::other("the relay does not offer AES-256-GCM"));
     }
     let best = if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
@@ -604,7 +612,7 @@ async fn authenticate(
         server: &hello,
         server_iv: iv,
     };
-    let (sealer, opener) = router_seals(version, cipher, &hellos).map_err(bad)?;
+    let (sealer, opener) = router_seals(options.is_third(), cipher, &hellos).map_err(bad)?;
     link.outgoing.seal(sealer);
     link.incoming.seal(opener);
     let relays =
@@ -620,7 +628,7 @@ async fn authenticate(
     };
     sleep(options.delay).await;
     // A 2.x Router may ping at any time, also now.
-    let pings = !version.is_third();
+    let pings = !options.is_third();
     if pings {
         link.send(&Frame::Ping(Bytes::from_static(b"early"))).await?;
     }
@@ -636,7 +644,7 @@ async fn authenticate(
     if response.session_type != SESSION_TYPE_RELAY {
         return Err(io::Error::other("the relay asks for another kind of session"));
     }
-    if version.is_third()
+    if options.is_third()
         && let Err(demand) = third_generation_takes(&response)
     {
         return Err(io::Error::other(format!("a 3.0 Router demands {demand}: {response:?}")));
@@ -649,12 +657,12 @@ async fn authenticate(
 
 /// What seals what the Router sends, and what opens what the relay sends.
 fn router_seals(
-    version: RouterVersion,
+    is_third: bool,
     cipher: Cipher,
     hellos: &Hellos<'_>,
 ) -> Result<(Sealer, Opener), CryptoError> {
     let (relay, router) = (hellos.client_iv, hellos.server_iv);
-    if version.is_third() {
+    if is_third {
         let transcript = hellos.secret.sha256(&[hellos.client, hellos.server]);
         let from = transcript.labelled(b"aspia/v1/s2c");
         let to = transcript.labelled(b"aspia/v1/c2s");

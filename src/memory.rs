@@ -27,7 +27,8 @@ pub fn available() -> Option<u64> {
 }
 
 /// Bytes that a process (`None` is this one) may take in all, with what it holds already: of the machine, or of its
-/// control groups where that is less; `None` where the system does not say.
+/// control groups where that is less; `None` where the system does not say. Never more than the machine has, or a control
+/// group allows.
 #[cfg(target_os = "linux")]
 pub fn available_to(process: Option<i32>) -> Option<u64> {
     use procfs::process::Process;
@@ -38,9 +39,10 @@ pub fn available_to(process: Option<i32>) -> Option<u64> {
         None => Process::myself(),
     };
     let held = held.ok()?.stat().ok()?.rss_bytes().get();
-    let machine = Meminfo::current().ok()?.mem_available?;
-    let groups = groups::left(std::path::Path::new("/"), process);
-    Some(groups.map_or(machine, |left| left.min(machine)) + held)
+    let Meminfo { mem_total, mem_available, .. } = Meminfo::current().ok()?;
+    let machine = Bound { limit: mem_total, left: mem_available? };
+    let groups = groups::bounds(std::path::Path::new("/"), process);
+    groups.into_iter().chain([machine]).map(|bound| bound.available(held)).min()
 }
 
 /// Bytes that a process may take: this system does not say.
@@ -49,12 +51,33 @@ pub fn available_to(_process: Option<i32>) -> Option<u64> {
     None
 }
 
+/// What the machine or a control group lets its processes take, in bytes.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bound {
+    /// For all processes together.
+    limit: u64,
+    /// What nobody has taken yet.
+    left: u64,
+}
+
+#[cfg(target_os = "linux")]
+impl Bound {
+    /// What a process that holds `held` bytes may take in all. Pages that it shares, such as those of its program, may be
+    /// charged to another group, so that what it holds and what is left can be more than the limit.
+    fn available(self, held: u64) -> u64 {
+        self.left.saturating_add(held).min(self.limit)
+    }
+}
+
 /// Limits of control groups.
 #[cfg(target_os = "linux")]
 mod groups {
     use std::path::{Component, Path};
 
     use procfs::{FromRead, ProcessCGroups};
+
+    use super::Bound;
 
     /// What a version of control groups calls its files.
     struct Files {
@@ -72,27 +95,28 @@ mod groups {
     const V2: Files =
         Files { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
 
-    /// Bytes that the control groups of a process leave it: the least of its own group and of all above. `None` where
-    /// none of them has a limit. `root` is `/`.
-    pub(super) fn left(root: &Path, process: Option<i32>) -> Option<u64> {
+    /// The bounds of the control groups of a process: of its own group and of all above, as far as they have a limit.
+    /// `root` is `/`.
+    pub(super) fn bounds(root: &Path, process: Option<i32>) -> Vec<Bound> {
         let process = process.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
         let groups = ProcessCGroups::from_file(root.join("proc").join(process).join("cgroup"));
         let mounts = root.join("sys/fs/cgroup");
-        let left = groups.ok()?.0.into_iter().filter_map(|group| {
+        let groups = groups.map(|groups| groups.0).unwrap_or_default().into_iter();
+        let bounds = groups.flat_map(|group| {
             if group.controllers.iter().any(|controller| controller == "memory") {
                 lineage(&mounts.join("memory"), &group.pathname, &V1)
             } else if group.hierarchy == 0 {
                 lineage(&mounts, &group.pathname, &V2)
             } else {
-                None
+                Vec::new()
             }
         });
-        left.min()
+        bounds.collect()
     }
 
-    /// The least of `group` and of all above it. Groups that are not there are passed over: a container may see its
+    /// The bounds of `group` and of all above it. Groups that are not there are passed over: a container may see its
     /// own group as the root of the tree, while the path is that of the machine outside.
-    fn lineage(mount: &Path, group: &str, files: &Files) -> Option<u64> {
+    fn lineage(mount: &Path, group: &str, files: &Files) -> Vec<Bound> {
         let inside: Vec<_> = Path::new(group)
             .components()
             .filter(|component| *component != Component::RootDir)
@@ -101,13 +125,13 @@ mod groups {
         let inside = if inside.contains(&Component::ParentDir) { Vec::new() } else { inside };
         (0..=inside.len())
             .filter_map(|depth| {
-                left_in(&mount.join(inside[..depth].iter().collect::<std::path::PathBuf>()), files)
+                bound_of(&mount.join(inside[..depth].iter().collect::<std::path::PathBuf>()), files)
             })
-            .min()
+            .collect()
     }
 
-    /// What one group leaves; `None` where it has no limit.
-    fn left_in(group: &Path, files: &Files) -> Option<u64> {
+    /// The bound of one group; `None` where it has no limit.
+    fn bound_of(group: &Path, files: &Files) -> Option<Bound> {
         let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
         // "max" is no number and no limit.
@@ -116,12 +140,17 @@ mod groups {
             stat.lines().find_map(|line| line.strip_prefix(files.cache)?.trim().parse().ok())
         });
         let used = number(files.used).unwrap_or(0).saturating_sub(cache.unwrap_or(0));
-        Some(limit.saturating_sub(used))
+        Some(Bound { limit, left: limit.saturating_sub(used) })
     }
 
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        /// Bytes that the groups leave a process.
+        fn left(root: &Path, process: Option<i32>) -> Option<u64> {
+            bounds(root, process).iter().map(|bound| bound.left).min()
+        }
 
         /// A tree with these files.
         fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -181,6 +210,27 @@ mod groups {
             }
             let unlimited = tree(&[("proc/self/cgroup", "0::/\n")]);
             assert_eq!(left(unlimited.path(), None), None);
+        }
+
+        /// In a container of 256 MiB, the pages of the program are charged to whoever started it first.
+        #[test]
+        fn no_more_is_available_than_the_limit() {
+            let mib = 1024 * 1024;
+            let root = tree(&[
+                ("proc/self/cgroup", "0::/\n"),
+                ("sys/fs/cgroup/memory.max", &format!("{}\n", 256 * mib)),
+                ("sys/fs/cgroup/memory.current", &format!("{}\n", 10 * mib)),
+            ]);
+            let bounds = bounds(root.path(), None);
+            assert_eq!(bounds, [Bound { limit: 256 * mib, left: 246 * mib }]);
+            for (held, available) in [(0, 246), (4, 250), (10, 256), (24, 256), (1000, 256)] {
+                assert_eq!(bounds[0].available(held * mib), available * mib, "{held} MiB held");
+            }
+            // Used up: what it holds is all that there is.
+            assert_eq!(Bound { limit: 100, left: 0 }.available(60), 60);
+            // The limit of one group counts, though another one leaves less at the moment.
+            let groups = [Bound { limit: 100, left: 50 }, Bound { limit: 70, left: 60 }];
+            assert_eq!(groups.map(|bound| bound.available(40)), [90, 70]);
         }
     }
 }

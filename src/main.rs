@@ -1,5 +1,6 @@
 //! `aspia_relay`: from arguments to an exit status.
 
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
@@ -17,7 +18,7 @@ use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::heap;
 use aspia_relay::log::{self, LogLevel, LogSettings};
-use aspia_relay::node::{AddressSource, Cluster, SERVICE_ACCOUNT};
+use aspia_relay::node::{AddressSource, Cluster, NodeError, Pace, SERVICE_ACCOUNT};
 #[cfg(windows)]
 use aspia_relay::service::{
     self,
@@ -39,6 +40,11 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const CONFIGURATION: u8 = 78;
+
+/// The variable that names the file for the reason of a failure.
+const TERMINATION_MESSAGE_PATH: &str = "TERMINATION_MESSAGE_PATH";
+/// Bytes of it that Kubernetes shows; of a longer file, it would show the end.
+const MAX_TERMINATION_MESSAGE: usize = 4096;
 
 /// Longest wait for a reader of stdout or stderr that does not read.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -99,12 +105,30 @@ fn run(arguments: &Arguments) -> Outcome {
     } else if arguments.healthcheck {
         healthcheck(&sources)
     } else if let Some(source) = &arguments.node_address {
-        node_address(&sources, source, arguments.output.as_deref())
+        noted(&sources, node_address(&sources, source, arguments.output.as_deref()))
     } else if arguments.doctor {
         run_doctor(&sources, arguments.json)
     } else {
-        run_relay(&sources)
+        noted(&sources, run_relay(&sources))
     }
+}
+
+/// Writes why it failed into the file that the variable `TERMINATION_MESSAGE_PATH` names, if any: Kubernetes shows it with
+/// the status of the pod. For what a container runs only: `kubectl exec` starts other commands in the same environment,
+/// whose failure is not that of the container.
+fn noted(sources: &Sources, outcome: Outcome) -> Outcome {
+    let mut environment = sources.environment.iter();
+    let path = environment.find(|(name, _)| name == TERMINATION_MESSAGE_PATH);
+    if let (Err((_, message)), Some((_, path))) = (&outcome, path) {
+        let mut end = message.len().min(MAX_TERMINATION_MESSAGE);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        // It is there already. Nothing is lost where it is not: stderr says the same.
+        let file = OpenOptions::new().write(true).truncate(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(&message.as_bytes()[..end]));
+    }
+    outcome
 }
 
 /// What is for the service manager of Windows.
@@ -183,7 +207,7 @@ fn healthcheck(sources: &Sources) -> Outcome {
     runtime.block_on(client::healthcheck(&config)).map_err(failed)
 }
 
-/// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`.
+/// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address.
 fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>) -> Outcome {
     let failed = |message: String| (FAILED, message);
     let cluster = Cluster::of_pod(&sources.environment, Path::new(SERVICE_ACCOUNT))
@@ -192,13 +216,61 @@ fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>
         .enable_all()
         .build()
         .map_err(|error| failed(error.to_string()))?;
-    let address = runtime.block_on(cluster.node_address(source));
-    let address = address.map_err(|error| failed(error.to_string()))? + "\n";
+    let stop = {
+        let _runtime = runtime.enter();
+        asked_to_stop().map_err(|error| failed(format!("cannot listen for signals: {error}")))?
+    };
+    let pace = Pace::default();
+    let mut reason = String::new();
+    let waited = runtime.block_on(async {
+        let say = |error: &NodeError| {
+            reason = error.to_string();
+            let seconds = pace.retry.as_secs();
+            let _ = writeln!(
+                io::stderr(),
+                "aspia_relay: waiting for the address that peers dial, asking again every {seconds} s: {reason}"
+            );
+        };
+        tokio::select! {
+            answer = cluster.wait_for_address(source, pace, say) => answer.map(Some),
+            // As the first process of a container it would otherwise be deaf to SIGTERM.
+            () = stop => Ok(None),
+        }
+    });
+    let Some(address) = waited.map_err(|error| failed(error.to_string()))? else {
+        // No success: whoever waits for the address has none.
+        return Err(failed(format!("stopped before there was an address: {reason}")));
+    };
+    let address = address + "\n";
     match output {
         Some(path) => std::fs::write(path, address)
             .map_err(|error| failed(format!("cannot write {}: {error}", path.display()))),
         None => answer(&address),
     }
+}
+
+/// Waits for SIGTERM or SIGINT. From the return on, neither is missed.
+#[cfg(unix)]
+fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    })
+}
+
+/// Waits for Ctrl+C.
+#[cfg(not(unix))]
+fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = tokio::signal::windows::ctrl_c()?;
+    Ok(async move {
+        let _ = interrupt.recv().await;
+    })
 }
 
 fn run_doctor(sources: &Sources, json: bool) -> Outcome {

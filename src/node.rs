@@ -1,5 +1,8 @@
 //! The Kubernetes node that this process runs on: what its API says of the address under which peers reach it. For
 //! `--node-address`, which an init container runs, so that the relay itself holds no credential of the cluster.
+//!
+//! Whatever can be mended from outside of the pod is waited for: a container that ends is started again only after a
+//! back-off of up to five minutes.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -17,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -28,12 +32,51 @@ use crate::tls::{ClientFiles, Source};
 /// Where Kubernetes puts the credentials of a pod's service account.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Time for all of it.
+/// Time for one question and its answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest answer read, in bytes: a node lists the images that it has, and is far shorter all the same.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// Longest token read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;
+
+/// How often [`Cluster::wait_for_address`] asks, and how often it repeats what it waits for. Injected, so that tests need
+/// not wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Time between an answer and the next question.
+    pub retry: Duration,
+    /// Time in which the same reason is reported only once.
+    pub remind: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { retry: Duration::from_secs(5), remind: Duration::from_secs(60) }
+    }
+}
+
+/// The reasons that were reported lately. An API server that alternates between two of them causes no more lines than one
+/// that keeps to one.
+struct Reported {
+    within: Duration,
+    reasons: Vec<(String, Instant)>,
+}
+
+impl Reported {
+    fn new(within: Duration) -> Self {
+        Self { within, reasons: Vec::new() }
+    }
+
+    /// Whether `reason` has not been reported lately; from then on it has.
+    fn is_news(&mut self, reason: String, now: Instant) -> bool {
+        self.reasons.retain(|(_, at)| now.saturating_duration_since(*at) < self.within);
+        if self.reasons.iter().any(|(reported, _)| *reported == reason) {
+            return false;
+        }
+        self.reasons.push((reason, now));
+        true
+    }
+}
 
 /// Where on a node the address stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,12 +149,9 @@ pub enum NodeError {
         reason: String,
     },
     /// The API refuses.
-    #[error(
-        "the Kubernetes API does not show the node {node}: {status} {message}; may the service account get nodes \
-         (a ClusterRole; rbac.create in the chart)?"
-    )]
+    #[error("the Kubernetes API does not show the node {node}: {status} {message}{}", remedy(*status))]
     Refused {
-        /// Whom it was asked about.
+        /// The node that it was asked about.
         node: String,
         /// What it answered.
         status: StatusCode,
@@ -148,6 +188,38 @@ pub enum NodeError {
         /// What should stand there.
         expected: String,
     },
+}
+
+/// What to do about a refusal.
+fn remedy(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            "; is the token of the service account one of this cluster, and does the service account still exist?"
+        }
+        StatusCode::FORBIDDEN => {
+            "; may the service account get nodes (a ClusterRole; rbac.create in the chart)?"
+        }
+        StatusCode::NOT_FOUND => {
+            "; NODE_NAME must be the name of this pod's node, from the field spec.nodeName"
+        }
+        // The API server is in trouble, and nothing is wrong here.
+        _ => "",
+    }
+}
+
+impl NodeError {
+    /// Whether the pod itself is wrong, so that no later answer can be another one: what is mounted into a container and
+    /// stands in its environment does not change.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Environment { .. } | Self::ServiceAccount { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::NoNode { .. }
+            | Self::Missing { .. }
+            | Self::Wrong { .. } => false,
+        }
+    }
 }
 
 /// A node, as far as it matters here (`v1.Node` of the Kubernetes API).
@@ -187,7 +259,7 @@ struct Failure {
 }
 
 impl Cluster {
-    /// The cluster that `environment` is of a pod of, with the credentials in the folder `service_account`. The
+    /// Reads the cluster of the pod whose environment this is; the credentials are in the folder `service_account`. The
     /// variable `NODE_NAME` names the node.
     ///
     /// # Errors
@@ -217,7 +289,33 @@ impl Cluster {
         })
     }
 
-    /// Asks the API for the node and gives the address that stands in `source`.
+    /// Asks for the address that stands in `source` until there is one. Hands to `say` what it waits for: a new reason at
+    /// once, the same one again only after [`Pace::remind`]. Waits for ever, as the pod cannot do without: Kubernetes shows
+    /// it as `Init`, and ends the wait with the pod.
+    ///
+    /// # Errors
+    /// A [`NodeError`] that is [final](NodeError::is_final).
+    pub async fn wait_for_address(
+        &self,
+        source: &AddressSource,
+        pace: Pace,
+        mut say: impl FnMut(&NodeError),
+    ) -> Result<String, NodeError> {
+        let mut reported = Reported::new(pace.remind);
+        loop {
+            match self.node_address(source).await {
+                Err(error) if !error.is_final() => {
+                    if reported.is_news(error.to_string(), Instant::now()) {
+                        say(&error);
+                    }
+                }
+                answer => return answer,
+            }
+            sleep(pace.retry).await;
+        }
+    }
+
+    /// Asks the API once for the node and returns the address that stands in `source`.
     ///
     /// # Errors
     /// [`NodeError`].
@@ -280,7 +378,9 @@ impl Cluster {
         let stream = tls.connect(name, stream).await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(e))?;
-        let connection = tokio::spawn(connection);
+        // Dropped with its task, also where the answer does not come in time.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
         let node = utf8_percent_encode(&self.node, NON_ALPHANUMERIC);
         let request = Request::get(format!("/api/v1/nodes/{node}"))
             .header(HOST, self.address())
@@ -292,7 +392,6 @@ impl Cluster {
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|e| self.unreachable(e))?.to_bytes();
-        connection.abort();
         if status != StatusCode::OK {
             let Failure { message } = serde_json::from_slice(&body).unwrap_or_default();
             return Err(NodeError::Refused { node: self.node.clone(), status, message });
@@ -336,6 +435,35 @@ mod tests {
         for wrong in ["", "internal-ip", "annotation", "annotation=", "label", "External-IP"] {
             assert!(wrong.parse::<AddressSource>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_reason_is_reported_once_in_a_while() {
+        let mut reported = Reported::new(Duration::from_secs(60));
+        let begin = Instant::now();
+        let mut lines = 0;
+        // Two reasons in turn, every 5 s for ten minutes.
+        for question in 0..120_u64 {
+            let now = begin + Duration::from_secs(5 * question);
+            let reason = if question % 2 == 0 { "no annotation" } else { "no answer" };
+            lines += usize::from(reported.is_news(reason.to_owned(), now));
+        }
+        assert_eq!(lines, 2 * 10);
+        assert!(reported.is_news("another".to_owned(), begin + Duration::from_secs(600)));
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_remedy() {
+        for (status, part) in [
+            (StatusCode::UNAUTHORIZED, "token"),
+            (StatusCode::FORBIDDEN, "rbac.create"),
+            (StatusCode::NOT_FOUND, "spec.nodeName"),
+        ] {
+            let message = String::new();
+            let error = NodeError::Refused { node: "node-1".to_owned(), status, message };
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert_eq!(remedy(StatusCode::SERVICE_UNAVAILABLE), "");
     }
 
     #[test]

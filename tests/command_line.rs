@@ -56,6 +56,49 @@ fn create_config_writes_what_the_original_writes_and_never_overwrites() {
     assert!(nowhere.2.contains("cannot write /proc/nowhere/relay.json"), "{}", nowhere.2);
 }
 
+/// Kubernetes shows the file with the status of the pod, and of a long one the end.
+#[test]
+fn what_a_container_runs_leaves_the_reason_of_its_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("termination-log");
+    let failed = |set: &dyn Fn(&mut Command)| {
+        std::fs::write(&path, "of before").unwrap();
+        let mut command = program();
+        command.env("TERMINATION_MESSAGE_PATH", &path).env("ASPIA_RELAY_CONFIG", "/dev/null/none");
+        set(&mut command);
+        let (status, _, stderr) = run(&mut command);
+        assert_ne!(status, 0, "{stderr}");
+        (stderr, std::fs::read_to_string(&path).unwrap())
+    };
+    let (stderr, message) = failed(&|_| ());
+    assert!(!message.is_empty() && stderr.contains(&message), "{message}: {stderr}");
+    let (stderr, message) = failed(&|command| {
+        command.args(["--node-address", "external-ip"]);
+    });
+    assert!(message.starts_with("KUBERNETES_SERVICE_HOST") && stderr.contains(&message));
+    // Letters of two bytes, so that one of them would be cut.
+    let long = "/x".to_owned() + &"\u{e4}".repeat(5000);
+    for long in [&long, &long[1..]] {
+        let (_, message) = failed(&|command| {
+            command.env("ASPIA_RELAY_CONFIG", long);
+        });
+        assert!((4095..=4096).contains(&message.len()), "{}: {message}", message.len());
+    }
+    // `kubectl exec` starts commands beside the relay.
+    for other in ["--healthcheck", "--check-config", "--doctor"] {
+        let (_, message) = failed(&|command| {
+            command.arg(other);
+        });
+        assert_eq!(message, "of before", "{other}");
+    }
+    // A file that is not there is nobody's.
+    let missing = directory.path().join("missing");
+    let (stderr, _) = failed(&|command| {
+        command.env("TERMINATION_MESSAGE_PATH", &missing);
+    });
+    assert!(!stderr.is_empty() && !missing.exists());
+}
+
 #[test]
 fn check_config_shows_every_value_with_its_source_and_every_problem() {
     let directory = tempfile::tempdir().unwrap();

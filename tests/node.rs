@@ -5,8 +5,9 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use aspia_relay::node::{AddressSource, Cluster};
+use aspia_relay::node::{AddressSource, Cluster, Pace};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,15 +19,29 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 const TOKEN: &str = "a.token.of-a-service-account";
 
-/// The folder of a service account, and an API that answers every request with `status` and `body`, and puts the
-/// request at the end of the body where that asks for it.
+/// The folder of a service account, and an API that answers its requests from a script.
 struct Api {
     address: SocketAddr,
     service_account: tempfile::TempDir,
     asked: tokio::sync::mpsc::UnboundedReceiver<String>,
 }
 
+/// What the API does with one connection.
+#[derive(Clone)]
+enum Answer {
+    /// Answers with a status and a body.
+    With(&'static str, String),
+    /// Hangs up, as a load balancer in front of an API server that is down does.
+    HangUp,
+}
+
+/// An API that answers every request in the same way.
 async fn answering(status: &'static str, body: String) -> Api {
+    scripted(vec![Answer::With(status, body)]).await
+}
+
+/// An API that answers one request after the other as `script` says, and all further ones as at its end.
+async fn scripted(script: Vec<Answer>) -> Api {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let certificate = made.cert.pem();
     let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
@@ -46,7 +61,12 @@ async fn answering(status: &'static str, body: String) -> Api {
     let (said, asked) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(Arc::new(config));
+        let last = script.last().cloned().unwrap();
+        let mut script = script.into_iter();
         while let Ok((stream, _)) = listener.accept().await {
+            let Answer::With(status, body) = script.next().unwrap_or_else(|| last.clone()) else {
+                continue;
+            };
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
@@ -151,4 +171,148 @@ async fn an_api_that_refuses_or_talks_nonsense_is_quoted() {
     std::fs::remove_file(api.service_account.path().join("token")).unwrap();
     let error = ask(&api, "external-ip").await.unwrap_err();
     assert!(error.contains("token") && error.contains("mounted"), "{error}");
+}
+
+/// Asks again at once, and repeats nothing.
+const HASTY: Pace = Pace { retry: Duration::ZERO, remind: Duration::MAX };
+
+/// Waits for the annotation `aspia-relay/address`, and returns what was reported meanwhile.
+async fn wait(api: &Api, pace: Pace) -> (Result<String, String>, Vec<String>) {
+    let source = "annotation=aspia-relay/address".parse().unwrap();
+    let cluster = cluster(api.address, api.service_account.path());
+    let mut reported = Vec::new();
+    let answer = cluster.wait_for_address(&source, pace, |error| reported.push(error.to_string()));
+    (answer.await.map_err(|error| error.to_string()), reported)
+}
+
+fn node_with(annotations: &serde_json::Value) -> Answer {
+    Answer::With("200 OK", json!({ "metadata": { "annotations": annotations } }).to_string())
+}
+
+#[tokio::test]
+async fn whatever_can_be_mended_outside_of_the_pod_is_waited_for() {
+    let refusal = |status, message: &str| {
+        Answer::With(status, json!({ "kind": "Status", "message": message }).to_string())
+    };
+    for (trouble, words) in [
+        (Answer::HangUp, "does not answer"),
+        (refusal("503 Service Unavailable", "etcd is away"), "etcd is away"),
+        (refusal("429 Too Many Requests", "later"), "429 Too Many Requests later"),
+        (refusal("401 Unauthorized", "Unauthorized"), "token of the service account"),
+        // A role that is bound later, and a node that is registered later.
+        (refusal("403 Forbidden", "nodes is forbidden"), "rbac.create"),
+        (refusal("404 Not Found", "nodes \"node-1\" not found"), "not found; NODE_NAME"),
+        (Answer::With("200 OK", "<html>".into()), "what is no node"),
+        (node_with(&json!({})), "kubectl annotate node node-1 aspia-relay/address="),
+        (node_with(&json!({ "aspia-relay/address": "http://x" })), "is \"http://x\": expected"),
+    ] {
+        let mut script = vec![trouble; 3];
+        script.push(node_with(&json!({ "aspia-relay/address": "192.0.2.9" })));
+        let api = scripted(script).await;
+        let (answer, reported) = wait(&api, HASTY).await;
+        assert_eq!(answer.as_deref(), Ok("192.0.2.9"), "{words}");
+        // Once, though it was so three times.
+        assert_eq!(reported.len(), 1, "{reported:?}");
+        assert!(reported[0].contains(words), "{words}: {reported:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_new_reason_is_reported_once_and_later_again() {
+    let away = || Answer::HangUp;
+    let missing = || node_with(&json!({}));
+    let there = || node_with(&json!({ "aspia-relay/address": "192.0.2.9" }));
+    let in_turn = vec![away(), missing(), away(), missing(), missing(), there()];
+    let (answer, reported) = wait(&scripted(in_turn.clone()).await, HASTY).await;
+    assert_eq!((answer.as_deref(), reported.len()), (Ok("192.0.2.9"), 2), "{reported:?}");
+    // With nothing that counts as lately, each is said each time.
+    let (_, reported) =
+        wait(&scripted(in_turn).await, Pace { remind: Duration::ZERO, ..HASTY }).await;
+    assert_eq!(reported.len(), 5, "{reported:?}");
+}
+
+/// A token that the kubelet renewed meanwhile is the one that is shown.
+#[tokio::test]
+async fn the_token_is_read_for_each_question() {
+    let mut api = scripted(vec![
+        node_with(&json!({})),
+        node_with(&json!({ "aspia-relay/address": "192.0.2.9" })),
+    ])
+    .await;
+    let source = "annotation=aspia-relay/address".parse().unwrap();
+    let cluster = cluster(api.address, api.service_account.path());
+    let token = api.service_account.path().join("token");
+    let renew = |_: &_| std::fs::write(&token, "renewed").unwrap();
+    cluster.wait_for_address(&source, HASTY, renew).await.unwrap();
+    for shown in [TOKEN, "renewed"] {
+        let asked = api.asked.recv().await.unwrap().to_lowercase();
+        assert!(asked.contains(&format!("authorization: bearer {shown}\r\n")), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_the_pod_itself_is_not_waited_for() {
+    let api = answering("200 OK", node()).await;
+    std::fs::remove_file(api.service_account.path().join("token")).unwrap();
+    let (answer, reported) = wait(&api, HASTY).await;
+    assert!(answer.unwrap_err().contains("mounted"));
+    assert!(reported.is_empty(), "{reported:?}");
+}
+
+/// As the first process of a container, which SIGTERM does nothing to by default, with a service account where Kubernetes
+/// puts it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_wait_ends_with_the_pod_and_leaves_its_reason() {
+    use std::process::Stdio;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::process::Command;
+
+    const UNSHARE: [&str; 4] = ["--mount", "--pid", "--fork", "--kill-child"];
+    let can = std::process::Command::new("unshare").args(UNSHARE).arg("true").output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        relay_lab::skip("a wait for an address in a container", "namespaces need root");
+        return;
+    }
+    let api = answering("200 OK", node()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let message = directory.path().join("termination-log");
+    std::fs::write(&message, "").unwrap();
+    let mut container = Command::new("unshare")
+        .args(UNSHARE)
+        .args(["sh", "-euc"])
+        .arg(
+            "mount -t tmpfs none /run
+             mkdir -p /run/secrets/kubernetes.io/serviceaccount
+             cp \"$1\"/* /run/secrets/kubernetes.io/serviceaccount
+             exec \"$2\" --node-address annotation=none",
+        )
+        .arg("sh")
+        .arg(api.service_account.path())
+        .arg(env!("CARGO_BIN_EXE_aspia_relay"))
+        .env("KUBERNETES_SERVICE_HOST", api.address.ip().to_string())
+        .env("KUBERNETES_SERVICE_PORT", api.address.port().to_string())
+        .env("NODE_NAME", "node-1")
+        .env("TERMINATION_MESSAGE_PATH", &message)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(container.stderr.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    for part in ["waiting for the address that peers dial", "every 5 s", "annotation none"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let unshare = container.id().unwrap();
+    let children = format!("/proc/{unshare}/task/{unshare}/children");
+    let first = std::fs::read_to_string(children).unwrap();
+    let killed = Command::new("kill").args(["-s", "TERM", first.trim()]).status().await.unwrap();
+    assert!(killed.success());
+    // Nobody may take this for an address.
+    assert_eq!(container.wait().await.unwrap().code(), Some(1));
+    let line = lines.next_line().await.unwrap().unwrap();
+    assert!(line.contains("stopped before there was an address: "), "{line}");
+    let message = std::fs::read_to_string(message).unwrap();
+    assert!(message.contains("kubectl annotate node node-1 none="), "{message}");
 }

@@ -33,7 +33,11 @@ pub struct Arguments {
     #[arg(long, group = "action")]
     pub doctor: bool,
 
-    /// In a pod of Kubernetes: print the address of the node NODE_NAME, which is its external-ip, or stands in its
+    /// With --doctor: that no relay runs here is a failure
+    #[arg(long, requires = "doctor")]
+    pub running: bool,
+
+    /// In a pod of Kubernetes: wait for and print the address of the node NODE_NAME, which is its external-ip, or stands in its
     /// annotation=KEY or label=KEY
     #[arg(long, group = "action", value_name = "SOURCE")]
     pub node_address: Option<AddressSource>,

@@ -107,7 +107,7 @@ fn run(arguments: &Arguments) -> Outcome {
     } else if let Some(source) = &arguments.node_address {
         noted(&sources, node_address(&sources, source, arguments.output.as_deref()))
     } else if arguments.doctor {
-        run_doctor(&sources, arguments.json)
+        run_doctor(&sources, arguments)
     } else {
         noted(&sources, run_relay(&sources))
     }
@@ -273,7 +273,8 @@ fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-fn run_doctor(sources: &Sources, json: bool) -> Outcome {
+fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
+    let json = arguments.json;
     let failed = |error: io::Error| (FAILED, error.to_string());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
@@ -283,7 +284,8 @@ fn run_doctor(sources: &Sources, json: bool) -> Outcome {
             let _ = answer(&format!("{step}\n"));
         }
     };
-    let surroundings = Surroundings::of_process(sources);
+    let surroundings =
+        Surroundings { expects_relay: arguments.running, ..Surroundings::of_process(sources) };
     let report = runtime.block_on(doctor::run(sources, surroundings, say));
     runtime.shutdown_background();
     if json {

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use aspia_relay::config::settings::variable;
 use aspia_relay::config::sources::Sources;
 use aspia_relay::doctor::report::{Outcome, Report, STEPS, Step};
+use aspia_relay::doctor::site::Site;
 use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::listen::bind;
 use aspia_relay::peer;
@@ -70,7 +71,16 @@ fn set(environment: &mut Vec<(String, String)>, key: &str, value: &str) {
 }
 
 async fn examine(environment: &[(String, String)]) -> Report {
-    examine_in(environment, Surroundings { now: SystemTime::now(), in_container: false }).await
+    examine_in(environment, on_a_machine()).await
+}
+
+fn on_a_machine() -> Surroundings {
+    Surroundings {
+        now: SystemTime::now(),
+        in_container: false,
+        site: Site::Machine,
+        expects_relay: false,
+    }
 }
 
 async fn examine_in(environment: &[(String, String)], surroundings: Surroundings) -> Report {
@@ -177,7 +187,7 @@ async fn what_is_taken_with_a_warning_is_a_hint_and_a_clock_that_is_wrong_a_fail
     let mut environment = for_router(&router);
     set(&mut environment, "StatisticsInterval", "100");
     let never_set = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
-    let surroundings = Surroundings { now: never_set, in_container: false };
+    let surroundings = Surroundings { now: never_set, ..on_a_machine() };
     let report = examine_in(&environment, surroundings).await;
     failure(&report, "clock", &["1970-01-02", "NTP"]);
     let hints: Vec<_> = report.steps.iter().filter(|s| s.step == "configuration").collect();
@@ -196,7 +206,7 @@ async fn secrets_that_every_user_can_read_are_named() {
     environment.push((variable("AdminToken") + "_FILE", token.display().to_string()));
     let look = async |mode, in_container| {
         std::fs::set_permissions(&token, std::fs::Permissions::from_mode(mode)).unwrap();
-        let surroundings = Surroundings { now: SystemTime::now(), in_container };
+        let surroundings = Surroundings { in_container, ..on_a_machine() };
         let report = examine_in(&environment, surroundings).await;
         step(&report, "secret files").clone()
     };

@@ -2,19 +2,14 @@
 
 use crate::listen::port_holder::Holder;
 
+use super::site::Site;
+
 /// The name of this program, and of the original.
 const PROGRAM: &str = "aspia_relay";
 /// Programs that hold a port for a container: what is behind them may be the relay. Some have a build for each kind of
 /// processor, whose name goes on after a dot (`pasta.avx2`).
 const FORWARDERS: &[&str] =
     &["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "conmon"];
-
-/// How to see which program it is that holds a port.
-pub(super) const TO_SEE: &str = if cfg!(windows) {
-    "An administrator sees which: netstat -abno"
-} else {
-    "Run the doctor as root or as the relay's user to see which"
-};
 
 /// Whether it is this program or the original, by its name.
 pub(super) fn is_named_as_relay(holder: &Holder) -> bool {
@@ -34,10 +29,11 @@ pub(super) fn is_forwarder(holder: &Holder) -> bool {
 
 /// Why nobody who may be the relay is told to be stopped: all `holders` of `what` are unseen, or one stands for a
 /// container; `None` where they are others.
-pub(super) fn unknown(what: &str, holders: &[Holder], why: &str) -> Option<String> {
+pub(super) fn unknown(what: &str, holders: &[Holder], why: &str, site: Site) -> Option<String> {
     if holders.is_empty() {
         return Some(format!(
-            "{what} is held by a program that this user cannot see; it may be the relay ({why}). {TO_SEE}"
+            "{what} is held by a program that this user cannot see; it may be the relay ({why}). {}",
+            site.to_see_holder()
         ));
     }
     let forwarder = holders.iter().find(|holder| is_forwarder(holder))?;

@@ -15,6 +15,7 @@ use super::report::{
     ADMIN_LISTEN, CLOCK, MEMORY, METRICS_LISTEN, METRICS_TLS, OPEN_FILES, PIPES, Step,
 };
 use super::running::Running;
+use super::site::Site;
 
 pub(super) fn clock(now: SystemTime) -> Step {
     match clock::warning(now) {
@@ -24,7 +25,13 @@ pub(super) fn clock(now: SystemTime) -> Step {
 }
 
 /// Whether a listener for HTTP can be had, or the relay that runs, with this process where that is known, has it.
-pub(super) fn http(config: &Config, kind: Kind, relay: Option<i32>, running: &Running) -> Step {
+pub(super) fn http(
+    config: &Config,
+    kind: Kind,
+    relay: Option<i32>,
+    running: &Running,
+    site: Site,
+) -> Step {
     let (step, listen) = match kind {
         Kind::Admin => (ADMIN_LISTEN, config.startup.admin_listen),
         Kind::Metrics => (METRICS_LISTEN, config.startup.metrics_listen),
@@ -55,7 +62,7 @@ pub(super) fn http(config: &Config, kind: Kind, relay: Option<i32>, running: &Ru
         return Step::ok(step, format!("{listen} is held by the relay that runs ({holders})"));
     }
     let (what, why) = (listen.to_string(), running.why_unknown());
-    let mut unknown = holders::unknown(&what, holders, &why);
+    let mut unknown = holders::unknown(&what, holders, &why, site);
     // A relay that cannot be asked has metrics all the same; one that can would have been seen.
     if kind == Kind::Metrics && running.relay().is_none() {
         unknown = unknown.or_else(|| holders::namesake(&what, holders, &why));
@@ -226,14 +233,15 @@ mod tests {
         let config = config(&[("METRICS_LISTEN", &listener.local_addr().unwrap().to_string())]);
         let pid = i32::try_from(std::process::id()).unwrap();
         if cfg!(target_os = "linux") {
-            let held = http(&config, Kind::Metrics, Some(pid), &answering());
+            let held = http(&config, Kind::Metrics, Some(pid), &answering(), Site::Machine);
             assert_eq!(held.outcome, Outcome::Ok, "{held}");
         }
-        let other = http(&config, Kind::Metrics, None, &answering());
+        let other = http(&config, Kind::Metrics, None, &answering(), Site::Machine);
         assert_eq!(other.outcome == Outcome::Failed, cfg!(target_os = "linux"), "{other}");
         drop(listener);
-        assert_eq!(http(&config, Kind::Metrics, None, &Running::Off).outcome, Outcome::Ok);
-        let free = http(&config, Kind::Metrics, None, &answering());
+        let nobody = http(&config, Kind::Metrics, None, &Running::Off, Site::Machine);
+        assert_eq!(nobody.outcome, Outcome::Ok);
+        let free = http(&config, Kind::Metrics, None, &answering(), Site::Machine);
         assert_eq!(free.outcome, Outcome::Hint, "{free}");
         assert!(free.seen.contains("another MetricsListen, which only a restart"), "{free}");
     }

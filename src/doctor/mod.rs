@@ -11,6 +11,7 @@ mod port;
 pub mod report;
 mod router;
 mod running;
+pub mod site;
 
 use std::time::SystemTime;
 
@@ -26,6 +27,7 @@ use crate::trace::settings::TraceSettings;
 use port::Port;
 use report::{CONFIGURATION, NEED_CONFIGURATION, Report, SECRET_FILES, Step, TRACE_COLLECTOR};
 use running::Running;
+use site::Site;
 
 /// What the doctor takes for granted about where it runs. Injected, so that tests can run elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -34,12 +36,21 @@ pub struct Surroundings {
     pub now: SystemTime,
     /// Whether this is a container, where "every user" may be nobody else.
     pub in_container: bool,
+    /// How the relay is operated here.
+    pub site: Site,
+    /// Whether it is a failure that no relay runs here.
+    pub expects_relay: bool,
 }
 
 impl Surroundings {
     /// Those of this process.
     pub fn of_process(sources: &Sources) -> Self {
-        Self { now: SystemTime::now(), in_container: exposed::in_container(sources) }
+        Self {
+            now: SystemTime::now(),
+            in_container: exposed::in_container(sources),
+            site: Site::of(sources),
+            expects_relay: false,
+        }
     }
 }
 
@@ -58,7 +69,8 @@ struct Doctor<S> {
 }
 
 impl<S: FnMut(&Step)> Doctor<S> {
-    fn note(&mut self, step: Step) {
+    fn note(&mut self, mut step: Step) {
+        step.details.extend(self.surroundings.site.remedies(&step));
         (self.say)(&step);
         self.report.steps.push(step);
     }
@@ -88,15 +100,18 @@ impl<S: FnMut(&Step)> Doctor<S> {
         self.note_all(router::check(config).await);
         let addresses = address::resolve(config).await;
         self.note(addresses.step.clone());
-        let running = Running::ask(config).await;
-        let (port, listener) = Port::look(config, &running);
+        let site = self.surroundings.site;
+        let running = Running::ask(config, site).await;
+        let (port, listener) = Port::look(config, &running, site);
         self.note(port.step(config));
         // From here to the end of the pairing a relay that starts would find the port taken.
         self.note(pairing::check(config, &port, listener, &addresses).await);
-        self.note(running.step(config, report, port == Port::Free));
+        let absence = running.absence(site).filter(|_| self.surroundings.expects_relay);
+        let step = || running.step(config, report, port == Port::Free, site);
+        self.note(absence.unwrap_or_else(step));
         let relay = running.pid().or(port.pid());
         for kind in [Kind::Admin, Kind::Metrics] {
-            self.note(machine::http(config, kind, relay, &running));
+            self.note(machine::http(config, kind, relay, &running, site));
         }
         self.note(machine::tls(config, self.surroundings.now));
         self.note(machine::open_files(config, relay));

@@ -10,6 +10,7 @@ use crate::peer;
 use super::holders;
 use super::report::{LISTEN_PORT, Step};
 use super::running::Running;
+use super::site::Site;
 
 /// What became of the port that peers dial.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,19 +32,29 @@ pub(super) enum Port {
 
 impl Port {
     /// Tries to listen. The listener, where there is one, keeps others from the port.
-    pub(super) fn look(config: &Config, running: &Running) -> (Self, Option<TcpListener>) {
+    pub(super) fn look(
+        config: &Config,
+        running: &Running,
+        site: Site,
+    ) -> (Self, Option<TcpListener>) {
         let startup = &config.startup;
         match bind::bind(peer::PURPOSE, startup.listen_interface, startup.listen_port) {
             Ok(listener) => (Self::Free, Some(listener)),
             Err(error) if error.is_taken() => {
-                (Self::held(config, error.holders(), running, &error.to_string()), None)
+                (Self::held(config, error.holders(), running, site, &error.to_string()), None)
             }
             Err(error) => (Self::Unusable(error.to_string()), None),
         }
     }
 
     /// What it means that `holders` have the port, all who can be seen; `error` is what a start would say.
-    fn held(config: &Config, holders: &[Holder], running: &Running, error: &str) -> Self {
+    fn held(
+        config: &Config,
+        holders: &[Holder],
+        running: &Running,
+        site: Site,
+        error: &str,
+    ) -> Self {
         let port = config.startup.listen_port;
         if let Some(doctor) = holders.iter().find(|holder| holders::is_doctor(holder)) {
             return Self::Perhaps(format!(
@@ -79,7 +90,7 @@ impl Port {
         }
         let (what, why) = (port.to_string(), running.why_unknown());
         if let Some(seen) = holders::namesake(&what, holders, &why)
-            .or_else(|| holders::unknown(&what, holders, &why))
+            .or_else(|| holders::unknown(&what, holders, &why, site))
         {
             return Self::Perhaps(seen);
         }
@@ -117,7 +128,7 @@ mod tests {
     }
 
     fn held(holders: &[Holder], running: &Running) -> Port {
-        Port::held(&config(&[]), holders, running, "Stop it")
+        Port::held(&config(&[]), holders, running, Site::Machine, "Stop it")
     }
 
     fn running(holders: &[Holder], listen: Option<&str>) -> Running {
@@ -164,7 +175,7 @@ mod tests {
             (
                 vec![],
                 Running::Off,
-                &["cannot see", "may be the relay", holders::TO_SEE, "is off"][..],
+                &["cannot see", "may be the relay", &Site::Machine.to_see_holder(), "is off"][..],
             ),
             (vec![], running(&[], Some("[::]:8071")), &["cannot see", "listens on [::]:8071"]),
             // Some relay answers, but who knows whether it has this port.

@@ -12,9 +12,7 @@ use crate::listen::port_holder::{self, Holder, Owner};
 
 use super::holders;
 use super::report::{Outcome, RUNNING_RELAY, Step};
-
-/// What has a relay read its settings again.
-const RELOAD: &str = if cfg!(windows) { "sc control aspia-relay paramchange" } else { "SIGHUP" };
+use super::site::Site;
 
 /// What answers on `AdminListen`.
 pub(super) enum Running {
@@ -40,7 +38,7 @@ pub(super) struct Relay {
 
 impl Running {
     /// Asks.
-    pub(super) async fn ask(config: &Config) -> Self {
+    pub(super) async fn ask(config: &Config, site: Site) -> Self {
         let Some(listen) = config.startup.admin_listen else {
             return Self::Off;
         };
@@ -60,7 +58,7 @@ impl Running {
         let get = async |path| {
             if token.is_some() {
                 // As late as possible, since the port may change hands.
-                may_know_token(address, port_holder::owner(address))?;
+                may_know_token(address, port_holder::owner(address), site)?;
             }
             match client::ask(address, path, token).await? {
                 (StatusCode::OK, body) => serde_json::from_slice::<Value>(&body)
@@ -116,10 +114,30 @@ impl Running {
         }
     }
 
+    /// The step where a relay is expected to run, if none is known to.
+    pub(super) fn absence(&self, site: Site) -> Option<Step> {
+        let seen = match self {
+            Self::Relay(_) => return None,
+            Self::Off => {
+                "one is expected here, but cannot be asked, since AdminListen is off".to_owned()
+            }
+            Self::Silent(why) => {
+                format!("one is expected here, but none answers: {why}; {}", site.no_relay())
+            }
+        };
+        Some(Step::failed(RUNNING_RELAY, seen))
+    }
+
     /// The step; `port_is_free` where nobody has the port of peers.
-    pub(super) fn step(&self, config: &Config, report: &ConfigReport, port_is_free: bool) -> Step {
+    pub(super) fn step(
+        &self,
+        config: &Config,
+        report: &ConfigReport,
+        port_is_free: bool,
+        site: Site,
+    ) -> Step {
         match self {
-            Self::Relay(relay) => relay.judge(config, report),
+            Self::Relay(relay) => relay.judge(config, report, site),
             Self::Off | Self::Silent(_) if port_is_free => {
                 Step::skipped(RUNNING_RELAY, "none runs here")
             }
@@ -134,16 +152,16 @@ impl Running {
 
 /// Whether the one who listens at `address` may be shown the token. While the relay does not run, any user of this
 /// machine can listen there and answer as a relay does; its name proves nothing either.
-fn may_know_token(address: SocketAddr, owner: Owner) -> Result<(), String> {
+fn may_know_token(address: SocketAddr, owner: Owner, site: Site) -> Result<(), String> {
     match owner {
         Owner::Trusted => Ok(()),
         Owner::Other(user) => Err(format!(
-            "another user, {user}, holds {address}, and is not shown the AdminToken; if that is the relay's user, run \
-             the doctor as that user"
+            "another user, {user}, holds {address}, and is not shown the AdminToken; {}",
+            site.as_its_user()
         )),
         Owner::Unseen => Err(format!(
-            "whose {address} is cannot be seen, so nobody there is shown the AdminToken; run the doctor where the relay \
-             runs, in the same container"
+            "whose {address} is cannot be seen, so nobody there is shown the AdminToken; {}",
+            site.where_it_runs()
         )),
     }
 }
@@ -170,7 +188,7 @@ impl Relay {
         self.status.as_ref().ok()?["peers"]["listen"].as_str()?.parse().ok()
     }
 
-    fn judge(&self, config: &Config, report: &ConfigReport) -> Step {
+    fn judge(&self, config: &Config, report: &ConfigReport, site: Site) -> Step {
         let (outcome, mut seen) = self.keys();
         let mut step = Step::new(RUNNING_RELAY, outcome, "");
         if let Some(last) = self.status.as_ref().ok().map(|status| &status["router"]["last_error"])
@@ -189,10 +207,8 @@ impl Relay {
         }
         let differs = self.differences(config, report);
         if !differs.is_empty() {
-            seen += ". It does not run with this configuration: reloading (";
-            seen += RELOAD;
-            seen += ") lets it read the settings again, a restart also those that reloading cannot change. Or the doctor \
-                     was not started with the environment of the relay";
+            seen += ". It does not run with this configuration: ";
+            seen += &site.reload();
         }
         if step.outcome == Outcome::Ok && !(for_restart.is_empty() && differs.is_empty()) {
             step.outcome = Outcome::Hint;
@@ -347,7 +363,7 @@ mod tests {
     }
 
     fn judged(relay: &Relay) -> Step {
-        relay.judge(&config(&[]), &ConfigReport::default())
+        relay.judge(&config(&[]), &ConfigReport::default(), Site::Machine)
     }
 
     #[test]
@@ -412,16 +428,41 @@ mod tests {
             settings: vec![("MaxPeerCount".to_owned(), value.to_owned())],
             ..relay(&[], 7, 1, 2)
         };
-        assert_eq!(there("50").judge(&config(&[]), &report).outcome, Outcome::Ok);
+        assert_eq!(there("50").judge(&config(&[]), &report, Site::Machine).outcome, Outcome::Ok);
         let moved = config(&[("LISTEN_PORT", "9070"), ("LISTEN_INTERFACE", "127.0.0.1")]);
-        let waits = there("100").judge(&moved, &report);
+        let waits = there("100").judge(&moved, &report, Site::Machine);
         assert_eq!(waits.outcome, Outcome::Hint);
         let text = waits.to_string();
-        for part in
-            [RELOAD, "\"100\" there and \"50\" here (file x)", "listens on port 8070", "on ::, "]
-        {
+        for part in [
+            &*Site::Machine.reload(),
+            "\"100\" there and \"50\" here (file x)",
+            "listens on port 8070",
+            "on ::, ",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let in_pod = there("100").judge(&moved, &report, Site::Pod);
+        assert!(in_pod.seen.contains("kubectl rollout restart"), "{in_pod}");
+        assert!(!in_pod.seen.contains("SIGHUP"), "{in_pod}");
+    }
+
+    #[test]
+    fn a_relay_that_is_expected_and_absent_is_a_failure() {
+        let silent = Running::Silent("cannot connect to 127.0.0.1:8071".to_owned());
+        for (running, parts) in [
+            (&silent, &["none answers: cannot connect to 127.0.0.1:8071", "nodeSelector"][..]),
+            (&Running::Off, &["AdminListen is off"]),
+        ] {
+            let step = running.absence(Site::Pod).unwrap();
+            assert_eq!(step.outcome, Outcome::Failed);
+            for part in parts {
+                assert!(step.seen.contains(part), "{part}: {step}");
+            }
+            // Where none is expected, it is none.
+            let step = running.step(&config(&[]), &ConfigReport::default(), true, Site::Pod);
+            assert_eq!(step.outcome, Outcome::Skipped, "{step}");
+        }
+        assert!(Running::Relay(Box::new(relay(&[], 7, 1, 2))).absence(Site::Pod).is_none());
     }
 
     #[test]
@@ -455,10 +496,10 @@ mod tests {
     #[test]
     fn the_token_is_shown_only_to_root_and_to_this_user() {
         let address = SocketAddr::from(([127, 0, 0, 1], 8071));
-        assert_eq!(may_know_token(address, Owner::Trusted), Ok(()));
-        let other = may_know_token(address, Owner::Other(1001)).unwrap_err();
+        assert_eq!(may_know_token(address, Owner::Trusted, Site::Machine), Ok(()));
+        let other = may_know_token(address, Owner::Other(1001), Site::Machine).unwrap_err();
         assert!(other.contains("another user, 1001, holds 127.0.0.1:8071"), "{other}");
-        let unseen = may_know_token(address, Owner::Unseen).unwrap_err();
+        let unseen = may_know_token(address, Owner::Unseen, Site::Machine).unwrap_err();
         assert!(unseen.contains("cannot be seen"), "{unseen}");
     }
 

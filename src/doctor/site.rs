@@ -1,0 +1,199 @@
+//! How the relay is operated where the doctor runs, so that its advice can be followed there. On a machine somebody edits
+//! files and sends signals; in a pod of Kubernetes there is no shell, and settings are values of the chart.
+
+use crate::config::settings::SETTINGS;
+use crate::config::sources::Sources;
+
+use super::report::{MEMORY, OPEN_FILES, Outcome, Step};
+
+/// Where the doctor runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// A machine, or a container that somebody started on one.
+    Machine,
+    /// A pod of Kubernetes.
+    Pod,
+}
+
+/// Settings that values of the chart with other names decide.
+const VALUES: &[(&str, &str)] = &[
+    ("RouterAddress", "router.address"),
+    ("RouterPort", "router.port"),
+    ("RouterPublicKey", "router.publicKey"),
+    ("PeerAddress", "peerAddress"),
+    ("PeerPort", "peer.port"),
+    ("ListenPort", "peer.listenPort"),
+    ("DrainTimeout", "drainTimeoutSeconds"),
+    ("AdminListen", "admin.port"),
+    ("AdminToken", "adminToken"),
+    ("MetricsListen", "metrics.enabled and metrics.port"),
+    ("MetricsToken", "metricsToken"),
+    ("MetricsTlsCertificate", "metrics.tls.existingSecret"),
+    ("MetricsTlsPrivateKey", "metrics.tls.existingSecret"),
+    ("MetricsTlsClientCa", "metrics.tls.clientCa"),
+];
+
+/// The command that starts the doctor beside the relay that runs.
+const INSIDE: &str = "kubectl exec POD -- /usr/local/bin/aspia_relay --doctor";
+
+/// The value of the chart that decides a setting.
+pub fn value_of(setting: &str) -> String {
+    let found = VALUES.iter().find(|(key, _)| *key == setting);
+    found.map_or_else(|| format!("config.{setting}"), |(_, value)| (*value).to_owned())
+}
+
+impl Site {
+    /// Where this process runs, by its environment.
+    pub fn of(sources: &Sources) -> Self {
+        let is_set = |(name, value): &(String, String)| {
+            name == "KUBERNETES_SERVICE_HOST" && !value.is_empty()
+        };
+        if sources.environment.iter().any(is_set) { Self::Pod } else { Self::Machine }
+    }
+
+    /// How the relay takes over a configuration that has changed.
+    pub(super) fn reload(self) -> String {
+        match self {
+            Self::Machine => {
+                let signal =
+                    if cfg!(windows) { "sc control aspia-relay paramchange" } else { "SIGHUP" };
+                format!(
+                    "reloading ({signal}) lets it read the settings again, a restart also those that reloading cannot \
+                     change. Or the doctor was not started with the environment of the relay"
+                )
+            }
+            Self::Pod => "a new pod does, which `kubectl rollout restart` makes of each once it has drained. Do not do \
+                 that while the Router is away"
+                .to_owned(),
+        }
+    }
+
+    /// How to see which program it is that holds a port.
+    pub(super) fn to_see_holder(self) -> String {
+        match self {
+            Self::Machine if cfg!(windows) => {
+                "An administrator sees which: netstat -abno".to_owned()
+            }
+            Self::Machine => {
+                "Run the doctor as root or as the relay's user to see which".to_owned()
+            }
+            Self::Pod => format!("In the relay's own pod the doctor sees it: {INSIDE}"),
+        }
+    }
+
+    /// How to ask a relay of another user for what only the holder of the token may know.
+    pub(super) fn as_its_user(self) -> String {
+        match self {
+            Self::Machine => "if that is the relay's user, run the doctor as that user".to_owned(),
+            Self::Pod => format!("if that is the relay, ask it in its own pod: {INSIDE}"),
+        }
+    }
+
+    /// How to ask a relay whose process cannot be seen.
+    pub(super) fn where_it_runs(self) -> String {
+        match self {
+            Self::Machine => {
+                "run the doctor where the relay runs, in the same container".to_owned()
+            }
+            Self::Pod => format!("ask it in its own pod: {INSIDE}"),
+        }
+    }
+
+    /// Why there may be no relay where one must run.
+    pub(super) fn no_relay(self) -> &'static str {
+        match self {
+            Self::Machine => "start it, or see in its log why it ended",
+            Self::Pod => {
+                "does any node have the labels of nodeSelector? `kubectl get daemonset,statefulset` says how many relays \
+                 there are to be (DESIRED), `kubectl get pods` and `kubectl describe pod` what keeps them"
+            }
+        }
+    }
+
+    /// What to add to a step that is not as it should be: how to change there what it speaks of.
+    pub(super) fn remedies(self, step: &Step) -> Vec<String> {
+        if self == Self::Machine || !matches!(step.outcome, Outcome::Failed | Outcome::Hint) {
+            return Vec::new();
+        }
+        let mut remedies = Vec::new();
+        match step.step {
+            MEMORY => remedies.push(
+                "the limit is the value resources.limits.memory, which is the container's".to_owned(),
+            ),
+            OPEN_FILES => remedies.push(
+                "the limit is that of the container runtime on the node (LimitNOFILE of its systemd unit)".to_owned(),
+            ),
+            _ => {}
+        }
+        let is_named = |key: &str| {
+            let mut words = step.seen.split(|c: char| !c.is_ascii_alphanumeric());
+            words.any(|word| word == key)
+        };
+        let named = SETTINGS.iter().map(|setting| setting.key).filter(|key| is_named(key));
+        let named: Vec<_> = named.map(|key| format!("{key} is {}", value_of(key))).collect();
+        if !named.is_empty() {
+            remedies.push(format!("in the values of the chart, {}", named.join(", ")));
+        }
+        remedies
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(environment: &[(&str, &str)]) -> Site {
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Site::of(&Sources::new(None, environment.collect()))
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_environment() {
+        assert_eq!(site(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]), Site::Pod);
+        assert_eq!(site(&[("KUBERNETES_SERVICE_HOST", "")]), Site::Machine);
+        assert_eq!(site(&[("NODE_NAME", "node-1")]), Site::Machine);
+    }
+
+    #[test]
+    fn every_value_is_for_a_setting() {
+        for (key, _) in VALUES {
+            assert!(SETTINGS.iter().any(|setting| setting.key == *key), "{key}");
+        }
+        assert_eq!(value_of("MaxPeerCount"), "config.MaxPeerCount");
+    }
+
+    #[test]
+    fn advice_in_a_pod_is_for_those_who_have_kubectl() {
+        for advice in [
+            Site::Pod.reload(),
+            Site::Pod.to_see_holder(),
+            Site::Pod.as_its_user(),
+            Site::Pod.where_it_runs(),
+            Site::Pod.no_relay().to_owned(),
+        ] {
+            assert!(advice.contains("kubectl "), "{advice}");
+            for machine in ["SIGHUP", "as root", "as that user", "same container"] {
+                assert!(!advice.contains(machine), "{advice}");
+            }
+        }
+    }
+
+    #[test]
+    fn settings_that_a_remedy_names_are_values_in_a_pod() {
+        let seen =
+            "cannot listen; set AdminListen to a free port, or lower MaxPeerCount (PeerPorts)";
+        let step = Step::failed(MEMORY, seen);
+        let remedies = Site::Pod.remedies(&step).join("; ");
+        for part in [
+            "resources.limits.memory",
+            "AdminListen is admin.port",
+            "MaxPeerCount is config.MaxPeerCount",
+        ] {
+            assert!(remedies.contains(part), "{part}: {remedies}");
+        }
+        assert!(!remedies.contains("PeerPort"), "{remedies}");
+        assert!(Site::Machine.remedies(&step).is_empty());
+        assert!(Site::Pod.remedies(&Step::ok(MEMORY, seen)).is_empty());
+    }
+}

@@ -189,14 +189,24 @@ fn probes_reach_the_admin_interface() {
     let Some(cases) = cases() else { return };
     for case in &cases {
         let pod = case.relay();
+        let everything = case.name == "everything";
+        let grace = if everything { json!(20) } else { json!(5) };
         let host_network = pod["hostNetwork"] == true;
         let dns = if host_network { json!("ClusterFirstWithHostNet") } else { Value::Null };
-        assert_eq!(pod["dnsPolicy"], dns, "{}", case.name);
+        for pod in [pod, case.doctor()] {
+            assert_eq!(pod["dnsPolicy"], dns, "{}", case.name);
+            let options = &pod["dnsConfig"]["options"];
+            assert_eq!(options, &json!([{ "name": "ndots", "value": "2" }]), "{}", case.name);
+        }
         assert_eq!(case.doctor()["hostNetwork"], pod["hostNetwork"], "{}", case.name);
         for (probe, path) in
             [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
         {
-            let get = &pod["containers"][0][probe]["httpGet"];
+            let probe = &pod["containers"][0][probe];
+            // A hung relay does not drain; a readiness probe restarts nothing, and Kubernetes refuses a grace for it.
+            let grace = if path == "/livez" { grace.clone() } else { Value::Null };
+            assert_eq!(probe["terminationGracePeriodSeconds"], grace, "{}", case.name);
+            let get = &probe["httpGet"];
             assert_eq!((&get["path"], &get["port"]), (&json!(path), &json!("admin")));
             // Elsewhere the kubelet is outside of the pod, and a host is what Pod Security forbids.
             let host = if host_network { json!("127.0.0.1") } else { Value::Null };
@@ -223,11 +233,113 @@ fn two_relays_never_want_one_port() {
             assert_eq!(workload["spec"]["updateStrategy"], expected, "{}", case.name);
             assert_eq!(case.relay()["hostNetwork"], true, "{}", case.name);
         } else {
+            // Its one pod has a name that the next one can only have when it has gone.
+            assert_eq!(workload["kind"], "StatefulSet", "{}", case.name);
             assert_eq!(workload["spec"]["replicas"], 1, "{}", case.name);
-            assert_eq!(workload["spec"]["strategy"], json!({ "type": "Recreate" }));
+            let name = workload["metadata"]["name"].as_str().unwrap();
+            assert_eq!(workload["spec"]["serviceName"], name, "{}", case.name);
+            // With the suffix of a revision it must fit into a label.
+            assert!(name.len() <= 52, "{name}");
+            // Otherwise corrected settings would wait for the relay with the wrong ones to get ready.
+            assert_eq!(workload["spec"]["podManagementPolicy"], "Parallel", "{}", case.name);
+            assert_eq!(workload["spec"]["updateStrategy"], json!({ "type": "RollingUpdate" }));
         }
         // The test must fit on a node whose ports the relay holds.
         assert!(case.doctor()["containers"][0]["ports"].is_null(), "{}", case.name);
+    }
+}
+
+/// A relay is ready when its link has lasted for 5 s, and a readiness probe sees that only at its next turn.
+#[test]
+fn a_rollout_waits_until_a_relay_has_stayed_ready() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let expected = if case.name == "everything" { 30 } else { 10 };
+        let spec = &case.workload()["spec"];
+        assert_eq!(spec["minReadySeconds"], expected, "{}", case.name);
+        let period = &case.relay()["containers"][0]["readinessProbe"]["periodSeconds"];
+        assert!(period.as_u64().unwrap() <= expected, "{}", case.name);
+    }
+}
+
+/// Whoever may read pods reads it: nothing of a log may get there.
+#[test]
+fn a_pods_status_shows_nothing_of_the_log() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        for pod in [case.relay(), case.doctor()] {
+            let init = pod["initContainers"].as_array().into_iter().flatten();
+            for container in init.chain(array(&pod["containers"])) {
+                assert_eq!(container["terminationMessagePolicy"], "File", "{}", case.name);
+                let variables = container::variables(container);
+                let path = variables.iter().find(|(name, _)| name == "TERMINATION_MESSAGE_PATH");
+                assert_eq!(container["terminationMessagePath"], path.unwrap().1, "{}", case.name);
+            }
+        }
+    }
+}
+
+/// Where peers dial an address of the node, the test must be on a node with a relay.
+#[test]
+fn the_test_runs_beside_a_relay_or_says_that_there_is_none() {
+    let Some(mut cases) = cases() else { return };
+    let values = chart().join("ci/pod-network-node-port-values.yaml");
+    let values = ["--values", values.to_str().unwrap()];
+    for (name, from) in [
+        ("host", &["--set", "peerAddress.from=hostIP,rbac.create=false"][..]),
+        ("value", &["--set", "peerAddress.from=value,peerAddress.value=a.b,rbac.create=false"]),
+    ] {
+        let rendered = template(&[&values, from].concat()).unwrap().unwrap();
+        cases.push(Case { name: name.to_owned(), objects: documents(&rendered) });
+    }
+    for case in &cases {
+        let name = case.name.as_str();
+        let pod = case.doctor();
+        assert!(
+            pod["activeDeadlineSeconds"].as_u64().unwrap() < 300,
+            "Helm waits for 5 min: {name}"
+        );
+        let host_network = pod["hostNetwork"] == true;
+        let terms = &pod["affinity"]["podAffinity"];
+        let terms = &terms["requiredDuringSchedulingIgnoredDuringExecution"];
+        if !host_network && ["pod-network-load-balancer", "value"].contains(&name) {
+            assert!(terms.is_null(), "{name}");
+            continue;
+        }
+        let [term] = &array(terms)[..] else { panic!("{name}: {terms}") };
+        assert_eq!(term["topologyKey"], "kubernetes.io/hostname");
+        // All relays have the labels, and so has the test itself: without a relay, its own rule keeps it from no node.
+        let labels = term["labelSelector"]["matchLabels"].as_object().unwrap();
+        let of_relays = &case.workload()["spec"]["template"]["metadata"]["labels"];
+        let of_test = &case.only("Pod")["metadata"]["labels"];
+        for (key, value) in labels {
+            assert_eq!((&of_relays[key], &of_test[key]), (value, value), "{name}");
+        }
+        assert!(labels.contains_key("app.kubernetes.io/instance"), "{name}: {labels:?}");
+        // The program takes the arguments. In the pod network it does not see the relay of its node.
+        let arguments = array(&pod["containers"][0]["args"]);
+        let arguments = arguments.iter().map(|argument| argument.as_str().unwrap());
+        let arguments = Arguments::try_parse_from(std::iter::once("aspia_relay").chain(arguments));
+        let arguments = arguments.unwrap();
+        assert_eq!((arguments.doctor, arguments.running), (true, host_network), "{name}");
+    }
+}
+
+/// Helm shows what the test says and then deletes its pod; one that failed stays to be looked at.
+#[test]
+fn a_test_that_succeeded_leaves_nothing() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let annotations = &case.only("Pod")["metadata"]["annotations"];
+        let policies = |name: &str| {
+            let policies = annotations[name].as_str().unwrap().split(',');
+            policies.map(ToOwned::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(policies("helm.sh/hook"), ["test"]);
+        let deleted = policies("helm.sh/hook-delete-policy");
+        assert_eq!(deleted, ["before-hook-creation", "hook-succeeded"], "{}", case.name);
+        let shown = policies("helm.sh/hook-output-log-policy");
+        assert_eq!(shown, ["hook-succeeded", "hook-failed"], "{}", case.name);
     }
 }
 
@@ -312,7 +424,7 @@ fn the_address_comes_from_where_it_was_said() {
     for (name, expected, init) in [
         ("daemonset-host-ip", "203.0.113.7", Value::Null),
         ("daemonset-template", "node-1.example.com.relay.example.com", Value::Null),
-        ("deployment-value", "relay.example.com", Value::Null),
+        ("stateful-set-value", "relay.example.com", Value::Null),
         ("daemonset-node-annotation", "198.51.100.7", args("annotation=example.com/relay-address")),
         ("daemonset-node-label", "198.51.100.7", args("label=example.com/relay-address")),
         ("daemonset-external-ip", "198.51.100.7", args("external-ip")),
@@ -488,6 +600,7 @@ fn the_notes_say_what_to_do() {
         "aspia_relay --healthcheck",
         "helm test -n relays aspia-relay",
         "kubectl rollout status -n relays daemonset/aspia-relay",
+        "kubectl get daemonset -n relays aspia-relay    # DESIRED first",
         "Do not upgrade while the Router is away",
     ] {
         assert!(host.contains(word), "no {word:?} in {host}");
@@ -506,6 +619,18 @@ fn the_notes_say_what_to_do() {
     assert!(on_delete.contains("kubectl delete pod -n relays POD"), "{on_delete}");
     for wrong in ["rollout status", "while the Router is away"] {
         assert!(!on_delete.contains(wrong), "{wrong:?} in {on_delete}");
+    }
+    // Before anything that looks good without a single relay.
+    let at = |word: &str| host.find(word).unwrap_or_else(|| panic!("no {word:?} in {host}"));
+    assert!(at("DESIRED first") < at("rollout status"), "{host}");
+    let one = notes("stateful-set-value", &[]).unwrap();
+    assert!(one.contains("rollout status -n relays statefulset/aspia-relay"), "{one}");
+    assert!(!one.contains("DESIRED"), "{one}");
+    let one = notes("stateful-set-value", &["updateStrategy=OnDelete"]).unwrap();
+    assert!(one.contains("kubectl delete pod -n relays POD"), "{one}");
+    let waits = notes("daemonset-node-annotation", &[]).unwrap();
+    for word in ["kubectl logs -n relays POD -c node-address", "aspia-relay-doctor"] {
+        assert!(waits.contains(word), "no {word:?} in {waits}");
     }
 }
 

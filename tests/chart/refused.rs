@@ -2,6 +2,7 @@
 
 use aspia_relay::config::parse;
 use aspia_relay::config::settings::SETTINGS;
+use aspia_relay::doctor::site;
 use serde_json::Value;
 
 use crate::tools::{Case, chart, documents, template};
@@ -51,7 +52,30 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["config.RouterProtocol=\"4\""], &["/config/RouterProtocol"]),
     (&["peer.port=70000"], &["/peer/port", "maximum"]),
     (&["peerAddress.from=nodeIP"], &["/peerAddress/from", "must be one of"]),
-    (&["kind=StatefulSet"], &["/kind", "'DaemonSet'"]),
+    (&["kind=ReplicaSet"], &["/kind", "'DaemonSet'"]),
+    (&["minReadySeconds=-1"], &["/minReadySeconds", "minimum"]),
+    (&["minReadySeconds=10s"], &["/minReadySeconds", "want integer"]),
+    // Kubernetes refuses it.
+    (
+        &["probes.terminationGracePeriodSeconds=0"],
+        &["/probes/terminationGracePeriodSeconds", "minimum"],
+    ),
+    (&["probes=null"], &["missing property 'probes'"]),
+    (&["dnsConfig.ndots=1"], &["/dnsConfig", "'ndots' not allowed"]),
+    (
+        &["dnsConfig.options=[{\"name\": \"ndots\", \"value\": 1}]"],
+        &["/dnsConfig/options/0/value", "want string"],
+    ),
+    // An earlier version had it: what to do before the upgrade.
+    (
+        &["kind=Deployment", "drainTimeoutSeconds=600"],
+        &[
+            "kind StatefulSet",
+            "kubectl scale deployment/aspia-relay -n relays --replicas=0",
+            "kubectl wait pod -n relays",
+            "--for=delete --timeout=630s",
+        ],
+    ),
     (&["drainTimeoutSeconds=25s"], &["/drainTimeoutSeconds", "want integer"]),
     (&["service.type=ClusterIP"], &["/service/type", "'NodePort'"]),
     (&["updateStrategy=Recreate"], &["/updateStrategy", "'OnDelete'"]),
@@ -87,7 +111,7 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["serviceMonitor.interval=15"], &["/serviceMonitor/interval", "want string"]),
     (&["serviceMonitor.interval=\"15\""], &["serviceMonitor.interval is \"15\""]),
     (
-        &["hostNetwork=false", "kind=Deployment", "service.nodePortRange=all"],
+        &["hostNetwork=false", "kind=StatefulSet", "service.nodePortRange=all"],
         &["service.nodePortRange is \"all\"", "30000-32767"],
     ),
     (&["image.digest=sha256:abc"], &["image.digest is", "64 hex digits"]),
@@ -104,7 +128,7 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["peerAddress.template={{node}}"], &["peerAddress.template", "no effect"]),
     (
         &["peerAddress.from=value", "peerAddress.value=relay.example.com"],
-        &["DaemonSet one address", "kind Deployment"],
+        &["DaemonSet one address", "kind StatefulSet"],
     ),
     (&["peerAddress.from=nodeExternalIP"], &["rbac.create", "serviceAccount.name"]),
     (
@@ -113,19 +137,19 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     ),
     (&["rbac.create=true"], &["a right that nobody uses"]),
     (&["hostNetwork=false"], &["hostNetwork false with kind DaemonSet"]),
-    (&["hostNetwork=false", "kind=Deployment"], &["LoadBalancer", "peerAddress.value"]),
+    (&["hostNetwork=false", "kind=StatefulSet"], &["LoadBalancer", "peerAddress.value"]),
     (
-        &["hostNetwork=false", "kind=Deployment", "service.type=NodePort"],
+        &["hostNetwork=false", "kind=StatefulSet", "service.type=NodePort"],
         &["peer.port is 8070", "from 30000-32767 only", "service.nodePortRange"],
     ),
     (
-        &["hostNetwork=false", "kind=Deployment", "service.type=NodePort", "peer.port=32768"],
+        &["hostNetwork=false", "kind=StatefulSet", "service.type=NodePort", "peer.port=32768"],
         &["peer.port is 32768"],
     ),
     (
         &[
             "hostNetwork=false",
-            "kind=Deployment",
+            "kind=StatefulSet",
             "service.type=NodePort",
             "peer.port=30070",
             "service.nodePortRange=8000-9000",
@@ -135,7 +159,7 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (
         &[
             "hostNetwork=false",
-            "kind=Deployment",
+            "kind=StatefulSet",
             "service.type=NodePort",
             "peer.port=30070",
             "service.loadBalancerClass=a",
@@ -147,7 +171,7 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
-        &["hostNetwork=false", "kind=Deployment", "service.nodePortRange=1-65535"],
+        &["hostNetwork=false", "kind=StatefulSet", "service.nodePortRange=1-65535"],
         &["service.nodePortRange has no effect with service.type LoadBalancer"],
     ),
     (&["service.type=NodePort"], &["service.type has no effect with hostNetwork true"]),
@@ -165,7 +189,6 @@ const REFUSED: &[(&[&str], &[&str])] = &[
             "service.loadBalancerSourceRanges has no effect with hostNetwork true",
         ],
     ),
-    (&["kind=Deployment", "updateStrategy=OnDelete"], &["\"OnDelete\" has no effect"]),
     (&["networkPolicy.enabled=true"], &["does not apply to the host network", "firewall"]),
     (&["admin.port=8070"], &["peer.port and admin.port are both 8070"]),
     (
@@ -275,6 +298,10 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         ],
         &["OTEL_RESOURCE_ATTRIBUTES is set by the chart"],
     ),
+    (
+        &["extraEnv=[{\"name\": \"TERMINATION_MESSAGE_PATH\", \"value\": \"/dev/null\"}]"],
+        &["TERMINATION_MESSAGE_PATH is set by the chart"],
+    ),
 ];
 
 #[test]
@@ -282,7 +309,9 @@ fn wrong_values_are_refused_in_words() {
     let Some(good) = refusal(&[]) else { return };
     good.unwrap();
     // As a file has it where all lines below a key are comments.
-    for nothing in ["config=null", "podLabels=null", "nodeSelector=null", "resources=null"] {
+    for nothing in
+        ["config=null", "podLabels=null", "nodeSelector=null", "resources=null", "dnsConfig=null"]
+    {
         refusal(&[nothing]).unwrap().unwrap_or_else(|said| panic!("{nothing}: {said}"));
     }
     for (values, words) in REFUSED {
@@ -298,7 +327,7 @@ fn wrong_values_are_refused_in_words() {
 #[test]
 fn good_values_are_taken() {
     let scraped = ["metrics.enabled=true", "metricsToken.existingSecret.name=a"];
-    let node_port = ["hostNetwork=false", "kind=Deployment", "service.type=NodePort"];
+    let node_port = ["hostNetwork=false", "kind=StatefulSet", "service.type=NodePort"];
     for (common, values) in [
         (&scraped[..], &["podMonitor.enabled=true", "podMonitor.interval=1m"][..]),
         (
@@ -308,6 +337,8 @@ fn good_values_are_taken() {
         (&node_port, &["peer.port=30000"]),
         (&node_port, &["peer.port=32767", "peer.listenPort=8070"]),
         (&node_port, &["service.nodePortRange=8000-9000"]),
+        (&node_port, &["peer.port=30000", "updateStrategy=OnDelete"]),
+        (&[], &["minReadySeconds=0", "probes.terminationGracePeriodSeconds=1"]),
     ] {
         let values = [common, values].concat();
         let Some(said) = refusal(&values) else { return };
@@ -372,11 +403,13 @@ fn every_setting_is_known() {
     for key in settings {
         let form = &known[key];
         if form.get("type").is_some() || form.get("enum").is_some() {
+            assert_eq!(site::value_of(key), format!("config.{key}"));
             continue;
         }
         let Some(said) = refusal(&[&format!("config.{key}=a")]) else { return };
         let said = said.expect_err(key);
-        let expected = "it comes from the value";
-        assert!(said.contains(&format!("config.{key}")) && said.contains(expected), "{said}");
+        // The doctor names the same value, where it tells to change the setting.
+        let expected = format!("it comes from the value {}", site::value_of(key));
+        assert!(said.contains(&format!("config.{key}")) && said.contains(&expected), "{said}");
     }
 }

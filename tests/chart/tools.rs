@@ -74,9 +74,9 @@ impl Case {
         self.objects.iter().filter(move |object| object["kind"] == kind)
     }
 
-    /// The workload: a `DaemonSet` or a `Deployment`.
+    /// The workload: a `DaemonSet` or a `StatefulSet`.
     pub(crate) fn workload(&self) -> &Value {
-        let kind = if self.all("DaemonSet").next().is_some() { "DaemonSet" } else { "Deployment" };
+        let kind = if self.all("DaemonSet").next().is_some() { "DaemonSet" } else { "StatefulSet" };
         self.only(kind)
     }
 

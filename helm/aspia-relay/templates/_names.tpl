@@ -4,7 +4,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* 52 characters leave room for the suffixes. */}}
+{{/* 52 characters leave room for the suffixes, also for that of a StatefulSet's label controller-revision-hash. */}}
 {{- define "aspia-relay.fullname" -}}
 {{- $name := include "aspia-relay.name" . -}}
 {{- if .Values.fullnameOverride -}}

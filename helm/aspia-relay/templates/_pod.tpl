@@ -14,6 +14,10 @@ enableServiceLinks: false
 hostNetwork: true
 dnsPolicy: ClusterFirstWithHostNet
 {{- end }}
+{{- with .dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -23,17 +27,19 @@ imagePullSecrets:
 {{- end }}
 {{- if $test }}
 restartPolicy: Never
-# Longer than the doctor takes at worst; an image that cannot be pulled ends the test, too.
+# Longer than the doctor takes at worst. Ends the test also where an image cannot be pulled, or the Node has no address
+# to give to peers; from when the pod has a node.
 activeDeadlineSeconds: 240
-{{- if .hostNetwork }}
-# On a node that has a relay.
+{{- if or .hostNetwork (and (eq .service.type "NodePort") (ne .peerAddress.from "value")) }}
+# On a node that has a relay: what peers dial is an address of that node. The labels are the test's own, too. So, where no
+# relay has a node, the scheduler puts the test anywhere, and it says that it finds none, instead of waiting for a node.
 affinity:
   podAffinity:
     requiredDuringSchedulingIgnoredDuringExecution:
       - topologyKey: kubernetes.io/hostname
         labelSelector:
           matchLabels:
-            {{- include "aspia-relay.selectorLabels" $root | nindent 12 }}
+            {{- include "aspia-relay.instanceLabels" $root | nindent 12 }}
 {{- end }}
 {{- else }}
 # The relay stops by itself when all sessions have ended, or after drainTimeoutSeconds; the rest is for the last traces.
@@ -65,8 +71,8 @@ securityContext:
     type: RuntimeDefault
 {{- if include "aspia-relay.asksForNode" $root }}
 initContainers:
-  # Asks the API server for this pod's Node and writes the address that peers dial. Only this container has the token
-  # of the service account.
+  # Asks the API server for this pod's Node until it has an address, says in its log what it waits for, and writes the
+  # address that peers dial. Only this container has the token of the service account.
   - name: node-address
     {{- include "aspia-relay.containerBasics" $root | nindent 4 }}
     args:
@@ -81,6 +87,7 @@ initContainers:
       - --output
       - /run/aspia-relay/peer-address
     env:
+      {{- include "aspia-relay.terminationMessage" $root | nindent 6 }}
       - name: NODE_NAME
         valueFrom:
           fieldRef:
@@ -95,7 +102,10 @@ initContainers:
 containers:
   - name: {{ ternary "doctor" "relay" $test }}
     {{- include "aspia-relay.containerBasics" $root | nindent 4 }}
-    {{- if $test }}
+    {{- if and $test .hostNetwork }}
+    # On the host network the doctor sees the relay of its node, and there must be one.
+    args: [--doctor, --running]
+    {{- else if $test }}
     args: [--doctor]
     {{- end }}
     env:
@@ -129,6 +139,7 @@ containers:
         {{- include "aspia-relay.probeTarget" (dict "values" . "path" "/livez") | nindent 8 }}
       periodSeconds: 2
       failureThreshold: 30
+      {{- include "aspia-relay.probeGrace" $root | nindent 6 }}
     # Does not fail because the Router is away: a restart would only end the sessions.
     livenessProbe:
       httpGet:
@@ -136,6 +147,7 @@ containers:
       periodSeconds: 10
       timeoutSeconds: 5
       failureThreshold: 3
+      {{- include "aspia-relay.probeGrace" $root | nindent 6 }}
     # 503 without a link to the Router: a rollout that breaks the link stops at the first node.
     readinessProbe:
       httpGet:
@@ -180,7 +192,7 @@ volumes:
       sources:
         - serviceAccountToken:
             path: token
-            # The shortest that there is: it is used once.
+            # The shortest that there is. The kubelet renews it while the container waits for an address.
             expirationSeconds: 600
         - configMap:
             name: kube-root-ca.crt
@@ -198,8 +210,10 @@ volumes:
 {{- define "aspia-relay.containerBasics" -}}
 image: {{ include "aspia-relay.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-# What a container says on stderr before it fails then stands in `kubectl describe pod`.
-terminationMessagePolicy: FallbackToLogsOnError
+# Why a container failed stands in `kubectl describe pod`: the program writes it into this file. FallbackToLogsOnError
+# would take the last lines of the log, and put peers' addresses where no right to logs is needed to read them.
+terminationMessagePath: /dev/termination-log
+terminationMessagePolicy: File
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
@@ -207,6 +221,18 @@ securityContext:
     drop: [ALL]
 resources:
   {{- default dict .Values.resources | toYaml | nindent 2 }}
+{{- end -}}
+
+{{/* Tells the program where it writes why it failed. */}}
+{{- define "aspia-relay.terminationMessage" -}}
+- name: TERMINATION_MESSAGE_PATH
+  value: /dev/termination-log
+{{- end -}}
+
+{{/* For the probes that restart the relay. */}}
+{{- define "aspia-relay.probeGrace" -}}
+# A relay that does not answer does not drain either: it is not waited for as long as for a pod that is deleted.
+terminationGracePeriodSeconds: {{ .Values.probes.terminationGracePeriodSeconds }}
 {{- end -}}
 
 {{/* Called with values and path. */}}

@@ -46,6 +46,7 @@
 
 {{/* The variables of the relay. */}}
 {{- define "aspia-relay.env" -}}
+{{ include "aspia-relay.terminationMessage" . }}
 - name: ASPIA_RELAY_ADMIN_TOKEN_FILE
   value: /run/secrets/aspia-relay/admin-token
 {{- if include "aspia-relay.metricsTokenSecret" . | fromJson }}
@@ -62,7 +63,7 @@
     fieldRef:
       fieldPath: spec.nodeName
 {{- if not (hasKey (default dict .Values.config) "DisplayName") }}
-# In the pod network the host name is the pod's, which changes with each rollout.
+# In the pod network the host name is the pod's, which does not say where it runs.
 - name: ASPIA_RELAY_DISPLAY_NAME
   value: $(NODE_NAME)
 {{- end }}

@@ -66,7 +66,7 @@
 {{- end -}}
 {{- end -}}
 {{- if and (eq $from "value") (eq $v.kind "DaemonSet") -}}
-{{- $p = append $p "peerAddress.from \"value\" gives all relays of a DaemonSet one address, but a peer must reach the very relay that issued its key: take kind Deployment for one relay, or another peerAddress.from" -}}
+{{- $p = append $p "peerAddress.from \"value\" gives all relays of a DaemonSet one address, but a peer must reach the very relay that issued its key: take kind StatefulSet for one relay, or another peerAddress.from" -}}
 {{- end -}}
 {{- if and (include "aspia-relay.asksForNode" .) (not $v.rbac.create) (or $v.serviceAccount.create (not $v.serviceAccount.name)) -}}
 {{- $p = append $p (printf "peerAddress.from %q needs the right to read Nodes: set rbac.create to true (the README of the chart says what can be read then), or serviceAccount.create to false and serviceAccount.name to a service account that may" $from) -}}
@@ -78,10 +78,16 @@
 {{- $p = append $p "rbac.create would give the right to read Nodes to the service account \"default\", and so to other pods: set serviceAccount.name, or serviceAccount.create to true" -}}
 {{- end -}}
 
+{{- /* Workload. The schema lets a Deployment pass, so that its successor can be named here. */ -}}
+{{- if eq $v.kind "Deployment" -}}
+{{- $name := include "aspia-relay.fullname" . -}}
+{{- $p = append $p (printf "kind \"Deployment\" is no longer there: take kind StatefulSet for one relay. A Deployment starts the next pod while the old one still drains, and two relays behind one address break each other's sessions. So that a Deployment of an earlier version of this chart and the StatefulSet do not run side by side either, stop the old one before the upgrade: kubectl scale deployment/%s -n %s --replicas=0, then kubectl wait pod -n %s -l app.kubernetes.io/instance=%s,app.kubernetes.io/component=relay --for=delete --timeout=%ds" $name .Release.Namespace .Release.Namespace .Release.Name (add $v.drainTimeoutSeconds 30 | int)) -}}
+{{- end -}}
+
 {{- /* Network */ -}}
 {{- if not $v.hostNetwork -}}
 {{- if eq $v.kind "DaemonSet" -}}
-{{- $p = append $p "hostNetwork false with kind DaemonSet: a Service would lead peers to any of the relays, but a peer must reach the very relay that issued its key; take kind Deployment, or hostNetwork true" -}}
+{{- $p = append $p "hostNetwork false with kind DaemonSet: a Service would lead peers to any of the relays, but a peer must reach the very relay that issued its key; take kind StatefulSet, or hostNetwork true" -}}
 {{- end -}}
 {{- if and (eq $v.service.type "LoadBalancer") (ne $from "value") -}}
 {{- $p = append $p (printf "peerAddress.from %q with a Service of type LoadBalancer: peers dial the load balancer, not the node; take peerAddress.from \"value\" and set peerAddress.value to the name of the load balancer" $from) -}}
@@ -109,9 +115,6 @@
 {{- if $v.networkPolicy.enabled -}}
 {{- $p = append $p "networkPolicy.enabled with hostNetwork true: a NetworkPolicy does not apply to the host network; remove it, and restrict the ports in the firewall of the nodes" -}}
 {{- end -}}
-{{- end -}}
-{{- if and (eq $v.updateStrategy "OnDelete") (eq $v.kind "Deployment") -}}
-{{- $p = append $p "updateStrategy \"OnDelete\" has no effect with kind Deployment: remove it" -}}
 {{- end -}}
 {{- $ports := dict -}}
 {{- $listen := ternary "peer.listenPort" "peer.port" (not (empty $v.peer.listenPort)) -}}
@@ -239,7 +242,7 @@
 {{- if and (hasSuffix "_HEADERS" $variable.name) $variable.value -}}
 {{- $p = append $p (printf "extraEnv: the value of %s usually holds a secret: expected valueFrom.secretKeyRef" $variable.name) -}}
 {{- end -}}
-{{- if has $variable.name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE") -}}
+{{- if has $variable.name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "TERMINATION_MESSAGE_PATH") -}}
 {{- $p = append $p (printf "extraEnv: %s is set by the chart: choose another name" $variable.name) -}}
 {{- end -}}
 {{- if and $v.tracing.endpoint (has $variable.name (list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_PROTOCOL" "OTEL_RESOURCE_ATTRIBUTES")) -}}

@@ -477,6 +477,43 @@ async fn a_relay_that_runs_is_left_alone() {
     assert!(relay.handle().link().link.is_some());
 }
 
+/// As `helm test` runs it on the host network of a node: there must be a relay, and whoever reads the advice has `kubectl`
+/// and the values of the chart.
+#[tokio::test(start_paused = true)]
+async fn in_a_pod_the_advice_is_for_kubectl_and_the_chart() {
+    let in_pod = Surroundings { in_container: true, site: Site::Pod, ..on_a_machine() };
+    let must_run = Surroundings { expects_relay: true, ..in_pod };
+    let router = router(Behaviour::Serve).await;
+    let mut environment = for_router(&router);
+    let (socket, nobody) = nobody();
+    set(&mut environment, "AdminListen", &nobody.to_string());
+    let report = examine_in(&environment, in_pod).await;
+    assert_eq!(report.failures(), 0, "{report:#?}");
+    // No node has the label.
+    let report = examine_in(&environment, must_run).await;
+    failure(&report, "running relay", &["none answers", "nodeSelector", "kubectl get daemonset"]);
+    drop(socket);
+    // Another program has the port.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    set(&mut environment, "AdminListen", &taken.local_addr().unwrap().to_string());
+    let admin = examine_in(&environment, in_pod).await;
+    let value = |line: &String| line == "in the values of the chart, AdminListen is admin.port";
+    assert!(step(&admin, "AdminListen").details.iter().any(value), "{admin:#?}");
+    let on_machine = examine(&environment).await;
+    assert!(step(&on_machine, "AdminListen").details.is_empty(), "{on_machine:#?}");
+    let relay = Relay::start(router.address(), router.public_key(), &[]).unwrap();
+    router.wait_for(|view| !view.pool.is_empty()).await;
+    router.set(|options| options.behaviour = Behaviour::ServeAside);
+    set(&mut environment, "PeerPort", &relay.address().port().to_string());
+    set(&mut environment, "AdminListen", &relay.admin().to_string());
+    let report = examine_in(&environment, must_run).await;
+    assert_eq!(report.failures(), 0, "{report:#?}");
+    // It does not run with these settings.
+    let running = step(&report, "running relay");
+    assert!(running.seen.contains("kubectl rollout restart"), "{running}");
+    assert!(!running.seen.contains("SIGHUP"), "{running}");
+}
+
 /// The field's most frequent trouble: the key pool is empty, and nobody knows why.
 #[tokio::test(start_paused = true)]
 async fn an_empty_key_pool_is_explained() {

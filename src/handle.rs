@@ -298,7 +298,8 @@ impl Handle {
         missing.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
     }
 
-    /// Applies what can be applied of new settings; no session ends by it.
+    /// Applies what can be applied of new settings. No session ends by it, but those that are over stricter limits on their time,
+    /// one after the other.
     pub fn reload(&self, new: &Loaded) -> Reloaded {
         let old = self.config();
         let (applied, waiting) = old.reloaded(&new.config);

@@ -21,6 +21,8 @@ pub struct TcpInfo {
     pub delivery_rate: Option<NonZero<u64>>,
     /// Bytes that the kernel holds and has not sent yet; `None` where the kernel does not say.
     pub unsent: Option<u32>,
+    /// Bytes that the peer has acknowledged since the connection began; `None` where the kernel does not say.
+    pub acknowledged: Option<u64>,
     /// Segments that were sent and are not acknowledged, the end included.
     pub unacknowledged: u32,
     /// Whether the connection is over on both sides.
@@ -37,6 +39,12 @@ impl TcpInfo {
     pub fn is_delivered(&self) -> bool {
         self.closed || (self.unacknowledged == 0 && self.unsent.unwrap_or(0) == 0)
     }
+
+    /// Whether the peer has taken bytes since `earlier` that the kernel could not send then: a peer that is slow, and not
+    /// one that stands still.
+    pub fn has_drained_since(&self, earlier: &Self) -> bool {
+        earlier.unsent.is_some_and(|unsent| unsent > 0) && self.acknowledged > earlier.acknowledged
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -45,6 +53,7 @@ mod offset {
     pub(super) const UNACKED: usize = 24;
     pub(super) const RTT: usize = 68;
     pub(super) const TOTAL_RETRANS: usize = 100;
+    pub(super) const BYTES_ACKED: usize = 120;
     pub(super) const NOTSENT_BYTES: usize = 144;
     pub(super) const DELIVERY_RATE: usize = 160;
     /// Past the last field that is read.
@@ -99,6 +108,7 @@ fn parse(info: &[u8]) -> Option<TcpInfo> {
             .map(u64::from_ne_bytes)
             .and_then(NonZero::new),
         unsent: number(offset::NOTSENT_BYTES),
+        acknowledged: field(info, offset::BYTES_ACKED).map(u64::from_ne_bytes),
         unacknowledged: number(offset::UNACKED)?,
         closed: *info.get(offset::STATE)? == CLOSED,
     })
@@ -131,7 +141,14 @@ mod tests {
         let full = read(&here).unwrap();
         assert!(full.unsent > Some(0) && !full.is_delivered(), "{full:?}");
         assert!(quiet.is_delivered() && !quiet.closed, "{quiet:?}");
-        // It goes without having read: what it did not want is nobody's any more.
+        assert!(!full.has_drained_since(&quiet), "{full:?}");
+        // It reads some of it, slowly: the kernel has less to do, though it may not take more.
+        let mut some = vec![0; 1024 * 1024];
+        there.read_exact(&mut some).await.unwrap();
+        while !read(&here).unwrap().has_drained_since(&full) {
+            tokio::task::yield_now().await;
+        }
+        // It goes without having read the rest: what it did not want is nobody's any more.
         drop(there);
         while !read(&here).unwrap().closed {
             tokio::task::yield_now().await;
@@ -147,6 +164,7 @@ mod tests {
         let parsed = parse(&info).unwrap();
         assert_eq!((parsed.rtt(), parsed.retransmits), (Duration::from_micros(9), 3));
         assert_eq!((parsed.delivery_rate, parsed.unsent), (None, None));
+        assert!(!parsed.has_drained_since(&parsed));
         assert_eq!(parse(&info[..100]), None);
     }
 }

@@ -1,9 +1,10 @@
 //! Every way in which bytes can be moved does all that forwarding must do: the same tests, each way forced. And each is
-//! seen to have been the one that was taken.
+//! seen to have been the one that was taken. Where the kernel refuses one, bytes take the other.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(clippy::duplicate_mod, reason = "the same tests, once for each way")]
 #![cfg(target_os = "linux")]
 
+use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use aspia_relay::forward::Method;
 use aspia_relay::open_files::MAX_PIPES;
 use aspia_relay::state::sessions::End;
 use aspia_relay::workers::Workers;
+use relay_lab::log::CapturedLog;
 use relay_lab::relay::{Lab, Relay};
 use relay_lab::router::Options;
 use relay_lab::traffic;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -214,4 +217,82 @@ async fn on_threads_of_their_own_sessions_lose_nothing_either() {
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
     let lab = std::sync::Arc::into_inner(lab).unwrap();
     assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::AtOnce);
+}
+
+/// Has `splice(2)` fail with `errno` on this thread from now on, as a sandbox does.
+fn refuse_splice(errno: i32) {
+    let errno = SeccompAction::Errno(errno.unsigned_abs());
+    let rules = BTreeMap::from([(libc::SYS_splice, vec![])]);
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, architecture).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// Runs a test on a thread and a runtime of its own, which a filter of system calls may spoil.
+fn on_its_own_thread<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
+#[test]
+fn where_splice_is_refused_bytes_are_copied() {
+    // Forbidden, unknown, not for such sockets; and two that may pass.
+    let errors = [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EINVAL, libc::ENOMEM, libc::EIO];
+    for errno in errors {
+        for method in [Method::Splice, Method::Adaptive] {
+            on_its_own_thread(move || async move {
+                refuse_splice(errno);
+                let log = CapturedLog::start();
+                let lab = lab(engine(method, MAX_PIPES)).await;
+                transfer(&lab, 8).await;
+                let line = log.line("session ended").await;
+                assert!(line.contains("end=closed"), "{errno}: {line}");
+                assert!(metric(&lab.relay, "aspia_relay_pipe_fallbacks_total") > 0.0, "{errno}");
+                // No pipe is kept that is of no use.
+                let may_pass = [libc::ENOMEM, libc::EIO].contains(&errno);
+                assert!(may_pass || metric(&lab.relay, "aspia_relay_pipes") == 0.0, "{errno}");
+                // One warning, however many bytes.
+                transfer(&lab, 8).await;
+                assert_eq!(log.text().matches("splice(2)").count(), 1, "{}", log.text());
+            });
+        }
+    }
+}
+
+#[test]
+fn what_is_in_a_pipe_when_splice_is_refused_arrives() {
+    for errno in [libc::EPERM, libc::ENOMEM] {
+        on_its_own_thread(move || async move {
+            let lab = lab(engine(Method::Splice, MAX_PIPES)).await;
+            let (mut client, mut host) =
+                lab.router.introduce().await.unwrap().session().await.unwrap();
+            // The host reads nothing until the relay holds bytes in a pipe.
+            let chunk = traffic::Stream::bytes(9, 64 * 1024);
+            let mut sent = Vec::new();
+            let patience = Duration::from_millis(300);
+            while let Ok(written) = tokio::time::timeout(patience, client.write(&chunk)).await {
+                sent.extend_from_slice(&chunk[..written.unwrap()]);
+            }
+            assert_eq!(metric(&lab.relay, "aspia_relay_pipes"), 1.0);
+            refuse_splice(errno);
+            client.shutdown().await.unwrap();
+            let mut received = Vec::new();
+            host.read_to_end(&mut received).await.unwrap();
+            assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
+            assert!(metric(&lab.relay, "aspia_relay_pipe_fallbacks_total") > 0.0);
+        });
+    }
+}
+
+#[test]
+fn the_probe_of_pipes_sees_that_splice_is_refused() {
+    on_its_own_thread(|| async {
+        assert!(aspia_relay::forward::pipe::probe().is_ok());
+        refuse_splice(libc::EPERM);
+        let refused = aspia_relay::forward::pipe::probe().unwrap_err();
+        assert!(refused.contains("os error 1") && refused.contains("splice"), "{refused}");
+    });
 }

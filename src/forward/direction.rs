@@ -16,7 +16,10 @@ use tokio::time::Instant;
 
 use crate::state::sessions::Traffic;
 
+use super::discard::Discard;
+use super::failure::{Ending, is_of_connection, is_transient};
 use super::pipe::{Lease, Pipes};
+use super::readiness;
 use super::rest::Rest;
 
 /// Bytes copied at a time, at most.
@@ -66,20 +69,12 @@ pub(super) enum Progress {
     Moving,
     /// The sender finished, everything is delivered, and the receiver was told.
     Finished,
-    /// The sender's connection failed; what it had sent is delivered, and the receiver was told.
-    SenderGone,
-    /// The receiver's connection is over, and what the sender still sends is thrown away. `reset` is false where it
-    /// had closed in order and only got something that it no longer wanted.
-    Discarding { reset: bool },
-    /// The same, and the sender has finished, too.
-    Discarded { reset: bool },
-}
-
-impl Progress {
-    /// A broken pipe is what writing to a peer gives that had closed in order before; anything else is a failure.
-    fn receiver_gone(error: &io::Error) -> Self {
-        Self::Discarding { reset: error.kind() != io::ErrorKind::BrokenPipe }
-    }
+    /// Nothing more can be read from the sender; what it had sent is delivered, and the receiver was told.
+    SenderGone(Ending),
+    /// Nothing more can be written to the receiver, and what the sender still sends is discarded.
+    Discarding(Ending),
+    /// The same, and nothing more is read from the sender: it has finished, or its time is over.
+    Discarded(Ending),
 }
 
 /// What was taken from the sender and not yet given to the receiver.
@@ -105,13 +100,15 @@ enum Pace {
 pub(super) struct Direction {
     /// Nothing, most of the time: then it takes no memory of its own.
     held: Option<Box<Held>>,
+    /// While the sender's bytes are discarded.
+    discard: Option<Box<Discard>>,
     pace: Pace,
     progress: Progress,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { held: None, pace: Pace::Copying(0), progress: Progress::Moving }
+        Self { held: None, discard: None, pace: Pace::Copying(0), progress: Progress::Moving }
     }
 }
 
@@ -154,17 +151,48 @@ impl Direction {
         if self.progress == Progress::Moving
             && let Poll::Ready(ended) = self.poll_moving(context, from, to, work)
         {
-            self.progress = ended;
-            self.held = None;
-            // The receiver may be gone already; then there is nobody to tell.
-            let _ = SockRef::from(to).shutdown(Shutdown::Write);
+            self.end(ended, to, work.now);
         }
-        if let Progress::Discarding { reset } = self.progress
-            && poll_discarding(context, from).is_ready()
+        if let (Progress::Discarding(ending), Some(discard)) = (self.progress, &mut self.discard)
+            && discard.poll(context, from, work.allowance, work.now).is_ready()
         {
-            self.progress = Progress::Discarded { reset };
+            self.discard = None;
+            self.progress = Progress::Discarded(ending);
         }
         self.progress
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The receiver's connection was found to be over, without a write that failed. The sender has known since `since`
+    /// that its partner sends nothing more.
+    pub(super) fn receiver_lost(&mut self, ending: Ending, to: &TcpStream, since: Instant) {
+        self.end(Progress::Discarding(ending), to, since);
+    }
+
+    /// Discards what the sender has left to send, if it is being discarded; otherwise from `now` on.
+    pub(super) fn into_discard(self, now: Instant) -> Box<Discard> {
+        self.discard.unwrap_or_else(|| Box::new(Discard::since(now)))
+    }
+
+    /// Whether something could be moved at once: for those who doubt what the runtime knows of the sockets.
+    pub(super) fn can_move(&self, from: &TcpStream, to: &TcpStream) -> bool {
+        self.progress == Progress::Moving
+            && (self.held.is_some() || readiness::has_unread(from))
+            && readiness::is_writable(to)
+    }
+
+    fn end(&mut self, ended: Progress, to: &TcpStream, now: Instant) {
+        self.progress = ended;
+        self.held = None;
+        if let Progress::Discarding(_) = ended {
+            self.discard = Some(Box::new(Discard::since(now)));
+        }
+        // The receiver may be gone already; then there is nobody to tell.
+        let _ = SockRef::from(to).shutdown(Shutdown::Write);
     }
 
     /// Ready with how it ended when no more can be moved.
@@ -183,7 +211,7 @@ impl Direction {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = given {
-                    return Poll::Ready(Progress::receiver_gone(&error));
+                    return Poll::Ready(Progress::Discarding(Ending::of_receiver(&error, to)));
                 }
             }
             if moved >= work.budget {
@@ -198,7 +226,7 @@ impl Direction {
             let most = allowed.min(work.budget - moved);
             let taken = match ready!(from.poll_read_ready(context)) {
                 Ok(()) => self.take(from, to, most, work),
-                Err(_) => Taken::Ended(Progress::SenderGone),
+                Err(error) => Taken::Ended(Progress::SenderGone(Ending::of_sender(&error, from))),
             };
             match taken {
                 Taken::Bytes(bytes) => {
@@ -220,7 +248,7 @@ impl Direction {
             Method::Adaptive => matches!(self.pace, Pace::Piping(_)) && most >= LITTLE,
         };
         match piped.then(|| work.pipes.take()).flatten() {
-            Some(pipe) => self.fill(pipe, from, most),
+            Some(pipe) => self.fill(pipe, from, to, most, work),
             None => self.copy(from, to, most, work),
         }
     }
@@ -235,7 +263,10 @@ impl Direction {
                 Ok(0) => return Taken::Ended(Progress::Finished),
                 Ok(read) => &scratch[..read],
                 Err(error) if is_transient(&error) => return Taken::Nothing,
-                Err(_) => return Taken::Ended(Progress::SenderGone),
+                Err(error) => {
+                    let ending = Ending::of_sender(&error, from);
+                    return Taken::Ended(Progress::SenderGone(ending));
+                }
             };
             self.pace = match self.pace {
                 Pace::Copying(_) if bytes.len() < room => Pace::Copying(0),
@@ -250,13 +281,20 @@ impl Direction {
                     self.held = hold(&bytes[written..]);
                     Taken::Bytes(bytes.len())
                 }
-                Err(error) => Taken::Ended(Progress::receiver_gone(&error)),
+                Err(error) => Taken::Ended(Progress::Discarding(Ending::of_receiver(&error, to))),
             }
         })
     }
 
-    /// Takes bytes into a pipe, which is empty.
-    fn fill(&mut self, pipe: Lease, from: &TcpStream, most: usize) -> Taken {
+    /// Takes bytes into a pipe, which is empty. Where the kernel refuses, they are copied.
+    fn fill(
+        &mut self,
+        pipe: Lease,
+        from: &TcpStream,
+        to: &TcpStream,
+        most: usize,
+        work: &Work<'_>,
+    ) -> Taken {
         // A short one says nothing of the socket: what counts against the pipe is pieces, not bytes.
         match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
             Ok(0) => {
@@ -272,13 +310,19 @@ impl Direction {
                 self.held = Some(Box::new(Held::Piped { pipe, count }));
                 Taken::Bytes(count)
             }
+            Err(error) if is_transient(&error) => {
+                pipe.give_back();
+                Taken::Nothing
+            }
+            Err(error) if is_of_connection(&error) => {
+                pipe.give_back();
+                Taken::Ended(Progress::SenderGone(Ending::Reset))
+            }
             Err(error) => {
                 pipe.give_back();
-                if is_transient(&error) {
-                    Taken::Nothing
-                } else {
-                    Taken::Ended(Progress::SenderGone)
-                }
+                work.pipes.refused(&error);
+                self.pace = Pace::Copying(0);
+                self.copy(from, to, most, work)
             }
         }
     }
@@ -294,14 +338,24 @@ impl Direction {
                 (done < bytes.len()).then_some(Held::Bytes { bytes, done })
             }
             Held::Piped { pipe, count } => {
-                let given =
-                    transient_is_none(to.try_io(Interest::WRITABLE, || pipe.drain(to, count)))?;
-                work.traffic.record(given, work.now);
-                if given == count {
-                    pipe.give_back();
-                    None
-                } else {
-                    Some(Held::Piped { pipe, count: count - given })
+                match transient_is_none(to.try_io(Interest::WRITABLE, || pipe.drain(to, count))) {
+                    Ok(given) => {
+                        work.traffic.record(given, work.now);
+                        if given == count {
+                            pipe.give_back();
+                            None
+                        } else {
+                            Some(Held::Piped { pipe, count: count - given })
+                        }
+                    }
+                    Err(error) if is_of_connection(&error) => return Err(error),
+                    Err(error) => {
+                        // What is in the pipe is taken out again, and written at the next turn.
+                        let bytes = Rest::keep(&pipe.empty(count)?);
+                        work.pipes.refused(&error);
+                        self.pace = Pace::Copying(0);
+                        Some(Held::Bytes { bytes, done: 0 })
+                    }
                 }
             }
         };
@@ -323,24 +377,6 @@ pub(super) struct Work<'a> {
     pub(super) allowance: &'a Cell<usize>,
 }
 
-/// Reads and forgets a budget of bytes. Ready when the sender has ended.
-pub(super) fn poll_discarding(context: &mut Context<'_>, from: &TcpStream) -> Poll<()> {
-    let mut read = 0;
-    while read < BUDGET {
-        if ready!(from.poll_read_ready(context)).is_err() {
-            return Poll::Ready(());
-        }
-        match with_scratch(|scratch| from.try_read(scratch)) {
-            Ok(0) => return Poll::Ready(()),
-            Ok(count) => read += count,
-            Err(error) if is_transient(&error) => {}
-            Err(_) => return Poll::Ready(()),
-        }
-    }
-    context.waker().wake_by_ref();
-    Poll::Pending
-}
-
 fn hold(bytes: &[u8]) -> Option<Box<Held>> {
     (!bytes.is_empty()).then(|| Box::new(Held::Bytes { bytes: Rest::keep(bytes), done: 0 }))
 }
@@ -359,7 +395,7 @@ fn write(to: &TcpStream, bytes: &[u8], work: &Work<'_>) -> io::Result<usize> {
 /// Reads or writes, and takes it for a sign that the socket is exhausted when less than `room` bytes were moved: that
 /// saves the next call, which would only say so. (Only urgent data, which peers do not send, makes a read short though
 /// there is more: that waits for the next bytes.)
-fn exhausting(
+pub(super) fn exhausting(
     stream: &TcpStream,
     interest: Interest,
     room: usize,
@@ -382,8 +418,4 @@ fn transient_is_none(result: io::Result<usize>) -> io::Result<usize> {
         Err(error) if is_transient(&error) => Ok(0),
         result => result,
     }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -27,7 +27,7 @@ impl ForwardMetrics {
             fallbacks: counter(
                 registry,
                 "aspia_relay_pipe_fallbacks_total",
-                "How often bytes were copied because there was no pipe to be had.",
+                "How often bytes were copied because there was no pipe to be had, or the kernel refused to use one.",
             )?,
         })
     }

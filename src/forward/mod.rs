@@ -4,14 +4,18 @@
 //! - what was received from a peer reaches the other one before that one sees the end;
 //! - an end of one direction ends that direction only: a reply still under way arrives;
 //! - a peer that was reset is read to its last byte, the other one gets an ordinary end, and what that one still
-//!   sends is taken and thrown away for a while, so that its own connection ends in order (closing a socket with
-//!   unread bytes would reset it, and a reset overtakes what was delivered);
+//!   sends is read and discarded for a while, so that its own connection ends in order;
+//! - what the relay or its system fails at is never counted as a peer's doing;
 //! - nothing is held for a direction in which nothing moves.
 
 mod direction;
+mod discard;
+mod failure;
+mod half_closed;
 pub mod metrics;
 #[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
 pub mod pipe;
+mod readiness;
 mod rest;
 pub mod throttle;
 
@@ -19,24 +23,24 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::state::sessions::{End, Traffic};
 use crate::tcp_info;
 
-use direction::{Direction, Progress, Work, poll_discarding};
+use direction::{Direction, Progress, Work};
+use discard::Discard;
+use failure::Ending;
+use half_closed::HalfClosed;
 use pipe::Pipes;
 use throttle::{Account, Throttle};
 
 pub use direction::{BUDGET, Method};
-
-/// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
-/// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
-pub const LINGER: Duration = Duration::from_secs(60);
+pub use discard::{LINGER, RATE as DISCARD_RATE};
 
 /// How soon, and later how often, it is looked whether everything is delivered: less than the time to most peers and
 /// back, and not a load for those who take long.
@@ -65,14 +69,18 @@ pub struct Forward {
     directions: [Direction; 2],
     /// Only where bandwidth is limited.
     account: Option<Box<Account>>,
+    /// Only while one peer has finished sending and the other has not.
+    half_closed: Option<Box<HalfClosed>>,
 }
 
 /// Everything is handed to the kernel; perhaps one of the two is still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a survivor that is closed at once may lose what it has not read yet"]
 pub struct Over {
-    /// Why forwarding ended: closed, or reset.
+    /// Why forwarding ended: closed, reset, or an error of the relay's own.
     pub end: End,
+    /// The error number of the system call that failed, where the end is an error.
+    pub error: Option<i32>,
     /// Which of the two may still send what nobody takes.
     survivor: Option<usize>,
 }
@@ -81,7 +89,7 @@ impl Forward {
     /// Goes on with what was taken from each socket elsewhere.
     pub fn with(in_flight: &[Vec<u8>; 2]) -> Self {
         let directions = in_flight.each_ref().map(|bytes| Direction::with(bytes));
-        Self { directions, account: None }
+        Self { directions, ..Self::default() }
     }
 
     /// What was taken from each socket and has not been given to the other.
@@ -93,9 +101,39 @@ impl Forward {
         Ok([there?, back?])
     }
 
+    /// Lets go of the sockets, which are about to leave their thread.
+    pub fn release_sockets(&mut self) {
+        if let Some(watch) = &mut self.half_closed {
+            watch.release_sockets();
+        }
+    }
+
+    /// Whether bytes could be moved at this moment, whatever the runtime has heard of the sockets so far.
+    pub fn can_move(&self, sockets: &Sockets) -> bool {
+        let can_move = |number: usize| {
+            self.directions[number].can_move(&sockets[number], &sockets[1 - number])
+        };
+        can_move(0) || can_move(1)
+    }
+
     /// Moves up to a budget of bytes each way at `now`, and wakes the task again where there may be more. Ready when nothing more can
     /// be delivered.
     pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        sockets: &Arc<Sockets>,
+        traffic: &Traffic,
+        now: Instant,
+        forwarding: &Forwarding,
+    ) -> Poll<Over> {
+        let over = self.poll_both(context, sockets, traffic, now, forwarding);
+        if over.is_pending() && self.poll_half_closed(context, sockets, traffic, now).is_ready() {
+            context.waker().wake_by_ref();
+        }
+        over
+    }
+
+    fn poll_both(
         &mut self,
         context: &mut Context<'_>,
         sockets: &Sockets,
@@ -153,44 +191,112 @@ impl Forward {
         let [from, to] = [&sockets[number], &sockets[1 - number]];
         self.directions[number].poll(context, from, to, work)
     }
+
+    /// Watches the peer that has finished sending and may still receive. Ready when its connection is found to be over,
+    /// which the direction towards it then knows.
+    fn poll_half_closed(
+        &mut self,
+        context: &mut Context<'_>,
+        sockets: &Arc<Sockets>,
+        traffic: &Traffic,
+        now: Instant,
+    ) -> Poll<()> {
+        let [there, back] = self.directions.each_ref().map(Direction::progress);
+        let finished = match (there, back) {
+            (Progress::Finished, Progress::Moving) => 0,
+            (Progress::Moving, Progress::Finished) => 1,
+            _ => {
+                self.half_closed = None;
+                return Poll::Pending;
+            }
+        };
+        let watch = self.half_closed.get_or_insert_with(|| Box::new(HalfClosed::new(traffic, now)));
+        let ending = ready!(watch.poll(context, sockets, finished, traffic));
+        let since = watch.since();
+        self.half_closed = None;
+        self.directions[1 - finished].receiver_lost(ending, &sockets[finished], since);
+        Poll::Ready(())
+    }
+
+    /// Discards what the peer of this number sends, within the limits on bandwidth. Ready when it has ended.
+    fn poll_discarding(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &TcpStream,
+        discard: &mut Discard,
+        throttle: &Throttle,
+    ) -> Poll<()> {
+        let now = Instant::now();
+        let Some(limits) = throttle.limits() else {
+            return discard.poll(context, from, &Cell::new(usize::MAX), now);
+        };
+        let account = self.account.get_or_insert_default();
+        let grant = throttle.grant(account, limits, now);
+        let allowance = Cell::new(grant.bytes);
+        let polled = discard.poll(context, from, &allowance, now);
+        throttle.take(account, limits, grant.bytes - allowance.get());
+        if polled.is_pending()
+            && allowance.get() == 0
+            && account.poll_more(context, grant).is_ready()
+        {
+            context.waker().wake_by_ref();
+        }
+        polled
+    }
 }
 
 /// Whether a session is over whose directions are like this.
 fn over([there, back]: [Progress; 2]) -> Poll<Over> {
     use Progress::{Discarded, Discarding, Finished, Moving, SenderGone};
 
-    let is_reset = |direction| {
-        matches!(direction, SenderGone | Discarding { reset: true } | Discarded { reset: true })
-    };
-    // Which socket may still send something: it is told of the end, and what it sends is thrown away.
+    // Which socket may still send something: it is told of the end, and what it sends is discarded.
     let survivor = match (there, back) {
-        (Moving, SenderGone) | (Discarding { .. }, Finished | SenderGone) => Some(0),
-        (SenderGone, Moving) | (Finished | SenderGone, Discarding { .. }) => Some(1),
+        (Moving, SenderGone(_)) | (Discarding(_), Finished | SenderGone(_)) => Some(0),
+        (SenderGone(_), Moving) | (Finished | SenderGone(_), Discarding(_)) => Some(1),
         // Both receivers are gone, and so is everybody.
-        (Discarding { .. } | Discarded { .. }, Discarding { .. } | Discarded { .. }) => None,
+        (Discarding(_) | Discarded(_), Discarding(_) | Discarded(_)) => None,
         (Moving, _) | (_, Moving) => return Poll::Pending,
-        (Finished | SenderGone | Discarded { .. }, Finished | SenderGone | Discarded { .. }) => {
-            None
-        }
+        (Finished | SenderGone(_) | Discarded(_), Finished | SenderGone(_) | Discarded(_)) => None,
     };
-    let end = if is_reset(there) || is_reset(back) { End::Reset } else { End::Closed };
-    Poll::Ready(Over { end, survivor })
+    let ending = |direction| match direction {
+        SenderGone(ending) | Discarding(ending) | Discarded(ending) => ending,
+        Moving | Finished => Ending::Closed,
+    };
+    let (end, error) = match ending(there).max(ending(back)) {
+        Ending::Closed => (End::Closed, None),
+        Ending::Reset => (End::Reset, None),
+        Ending::Failed(errno) => (End::Error, Some(errno)),
+    };
+    Poll::Ready(Over { end, error, survivor })
 }
 
 /// Gives the survivor, who has been sent the end, time to read what was delivered and to close, whatever it sends;
 /// and the kernel time to bring both what it still holds. A program may end with its last session, and where it is
-/// the first one of a container, the network and what is in it end as well. At most [`LINGER`] for all of it.
-pub async fn linger(sockets: &Sockets, over: Over) {
-    let all = async {
-        if let Some(survivor) = over.survivor.and_then(|number| sockets.get(number)) {
-            throw_away(survivor).await;
-        }
-        for stream in sockets {
+/// the first one of a container, the network and what is in it end as well. What the survivor sends is discarded within
+/// [`LINGER`] of its partner's end, and all of it is over within [`LINGER`] from now.
+pub async fn linger(
+    sockets: Arc<Sockets>,
+    over: Over,
+    mut forward: Forward,
+    throttle: Arc<Throttle>,
+) {
+    let now = Instant::now();
+    let end = now + LINGER;
+    if let Some(number) = over.survivor.filter(|number| *number < sockets.len()) {
+        let mut discard = std::mem::take(&mut forward.directions[number]).into_discard(now);
+        let until = discard.until().min(end);
+        let discarding = poll_fn(|context| {
+            forward.poll_discarding(context, &sockets[number], &mut discard, &throttle)
+        });
+        // Who did not end in time: then it is closed for it.
+        let _ = timeout_at(until, discarding).await;
+    }
+    let _ = timeout_at(end, async {
+        for stream in &*sockets {
             delivered(stream).await;
         }
-    };
-    // Who did not take everything in time: then it is closed for it.
-    let _ = timeout(LINGER, all).await;
+    })
+    .await;
 }
 
 /// Returns when the peer's system has everything, or does not want it any more.
@@ -203,7 +309,58 @@ async fn delivered(stream: &TcpStream) {
     }
 }
 
-/// Reads and forgets until the sender ends.
-async fn throw_away(from: &TcpStream) {
-    poll_fn(|context| poll_discarding(context, from)).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    use tokio::net::TcpListener;
+
+    /// The relay's end of a connection, and the peer's, which blocks.
+    async fn connection() -> (TcpStream, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().await.unwrap().0, peer)
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn bytes_that_wait_are_seen_before_the_runtime_hears_of_them() {
+        let ((first, mut peer), (second, partner)) = (connection().await, connection().await);
+        let (sockets, forward) = ([first, second], Forward::default());
+        assert!(!forward.can_move(&sockets));
+        peer.write_all(b"x").unwrap();
+        // The runtime has had no chance to look since.
+        assert!(forward.can_move(&sockets));
+        // Where the receiver takes nothing, nothing can be moved.
+        while sockets[1].try_write(&[0; 64 * 1024]).is_ok() {}
+        assert!(!forward.can_move(&sockets));
+        drop(partner);
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn an_end_without_bytes_is_nothing_that_waits() {
+        let ((first, peer), (second, _partner)) = (connection().await, connection().await);
+        let sockets = [first, second];
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        sockets[0].readable().await.unwrap();
+        assert!(!Forward::default().can_move(&sockets));
+    }
+
+    #[test]
+    fn the_worst_of_two_endings_is_why_a_session_ended() {
+        use Progress::{Discarded, Discarding, Finished, SenderGone};
+
+        let end = |there, back| match over([there, back]) {
+            Poll::Ready(over) => (over.end, over.error),
+            Poll::Pending => panic!("it is over"),
+        };
+        let (closed, reset, failed) = (Ending::Closed, Ending::Reset, Ending::Failed(12));
+        assert_eq!(end(Finished, Finished), (End::Closed, None));
+        assert_eq!(end(Finished, Discarding(closed)), (End::Closed, None));
+        assert_eq!(end(SenderGone(reset), Discarded(closed)), (End::Reset, None));
+        assert_eq!(end(SenderGone(reset), Discarding(failed)), (End::Error, Some(12)));
+        assert_eq!(end(SenderGone(failed), Finished), (End::Error, Some(12)));
+    }
 }

@@ -28,6 +28,9 @@ impl Pipes {
     pub(super) fn take(&self) -> Option<Lease> {
         None
     }
+
+    /// Nobody has a pipe that could be refused.
+    pub(super) fn refused(&self, _error: &io::Error) {}
 }
 
 /// A pipe in use, which cannot be.

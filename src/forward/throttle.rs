@@ -34,6 +34,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 /// that was not counted has none.
 const PERIOD: Duration = Duration::from_millis(200);
 
+impl Grant {
+    fn new(bytes: i64, more: Instant) -> Self {
+        Self { bytes: usize::try_from(bytes).unwrap_or(0), more }
+    }
+}
+
 /// The limits in force; shared by all sessions.
 #[derive(Debug, Default)]
 pub struct Throttle {
@@ -78,6 +84,12 @@ impl Bucket {
         self.bytes = self.bytes.saturating_add(filled).min(most);
         // Time that is too short for a byte counts the next time.
         self.since = Some((since + time_for(filled, rate)).min(now));
+    }
+
+    /// The bytes in it at `now`, and the time until there are enough to go on with.
+    fn grant(&mut self, rate: u64, now: Instant) -> (i64, Duration) {
+        self.fill(rate, now);
+        (self.bytes, PAUSES.0.max(time_for(PIECE - self.bytes, rate)))
     }
 }
 
@@ -147,9 +159,7 @@ impl Throttle {
         let mut bytes = i64::MAX;
         let mut pause = PAUSES.0;
         if session != 0 {
-            account.own.fill(session, now);
-            bytes = account.own.bytes;
-            pause = pause.max(time_for(PIECE - bytes, session));
+            (bytes, pause) = account.own.grant(session, now);
         }
         if total != 0 {
             let mut shared = self.lock();
@@ -163,16 +173,15 @@ impl Throttle {
             let own = time_for(PIECE - account.claim.bytes, share);
             pause = pause.max(own.min(time_for(enough(total) - shared.bucket.bytes, total)));
         }
-        let bytes = usize::try_from(bytes).unwrap_or(0);
-        Grant { bytes, more: now + pause.min(PAUSES.1) }
+        Grant::new(bytes, now + pause.min(PAUSES.1))
     }
 
     /// A session has taken so many bytes.
     pub(super) fn take(&self, account: &mut Account, (session, total): (u64, u64), bytes: usize) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if session != 0 {
-            account.own.bytes = account.own.bytes.saturating_sub(bytes);
+            account.take(bytes);
         }
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if total != 0 {
             let second = i64::try_from(total).unwrap_or(i64::MAX);
             let mut shared = self.lock();
@@ -215,6 +224,18 @@ impl Shared {
 }
 
 impl Account {
+    /// What may be taken at `now` at `rate` bytes a second, where nothing is shared with others.
+    pub(super) fn grant(&mut self, rate: u64, now: Instant) -> Grant {
+        let (bytes, pause) = self.own.grant(rate, now);
+        Grant::new(bytes, now + pause.min(PAUSES.1))
+    }
+
+    /// So many bytes have been taken.
+    pub(super) fn take(&mut self, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.own.bytes = self.own.bytes.saturating_sub(bytes);
+    }
+
     /// Waits for the time at which more may be taken. Ready when it has come.
     pub(super) fn poll_more(&mut self, context: &mut Context<'_>, grant: Grant) -> Poll<()> {
         let mut pause = Box::pin(sleep_until(grant.more));

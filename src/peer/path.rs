@@ -58,6 +58,12 @@ impl Paths {
         }
     }
 
+    /// Looks at the paths of a session now: whether the kernel delivers something to a peer that is slow shows in
+    /// [`crate::state::sessions::Traffic::last_moved`].
+    pub(super) fn look_now(&self, session: &Session, sockets: &Sockets) {
+        self.look(session, sockets, false);
+    }
+
     /// Looks at all sessions, round after round, for ever. In the order of their numbers: each comes after the same time,
     /// and a new one, whose number is the highest, in the round in which it began.
     pub(super) async fn keep_looking(&self) {
@@ -102,8 +108,12 @@ impl Paths {
             let Some(info) = tcp_info::read(stream) else {
                 continue;
             };
-            let before = path.update(info).map_or(0, |before| before.retransmits);
-            self.metrics.retransmits.inc_by(info.retransmits.saturating_sub(before).into());
+            let before = path.update(info);
+            if before.is_some_and(|before| info.has_drained_since(&before)) {
+                session.traffic.record_drained(Instant::now());
+            }
+            let resent = before.map_or(0, |before| before.retransmits);
+            self.metrics.retransmits.inc_by(info.retransmits.saturating_sub(resent).into());
             if is_sample {
                 self.metrics.rtt.observe(info.rtt().as_secs_f64());
             }

@@ -270,7 +270,7 @@ impl Running {
         &mut self,
         context: &mut Context<'_>,
         session: &Session,
-        forward: Forward,
+        mut forward: Forward,
         to: Destination,
     ) -> Next {
         let Some(sockets) = self.sockets.take() else {
@@ -284,6 +284,7 @@ impl Running {
             }
             self.runner.paths.forget(session, Some(&sockets));
         }
+        forward.release_sockets();
         let [first, second] = match Arc::try_unwrap(sockets) {
             Ok(sockets) => sockets,
             Err(sockets) => {
@@ -379,8 +380,12 @@ fn attend(
     let forwarding = &runner.forwarding;
     if let Poll::Ready(over) = forward.poll(context, sockets, &session.traffic, began, forwarding) {
         session.over.store(true, Ordering::Relaxed);
-        let sockets = sockets.clone();
-        let linger = Box::pin(async move { linger(&sockets, over).await });
+        if let Some(errno) = over.error {
+            let error = std::io::Error::from_raw_os_error(errno);
+            error!(session = session.id.0, %error, "session lost: the system refuses to move its bytes");
+        }
+        let (forward, throttle) = (std::mem::take(forward), forwarding.throttle.clone());
+        let linger = Box::pin(linger(sockets.clone(), over, forward, throttle));
         return Next::Go(Stage::Lingering { end: over.end, linger });
     }
     if let Poll::Ready(end) = session.bell.poll_rung(context) {
@@ -393,6 +398,9 @@ fn attend(
             // Whoever asked for it has what they wanted.
             (None, _) => {}
         }
+        if is_idle(runner, session, sockets, forward) {
+            return Next::End(End::Idle);
+        }
     }
     match place.worked(began.elapsed(), session.traffic.bytes() != bytes) {
         Some(number) => {
@@ -401,6 +409,16 @@ fn attend(
         }
         None => Next::Wait,
     }
+}
+
+/// Whether a session that is suspected to be idle is: nothing has moved meanwhile, nothing can, and the kernel has delivered
+/// nothing of what it holds for a slow peer.
+fn is_idle(runner: &Runner, session: &Session, sockets: &Sockets, forward: &Forward) -> bool {
+    let Some(since) = session.bell.take_suspicion() else {
+        return false;
+    };
+    runner.paths.look_now(session, sockets);
+    session.traffic.last_moved() == since && !forward.can_move(sockets)
 }
 
 /// Waits until the peers have everything. The session does not depart any more, and is not idle.

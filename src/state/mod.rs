@@ -9,6 +9,7 @@
 
 pub mod keys;
 pub mod metrics;
+pub mod overdue;
 pub mod pairing;
 pub mod sessions;
 pub mod shared;
@@ -22,8 +23,9 @@ use crate::crypto::SessionKey;
 use crate::secret::Secret;
 
 use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
+use overdue::{Limits, Overdue};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
-use sessions::{End, Identity, Limits, Record, Session, SessionId, Sessions};
+use sessions::{End, Identity, Record, Session, SessionId, Sessions};
 
 /// A peer whose first message opened.
 #[derive(Debug)]
@@ -195,9 +197,14 @@ impl<W> State<W> {
         self.sessions.close(why);
     }
 
-    /// Asks sessions to end that last too long; see [`sessions::Sessions::end_overdue`].
-    pub fn end_overdue(&self, limits: Limits, now: Instant) -> Instant {
-        self.sessions.end_overdue(limits, now)
+    /// Asks sessions to end that last too long; see [`Overdue::end`].
+    pub fn end_overdue(&self, overdue: &mut Overdue, now: Instant) -> Instant {
+        overdue.end(&self.sessions, now)
+    }
+
+    /// Changes how long sessions may last; see [`Overdue::set_limits`].
+    pub fn set_limits(&self, overdue: &mut Overdue, limits: Limits, now: Instant) -> usize {
+        overdue.set_limits(limits, &self.sessions, now)
     }
 
     /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -119,29 +119,46 @@ fn shorten(text: &str) -> &str {
     &text[..end]
 }
 
-/// A session's byte count and the time of its last byte. Only the task that forwards writes, so that it needs neither a
-/// lock nor an atomic addition.
+/// A session's byte count and the time of its last byte. Only the task that forwards writes these two, so that it needs
+/// neither a lock nor an atomic addition.
 #[derive(Debug)]
 pub struct Traffic {
     started: Instant,
     bytes: AtomicU64,
     last_moved_ms: AtomicU64,
+    /// When the kernel was last seen to have delivered what it could not send before.
+    last_drained_ms: AtomicU64,
 }
 
 impl Traffic {
-    fn new(started: Instant, bytes: u64, last_moved: Instant) -> Self {
-        let traffic =
-            Self { started, bytes: AtomicU64::new(bytes), last_moved_ms: AtomicU64::new(0) };
+    /// That of a session that began at `started`, and what it has moved elsewhere so far.
+    pub fn new(started: Instant, bytes: u64, last_moved: Instant) -> Self {
+        let traffic = Self {
+            started,
+            bytes: AtomicU64::new(bytes),
+            last_moved_ms: AtomicU64::new(0),
+            last_drained_ms: AtomicU64::new(0),
+        };
         traffic.record(0, last_moved);
         traffic
     }
 
+    fn milliseconds(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.started).as_millis();
+        u64::try_from(elapsed).unwrap_or(u64::MAX)
+    }
+
     /// `count` bytes reached a peer at `now`. For the one task that forwards.
     pub fn record(&self, count: usize, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.started).as_millis();
         let bytes = self.bytes.load(Ordering::Relaxed) + count as u64;
         self.bytes.store(bytes, Ordering::Relaxed);
-        self.last_moved_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.last_moved_ms.store(self.milliseconds(now), Ordering::Relaxed);
+    }
+
+    /// A peer that reads slowly was seen at `now` to have taken what the kernel held for it. The kernel takes nothing more
+    /// from the relay before a large part of its buffer is free, which may be minutes later.
+    pub fn record_drained(&self, now: Instant) {
+        self.last_drained_ms.fetch_max(self.milliseconds(now), Ordering::Relaxed);
     }
 
     /// Bytes of both directions.
@@ -149,9 +166,11 @@ impl Traffic {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// When bytes last moved; the start, if none did.
+    /// When bytes last moved, from one peer to the other or out of the kernel's hands; the start, if none did.
     pub fn last_moved(&self) -> Instant {
-        self.started + Duration::from_millis(self.last_moved_ms.load(Ordering::Relaxed))
+        let moved = self.last_moved_ms.load(Ordering::Relaxed);
+        let drained = self.last_drained_ms.load(Ordering::Relaxed);
+        self.started + Duration::from_millis(moved.max(drained))
     }
 }
 
@@ -174,16 +193,41 @@ impl Path {
 /// How others reach the task of a session.
 #[derive(Debug, Default)]
 pub struct Bell {
-    end: Mutex<Option<End>>,
+    wanted: Mutex<Wanted>,
     rung: AtomicBool,
     task: AtomicWaker,
+}
+
+/// What others want of a session's task.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Wanted {
+    /// It is to end.
+    end: Option<End>,
+    /// It is to end unless bytes have moved since this time, or could move now.
+    idle_since: Option<Instant>,
 }
 
 impl Bell {
     /// Asks the session to end. Only the first reason counts.
     fn end(&self, why: End) {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.wanted().end.get_or_insert(why);
         self.ring();
+    }
+
+    /// Asks the session to end if nothing has moved since `since`. By the clock alone that is not certain: the process may have
+    /// been stopped for a while, and bytes may wait.
+    fn suspect_idle(&self, since: Instant) {
+        self.wanted().idle_since = Some(since);
+        self.ring();
+    }
+
+    /// Since when the session is suspected to be idle, once, if it is. For the one task of the session.
+    pub fn take_suspicion(&self) -> Option<Instant> {
+        self.wanted().idle_since.take()
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the session to look up from its work.
@@ -201,7 +245,7 @@ impl Bell {
         }
         // Lowered before the reason is looked at: who rings meanwhile is heard the next time.
         self.rung.swap(false, Ordering::AcqRel);
-        Poll::Ready(*self.end.lock().unwrap_or_else(PoisonError::into_inner))
+        Poll::Ready(self.wanted().end)
     }
 }
 
@@ -248,6 +292,21 @@ pub struct Session {
 }
 
 impl Session {
+    /// Asks it to end. Only the first reason counts.
+    pub fn stop(&self, why: End) {
+        self.bell.end(why);
+    }
+
+    /// Asks it to end as idle if nothing has moved since `since`, and nothing can.
+    pub fn stop_if_idle(&self, since: Instant) {
+        self.bell.suspect_idle(since);
+    }
+
+    /// Whether there is still something to forward.
+    pub fn is_forwarding(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
     /// What it is at `now`.
     pub fn record(&self, now: Instant) -> Record {
         Record {
@@ -259,15 +318,6 @@ impl Session {
             addresses: self.addresses,
         }
     }
-}
-
-/// How long sessions may last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Without any byte.
-    pub idle: Duration,
-    /// In all.
-    pub longest: Option<Duration>,
 }
 
 /// The table of active sessions. Every operation on one session costs O(1).
@@ -340,23 +390,9 @@ impl Sessions {
         self.active.values().for_each(|session| session.bell.end(why));
     }
 
-    /// Asks sessions to end that are idle for too long at `now`, or last too long. Gives when to look again: before
-    /// that, no session is overdue, not even one that begins after this. Costs a look at each session.
-    pub fn end_overdue(&self, limits: Limits, now: Instant) -> Instant {
-        let mut next = now + limits.longest.map_or(limits.idle, |longest| longest.min(limits.idle));
-        let running = |session: &&Arc<Session>| !session.over.load(Ordering::Relaxed);
-        for session in self.active.values().filter(running) {
-            let last_end = limits.longest.map(|longest| session.started + longest);
-            let idle_end = session.traffic.last_moved() + limits.idle;
-            if last_end.is_some_and(|end| end <= now) {
-                session.bell.end(End::MaxDuration);
-            } else if idle_end <= now {
-                session.bell.end(End::Idle);
-            } else {
-                next = next.min(idle_end).min(last_end.unwrap_or(idle_end));
-            }
-        }
-        next
+    /// All active sessions, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.active.values()
     }
 
     /// Removes a session that has ended. `false` when there is no such session.
@@ -398,11 +434,6 @@ mod tests {
         std::future::poll_fn(|context| session.bell.poll_rung(context)).await
     }
 
-    fn is_left_alone(session: &Session) -> bool {
-        let context = Context::from_waker(std::task::Waker::noop());
-        session.bell.poll_rung(&context).is_pending()
-    }
-
     fn addresses() -> [SocketAddr; 2] {
         [([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into()]
     }
@@ -432,31 +463,6 @@ mod tests {
         assert!(sessions.stop(session.id, End::Drain));
         assert_eq!(rung(&session).await, Some(End::Disconnected));
         assert!(!sessions.stop(SessionId(99), End::Drain));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn those_that_are_overdue_end_and_the_next_time_is_known() {
-        let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
-        let limits = Limits { idle: minute, longest: None };
-        let begin = Instant::now();
-        let mut sessions = Sessions::default();
-        // One that begins in the next moment is overdue then.
-        assert_eq!(sessions.end_overdue(limits, begin), begin + minute);
-        let quiet = sessions.start(Identity::default(), addresses(), begin);
-        let busy = sessions.start(Identity::default(), addresses(), begin + second);
-        busy.traffic.record(1, begin + 30 * second);
-        assert_eq!(sessions.end_overdue(limits, begin + 59 * second), begin + minute);
-        assert_eq!(sessions.end_overdue(limits, begin + minute), begin + 90 * second);
-        assert_eq!(rung(&quiet).await, Some(End::Idle));
-        let limits = Limits { longest: Some(80 * second), ..limits };
-        assert_eq!(sessions.end_overdue(limits, begin + minute), begin + 81 * second);
-        // Those that end already are not waited for.
-        assert_eq!(sessions.end_overdue(limits, begin + 81 * second), begin + 141 * second);
-        assert_eq!(rung(&busy).await, Some(End::MaxDuration));
-        let lingering = sessions.start(Identity::default(), addresses(), begin);
-        lingering.over.store(true, Ordering::Relaxed);
-        sessions.end_overdue(limits, begin + 200 * second);
-        assert!(is_left_alone(&lingering));
     }
 
     #[tokio::test]

@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::config::Config;
 
 use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
 use super::metrics::{KeyEvent, StateMetrics};
+use super::overdue::{Limits, Overdue, SPREAD};
 use super::pairing::Ticket;
-use super::sessions::{End, Limits, Record, Session, SessionId};
+use super::sessions::{End, Record, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
 
 /// Sessions end at most this much later than their time: they are looked at together.
 const LOOK_AT_SESSIONS: Duration = Duration::from_millis(250);
+/// How often it is noticed that the process runs: a longer time without that is a pause, which is no idle time.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 struct Inner<W> {
     state: Mutex<State<W>>,
@@ -285,17 +289,34 @@ impl<W> SharedState<W> {
     /// Asks sessions to end whose time is over by the settings in force, for ever; one task does this. Sessions have no
     /// timers of their own: each would cost memory, and its thread one more timer whenever it waits.
     pub async fn end_overdue(&self, mut config: watch::Receiver<Arc<Config>>) {
+        let limits = |config: &Config| Limits {
+            idle: config.peer_idle_timeout,
+            longest: config.max_session_duration,
+        };
+        let mut overdue = Overdue::new(limits(&config.borrow_and_update()));
+        let mut next = Instant::now();
         loop {
-            let limits = {
-                let config = config.borrow_and_update();
-                Limits { idle: config.peer_idle_timeout, longest: config.max_session_duration }
-            };
             let now = Instant::now();
-            let next = self.lock().end_overdue(limits, now);
+            if next <= now {
+                next = self.lock().end_overdue(&mut overdue, now).max(now + LOOK_AT_SESSIONS);
+            }
+            let wake = next.min(now + HEARTBEAT);
             tokio::select! {
-                () = tokio::time::sleep_until(next.max(now + LOOK_AT_SESSIONS)) => {}
-                Ok(()) = config.changed() => {}
-                () = self.0.adopted.notified() => {}
+                () = tokio::time::sleep_until(wake) => {}
+                Ok(()) = config.changed() => {
+                    let limits = limits(&config.borrow_and_update());
+                    let over = self.lock().set_limits(&mut overdue, limits, Instant::now());
+                    warn_of_stricter(limits, over);
+                    next = Instant::now();
+                }
+                () = self.0.adopted.notified() => next = Instant::now(),
+            }
+            if let Some(pause) = overdue.note_run(wake, Instant::now()) {
+                warn!(
+                    seconds = pause.as_secs(),
+                    "the relay did not run for a while: it was stopped or suspended, or got no CPU; that time does not \
+                     count as idle time of sessions"
+                );
             }
         }
     }
@@ -316,5 +337,19 @@ impl<W> SharedState<W> {
                 self.0.left.notify_one();
             }
         }
+    }
+}
+
+/// Says what stricter limits do to sessions that are over them already.
+fn warn_of_stricter(limits: Limits, over: usize) {
+    if over > 0 {
+        warn!(
+            sessions = over,
+            "the new limits (PeerIdleTimeout {} s, MaxSessionDuration {}) are stricter than these sessions keep: they end \
+             within {} s, one after the other",
+            limits.idle.as_secs(),
+            limits.longest.map_or("none".to_owned(), |longest| format!("{} s", longest.as_secs())),
+            SPREAD.as_secs()
+        );
     }
 }

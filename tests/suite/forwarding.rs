@@ -229,6 +229,113 @@ async fn idle_ends_to_the_second_and_bytes_either_way_prevent_it() {
     lab.router.keys(1).await;
 }
 
+/// Sends until the relay takes nothing more.
+async fn fill(sender: &mut TcpStream) {
+    let chunk = vec![0; 64 * 1024];
+    while tokio::time::timeout(Duration::from_millis(300), sender.write(&chunk)).await.is_ok() {}
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_not_idle() {
+    let log = CapturedLog::start();
+    let (_lab, mut client, mut host) = pair(&[("PeerIdleTimeout", "1")]).await;
+    fill(&mut host).await;
+    let mut buffer = vec![0; 128 * 1024];
+    for _ in 0..30 {
+        // Far less than the kernel waits for before it takes anything more from the relay.
+        client.read_exact(&mut buffer).await.unwrap();
+        sleep(20 * SECOND).await;
+        assert!(!log.text().contains("session ended"), "{}", log.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_stands_still_is_idle_however_much_waits_for_it() {
+    let log = CapturedLog::start();
+    let (_lab, _client, mut host) = pair(&[("PeerIdleTimeout", "1")]).await;
+    fill(&mut host).await;
+    let start = Instant::now();
+    let line = log.line("session ended").await;
+    assert!(line.contains("end=idle"), "{line}");
+    // What the kernel does takes no time on a paused clock, which may therefore go on for a while before it is done.
+    assert!((59 * SECOND..600 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+#[cfg_attr(windows, ignore = "a reset takes a while, in which a paused clock goes on to the end")]
+async fn a_reset_of_a_peer_that_has_finished_sending_is_noticed() {
+    for replies in [false, true] {
+        let log = CapturedLog::start();
+        let (lab, mut client, mut host) = pair(&[("PeerIdleTimeout", "60")]).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+        if replies {
+            host.write_all(b"!").await.unwrap();
+            client.read_exact(&mut [0]).await.unwrap();
+        }
+        sleep(30 * SECOND).await;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        // The partner says nothing and does not close.
+        let start = Instant::now();
+        let line = log.line("session ended").await;
+        assert!(line.contains(if replies { "end=" } else { "end=reset" }), "{line}");
+        assert!(start.elapsed() < 600 * SECOND, "{:?}", start.elapsed());
+        lab.router.keys(100).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[cfg_attr(windows, ignore = "a reset takes a while, in which a paused clock goes on to the end")]
+async fn what_a_peer_sends_after_its_partner_has_gone_is_limited_in_rate_and_time() {
+    // Without a limit of the settings, and with one that is lower than the relay's own.
+    for (limit, most) in [(None, 61 * 4 * MIB), (Some("64KiB/s"), 61 * 64 * 1024)] {
+        let settings: Vec<(&str, &str)> = [("PeerIdleTimeout", "60")]
+            .into_iter()
+            .chain(limit.map(|limit| ("SessionBandwidth", limit)))
+            .collect();
+        let (_lab, client, mut host) = pair(&settings).await;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
+        let (start, chunk, mut taken) = (Instant::now(), vec![0; 64 * 1024], 0);
+        while let Ok(written) = host.write(&chunk).await {
+            taken += written as u64;
+        }
+        assert!(start.elapsed() <= 65 * SECOND, "{:?}", start.elapsed());
+        // What the two kernels take is not the relay's doing.
+        assert!(taken <= most + 32 * MIB, "{taken} bytes were taken");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_with_stricter_limits_ends_older_sessions_one_after_the_other() {
+    for setting in [("MaxSessionDuration", "90s"), ("PeerIdleTimeout", "1")] {
+        let log = CapturedLog::start();
+        let lab = Lab::start_with(options(), &[("PeerIdleTimeout", "60")], engine()).await.unwrap();
+        let mut peers = Vec::new();
+        for _ in 0..5 {
+            peers.push(lab.router.introduce().await.unwrap().session().await.unwrap());
+        }
+        sleep(300 * SECOND).await;
+        let handle = lab.relay.handle();
+        let (router, key, port) =
+            (lab.router.address(), lab.router.public_key(), handle.address().port());
+        handle.reload(&relay_lab::relay::config(router, key, port, &[setting]).unwrap());
+        let (reload, mut ends) = (Instant::now(), Vec::new());
+        for (client, _host) in &mut peers {
+            let _ = client.read(&mut [0]).await;
+            ends.push(reload.elapsed());
+        }
+        // The oldest at once, and then evenly.
+        assert!(ends[0] <= SECOND && ends[4] >= 7 * SECOND, "{ends:?}");
+        assert!(ends.windows(2).all(|pair| pair[1] - pair[0] >= SECOND), "{ends:?}");
+        let line = log.line("stricter").await;
+        assert!(line.contains("sessions=5") && line.contains("within 10 s"), "{line}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_longest_duration_ends_a_busy_session() {
     let log = CapturedLog::start();

@@ -70,7 +70,8 @@ fn is_end_of(error: &io::Error, stream: &TcpStream) -> bool {
         || tcp_info::read(stream).is_some_and(|info| info.closed)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use rustix::io::Errno;

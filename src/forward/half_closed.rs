@@ -84,7 +84,8 @@ async fn failure(sockets: Arc<Sockets>, number: usize) -> Option<std::io::Error>
     error
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::time::Duration;

@@ -8,6 +8,7 @@ mod kustomize;
 mod readme;
 mod refused;
 mod tools;
+mod upgrade;
 
 use std::collections::BTreeSet;
 

@@ -4,7 +4,7 @@
 use crate::config::settings::SETTINGS;
 use crate::config::sources::Sources;
 
-use super::report::{MEMORY, OPEN_FILES, Outcome, Step};
+use super::report::{MEMORY, OPEN_FILES, Outcome, RUNNING_RELAY, Step, TRACE_COLLECTOR};
 
 /// Where the doctor runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +112,13 @@ impl Site {
 
     /// What to add to a step that is not as it should be: how to change there what it speaks of.
     pub(super) fn remedies(self, step: &Step) -> Vec<String> {
-        if self == Self::Machine || !matches!(step.outcome, Outcome::Failed | Outcome::Hint) {
+        let is_good = match step.outcome {
+            Outcome::Ok => true,
+            // Other steps are left out with good reason, while this one tells how it could be taken.
+            Outcome::Skipped => step.step != RUNNING_RELAY,
+            Outcome::Failed | Outcome::Hint => false,
+        };
+        if self == Self::Machine || is_good {
             return Vec::new();
         }
         let mut remedies = Vec::new();
@@ -122,6 +128,10 @@ impl Site {
             ),
             OPEN_FILES => remedies.push(
                 "the limit is that of the container runtime on the node (LimitNOFILE of its systemd unit)".to_owned(),
+            ),
+            TRACE_COLLECTOR => remedies.push(
+                "in the values of the chart, the endpoint is tracing.endpoint, and other variables are in extraEnv"
+                    .to_owned(),
             ),
             _ => {}
         }
@@ -193,6 +203,12 @@ mod tests {
             assert!(remedies.contains(part), "{part}: {remedies}");
         }
         assert!(!remedies.contains("PeerPort"), "{remedies}");
+        let collector = Site::Pod.remedies(&Step::failed(TRACE_COLLECTOR, "it cannot be reached"));
+        assert!(collector.concat().contains("tracing.endpoint"), "{collector:?}");
+        let off = Step::skipped(RUNNING_RELAY, "not known, since AdminListen is off");
+        assert!(Site::Pod.remedies(&off).concat().contains("admin.port"));
+        let skipped = Step::skipped(OPEN_FILES, "not tried: PeerAddress has no address");
+        assert!(Site::Pod.remedies(&skipped).is_empty());
         assert!(Site::Machine.remedies(&step).is_empty());
         assert!(Site::Pod.remedies(&Step::ok(MEMORY, seen)).is_empty());
     }

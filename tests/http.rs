@@ -547,9 +547,22 @@ async fn the_log_level_can_be_changed() {
     let filter = "info,aspia_relay::router=trace";
     assert_eq!(put(r#"{"level": "info,aspia_relay::router=trace"}"#).await.json()["level"], filter);
     assert_eq!(get(admin, "/status").await.unwrap().json()["log_level"], filter);
-    for wrong in [r#"{"level": "loud"}"#, r#"{"level": 7}"#, "[]", "", "{"] {
+    for wrong in [
+        r#"{"level": "loud"}"#,
+        r#"{"level": "\"info\""}"#,
+        r#"{"level": "x\ny=1"}"#,
+        r#"{"level": "info,\u001b[31m=debug"}"#,
+        r#"{"level": "hyper=debug"}"#,
+        r#"{"level": ""}"#,
+        r#"{"level": 7}"#,
+        "[]",
+        "",
+        "{",
+    ] {
         assert_eq!(put(wrong).await.status, 400, "{wrong}");
     }
+    let why = put(r#"{"level": "inf"}"#).await.json()["detail"].to_string();
+    assert!(why.contains("did you mean info?"), "{why}");
     assert_eq!(get(admin, "/status").await.unwrap().json()["log_level"], filter);
 }
 

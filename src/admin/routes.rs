@@ -229,8 +229,8 @@ impl Routes {
             return problem(StatusCode::BAD_REQUEST, r#"expected a body like {"level": "info"}"#);
         };
         match self.handle.log_level().set(level) {
-            Ok(()) => {
-                info!(level, "an administrator changed the log level");
+            Ok(level) => {
+                info!(log_level = level, "an administrator changed the log level");
                 json_answer(StatusCode::OK, &json!({ "level": level }))
             }
             Err(expected) => problem(StatusCode::BAD_REQUEST, &expected),

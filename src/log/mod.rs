@@ -12,6 +12,7 @@
 //! neither: there the log files have them, whatever the level is.
 
 mod files;
+mod filter;
 pub mod limit;
 
 use std::io;
@@ -28,6 +29,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use files::LogFiles;
+use filter::{Filter, Problem};
 
 /// Lines that wait for whoever takes them, of each output: some megabytes at most.
 const WAITING_LINES: usize = 8192;
@@ -66,28 +68,19 @@ impl LogLevel {
         self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Logs by another level, or by a list of `target=level`, until the end of the process.
+    /// Logs by another level, or by a list of `target=level`, until the end of the process. Gives the filter as it is
+    /// now in force.
     ///
     /// # Errors
-    /// What is expected.
-    pub fn set(&self, text: &str) -> Result<(), String> {
-        let expected = || {
-            format!(
-                "{text:?} is no level (off, error, warn, info, debug, trace) and no list of \
-                 target=level"
-            )
-        };
-        // Taken by itself, a misspelt level would be the name of a target.
-        let is_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
-        if !text.split(',').all(is_level) {
-            return Err(expected());
+    /// Everything that is wrong with the filter, in words; then nothing is changed.
+    pub fn set(&self, text: &str) -> Result<String, String> {
+        let Filter { text, targets, problems, .. } = filter::parse(text);
+        if !problems.is_empty() {
+            return Err(listed(&problems));
         }
-        let filter = text.parse::<Targets>().map_err(|_| expected())?;
-        // What ends the program is in the log at every level.
-        let filter = filter.with_target(FATAL, LevelFilter::ERROR);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text.to_owned(), filter);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text.clone(), targets);
         tracing::callsite::rebuild_interest_cache();
-        Ok(())
+        Ok(text)
     }
 
     fn would_enable(&self, event: &Metadata<'_>) -> bool {
@@ -114,51 +107,22 @@ impl LogSettings {
     /// Reads the variables. Nothing here stops a start: what makes no sense is taken as the default, with a
     /// warning.
     pub fn from_environment(environment: &[(String, String)]) -> Self {
-        let mut warnings = Vec::new();
-        let get = |name: &str| {
-            let found = environment.iter().find(|(n, _)| n == name);
-            found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
-        };
-        // 0 is off, anything else is on.
-        let flag = |name: &str, default: bool| get(name).map_or(default, |value| value != "0");
-        let mut number = |name: &str, default: u64| match get(name).map(str::parse::<i128>) {
-            None => default,
-            // What is out of range is clamped, as in the original.
-            Some(Ok(number)) => u64::try_from(number.max(0)).unwrap_or(u64::MAX),
-            Some(Err(_)) => {
-                warnings.push(format!("{name} is not a number; {default} is used"));
-                default
-            }
-        };
-        let level = match number("ASPIA_LOG_LEVEL", 2) {
+        let mut variables = Variables { environment, warnings: Vec::new() };
+        let level = match variables.number("ASPIA_LOG_LEVEL", 2) {
             0 => LogLevel::new("info", Targets::new().with_default(LevelFilter::INFO)),
             1 => LogLevel::new("error", Targets::new().with_default(LevelFilter::ERROR)),
             _ => LogLevel::new("fatal", Targets::new().with_target(FATAL, LevelFilter::ERROR)),
         };
-        let stdout = flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
-        let file = flag("ASPIA_LOG_TO_FILE", cfg!(windows));
-        let file_size =
-            number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE).clamp(FILE_SIZES.0, FILE_SIZES.1);
-        let days = number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
-        let format = match get("ASPIA_LOG_FORMAT") {
-            None | Some("text") => Format::Text,
-            Some("json") => Format::Json,
-            Some(other) => {
-                warnings
-                    .push(format!("ASPIA_LOG_FORMAT is {other:?}, not text or json; text is used"));
-                Format::Text
-            }
-        };
-        let level = match get("RUST_LOG").map(|text| (text, text.parse::<Targets>())) {
-            None => level,
-            Some((text, Ok(filter))) => LogLevel::new(text, filter),
-            Some((_, Err(error))) => {
-                warnings.push(format!(
-                    "RUST_LOG is no list of target=level ({error}); ASPIA_LOG_LEVEL is used"
-                ));
-                level
-            }
-        };
+        let stdout = variables.flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
+        let file = variables.flag("ASPIA_LOG_TO_FILE", cfg!(windows));
+        let file_size = variables
+            .number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE)
+            .clamp(FILE_SIZES.0, FILE_SIZES.1);
+        let days = variables
+            .number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS)
+            .min(MAX_FILE_AGE_DAYS);
+        let format = variables.format();
+        let level = variables.filter().unwrap_or(level);
         Self {
             level,
             stdout,
@@ -168,7 +132,7 @@ impl LogSettings {
             file_size,
             file_age: (days > 0).then(|| Duration::from_secs(days * 24 * 3600)),
             directory: std::env::temp_dir().join("aspia"),
-            warnings,
+            warnings: variables.warnings,
         }
     }
 
@@ -265,6 +229,71 @@ impl LogSettings {
             tracing::warn!("{warning}");
         }
         Ok(guards)
+    }
+}
+
+/// Several problems in words.
+fn listed(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// The environment, and what makes no sense in it.
+struct Variables<'a> {
+    environment: &'a [(String, String)],
+    warnings: Vec<String>,
+}
+
+impl<'a> Variables<'a> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        let found = self.environment.iter().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// 0 is off, anything else is on.
+    fn flag(&mut self, name: &str, default: bool) -> bool {
+        let Some(value) = self.get(name) else {
+            return default;
+        };
+        if value.parse::<i128>().is_err() {
+            self.warnings.push(format!(
+                "{name} is {value:?}, which is no number: it counts as on; 0 is off"
+            ));
+        }
+        value != "0"
+    }
+
+    fn number(&mut self, name: &str, default: u64) -> u64 {
+        match self.get(name).map(str::parse::<i128>) {
+            None => default,
+            // What is out of range is clamped, as in the original.
+            Some(Ok(number)) => u64::try_from(number.max(0)).unwrap_or(u64::MAX),
+            Some(Err(_)) => {
+                self.warnings.push(format!("{name} is not a number; {default} is used"));
+                default
+            }
+        }
+    }
+
+    fn format(&mut self) -> Format {
+        match self.get("ASPIA_LOG_FORMAT") {
+            None | Some("text") => Format::Text,
+            Some("json") => Format::Json,
+            Some(other) => {
+                self.warnings
+                    .push(format!("ASPIA_LOG_FORMAT is {other:?}, not text or json; text is used"));
+                Format::Text
+            }
+        }
+    }
+
+    /// What is good of `RUST_LOG`; `None` where nothing is.
+    fn filter(&mut self) -> Option<LogLevel> {
+        let Filter { text, targets, problems, is_usable } = filter::parse(self.get("RUST_LOG")?);
+        if !problems.is_empty() {
+            let instead = if is_usable { text.as_str() } else { "ASPIA_LOG_LEVEL" };
+            self.warnings.push(format!("RUST_LOG: {}; {instead} is used", listed(&problems)));
+        }
+        is_usable.then(|| LogLevel::new(&text, targets))
     }
 }
 
@@ -399,6 +428,30 @@ mod tests {
         let bad = settings(&[("RUST_LOG", "aspia=loud")]);
         assert_eq!(goes(&bad, HERE, Level::INFO), (false, false));
         assert!(bad.warnings()[0].contains("RUST_LOG"));
+    }
+
+    #[test]
+    fn a_bad_rust_log_is_said_and_what_is_good_of_it_holds() {
+        for (text, info, said) in [
+            ("inf", true, "did you mean info?"),
+            ("\"info\"", true, "info is used"),
+            ("inof,aspia_relay=info", true, "aspia_relay=info is used"),
+            ("inof,aspia_relay=warn", false, "aspia_relay=warn is used"),
+            ("hyper=debug", true, "ASPIA_LOG_LEVEL is used"),
+            ("x\ny=1", true, "is no target"),
+        ] {
+            let set = settings(&[("RUST_LOG", text), ("ASPIA_LOG_LEVEL", "0")]);
+            assert_eq!(goes(&set, HERE, Level::INFO), (info, false), "{text}");
+            let [warning] = set.warnings() else { panic!("{text}: {:?}", set.warnings()) };
+            assert!(warning.starts_with("RUST_LOG: ") && warning.contains(said), "{warning}");
+        }
+    }
+
+    #[test]
+    fn switches_that_are_no_numbers_are_said() {
+        let set = settings(&[("ASPIA_LOG_TO_STDOUT", "\"0\""), ("ASPIA_LOG_TO_FILE", "false")]);
+        assert!(set.stdout && set.file);
+        assert_eq!(set.warnings().len(), 2, "{:?}", set.warnings());
     }
 
     #[test]

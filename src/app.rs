@@ -17,7 +17,7 @@ use crate::forward::Method;
 use crate::handle::{Handle, Parts};
 use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::{self, BindError};
-use crate::log::{LogLevel, START};
+use crate::log::{LogHandle, START};
 use crate::open_files::MAX_PIPES;
 use crate::peer::session::Way;
 use crate::peer::{self, Peers};
@@ -115,7 +115,7 @@ impl App {
     pub fn bind(
         loaded: Loaded,
         handed_over: Listeners,
-        log: LogLevel,
+        log: LogHandle,
         tracer: Tracer,
         engine: Engine,
     ) -> Result<Self, StartError> {

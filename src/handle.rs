@@ -16,8 +16,8 @@ use crate::forward::metrics::ForwardMetrics;
 use crate::forward::pipe::Pipes;
 use crate::forward::{BUDGET, Forwarding, Method};
 use crate::listen::accept::Accepting;
-use crate::log::LogLevel;
-use crate::metrics::gauge;
+use crate::log::LogHandle;
+use crate::metrics::{counter_of, gauge};
 use crate::peer::metrics::PeerMetrics;
 use crate::peer::session::{Runner, Way};
 use crate::router::metrics::RouterMetrics;
@@ -46,7 +46,7 @@ pub(crate) struct Parts {
     pub(crate) loaded: Loaded,
     pub(crate) key_base: u32,
     pub(crate) address: SocketAddr,
-    pub(crate) log: LogLevel,
+    pub(crate) log: LogHandle,
     pub(crate) workers: Workers,
     pub(crate) method: Method,
     pub(crate) max_pipes: usize,
@@ -70,7 +70,7 @@ struct Inner {
     reload_successful: IntGauge,
     reload_timestamp: IntGauge,
     certificate_expiry: IntGauge,
-    log: LogLevel,
+    log: LogHandle,
     address: SocketAddr,
     started: Instant,
     /// The same moment by the other clock.
@@ -113,6 +113,13 @@ impl Handle {
             &registry,
             "aspia_relay_config_last_reload_success_timestamp_seconds",
             "When the configuration in force was read, in seconds since 1970.",
+        )?;
+        let lost = log.lost_lines().clone();
+        counter_of(
+            &registry,
+            "aspia_relay_log_lines_lost_total",
+            "Lines of the log that an output did not take, and no other one instead.",
+            move || lost.count(),
         )?;
         let metrics = StateMetrics::new(&registry)?;
         let peer_metrics = PeerMetrics::new(&registry)?;
@@ -282,8 +289,8 @@ impl Handle {
         &self.0.router_metrics
     }
 
-    /// The level of the log.
-    pub fn log_level(&self) -> &LogLevel {
+    /// What is logged, and what was lost of it.
+    pub fn log(&self) -> &LogHandle {
         &self.0.log
     }
 

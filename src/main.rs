@@ -17,7 +17,7 @@ use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded};
 use aspia_relay::heap;
-use aspia_relay::log::{self, LogLevel, LogSettings};
+use aspia_relay::log::{self, LogHandle, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, NodeError, Pace, SERVICE_ACCOUNT};
 #[cfg(windows)]
 use aspia_relay::service::{
@@ -339,7 +339,7 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
     let handed_over = handed_over().map_err(|error| (FAILED, error))?;
     let (exporting, warnings) = traces(sources);
     let spans = exporting.as_ref().and_then(Exporting::layer);
-    let guards = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
+    let guard = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
     for warning in warnings {
         warn!("{warning}");
     }
@@ -347,7 +347,7 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
         info!("traces go to {}", exporting.endpoint());
     }
     let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
-    let outcome = start(sources, handed_over, log_settings.level(), tracer);
+    let outcome = start(sources, handed_over, log_settings.handle(), tracer);
     if let Some(exporting) = exporting {
         exporting.finish();
     }
@@ -356,7 +356,7 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
         error!(target: log::FATAL, "{message}");
     }
     // Writes what is left of the log.
-    bounded(move || drop(guards));
+    bounded(move || drop(guard));
     outcome
 }
 
@@ -374,7 +374,7 @@ fn traces(sources: &Sources) -> (Option<Exporting>, Vec<String>) {
     (exporting, warnings)
 }
 
-fn start(sources: &Sources, handed_over: Listeners, log: LogLevel, tracer: Tracer) -> Outcome {
+fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Tracer) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
     for warning in &loaded.report.warnings {
         warn!("{warning}");

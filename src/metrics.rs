@@ -2,8 +2,10 @@
 //! none of them.
 
 use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The values of a label, known from the start.
@@ -93,6 +95,41 @@ pub fn counters<L: Label>(
 /// When the name is wrong or taken.
 pub fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
     registered(registry, IntCounter::new(name, help)?)
+}
+
+/// Registers a counter whose value is kept by somebody who knows nothing of metrics.
+///
+/// # Errors
+/// When the name is wrong or taken.
+pub fn counter_of(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    value: impl Fn() -> u64 + Send + Sync + 'static,
+) -> prometheus::Result<()> {
+    let counter = IntCounter::new(name, help)?;
+    let desc = counter.desc().into_iter().cloned().collect();
+    registry.register(Box::new(CounterOf { desc, counter: Mutex::new(counter), value }))
+}
+
+/// Counts up to the value whenever it is collected.
+struct CounterOf<F> {
+    desc: Vec<Desc>,
+    /// Locked, so that two who collect at once do not both add the same.
+    counter: Mutex<IntCounter>,
+    value: F,
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Collector for CounterOf<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.desc.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
+        counter.inc_by((self.value)().saturating_sub(counter.get()));
+        counter.collect()
+    }
 }
 
 /// Registers a gauge.

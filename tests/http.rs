@@ -73,6 +73,7 @@ async fn every_metric_and_value_is_there_from_the_start() {
         "aspia_relay_session_duration_seconds_count 0".into(),
         "aspia_relay_session_bytes_count 0".into(),
         "aspia_relay_bytes_total 0".into(),
+        "aspia_relay_log_lines_lost_total 0".into(),
         "aspia_relay_config_last_reload_successful 1".into(),
         "aspia_relay_config_last_reload_success_timestamp_seconds ".into(),
         "aspia_relay_build_info{".into(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aspia_relay::app::{App, Engine, Listeners};
 use aspia_relay::listen::bind::bind;
-use aspia_relay::log::LogLevel;
+use aspia_relay::log::LogHandle;
 use aspia_relay::open_files;
 use aspia_relay::peer::PURPOSE;
 use aspia_relay::trace::Tracer;
@@ -54,7 +54,8 @@ async fn a_thousand_peers_that_come_before_the_first_is_accepted_are_all_paired(
         return;
     }
     let listeners = Listeners { peers: Some(listener), ..Listeners::default() };
-    let app = App::bind(config, listeners, LogLevel::default(), Tracer::default(), engine).unwrap();
+    let app =
+        App::bind(config, listeners, LogHandle::default(), Tracer::default(), engine).unwrap();
     let address = app.address();
     tokio::spawn(app.run());
     let mut introductions = Vec::new();

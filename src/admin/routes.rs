@@ -228,7 +228,7 @@ impl Routes {
         let Some(level) = body.as_ref().and_then(|body| body["level"].as_str()) else {
             return problem(StatusCode::BAD_REQUEST, r#"expected a body like {"level": "info"}"#);
         };
-        match self.handle.log_level().set(level) {
+        match self.handle.log().set(level) {
             Ok(level) => {
                 info!(log_level = level, "an administrator changed the log level");
                 json_answer(StatusCode::OK, &json!({ "level": level }))

@@ -65,7 +65,7 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
             "bytes": recent.bytes,
             "refusals": by_name(recent.connections.into_iter().filter(refused)),
         },
-        "log_level": handle.log_level().text(),
+        "log_level": handle.log().text(),
         "waiting_for_restart": handle.waiting_for_restart(),
     })
 }

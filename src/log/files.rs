@@ -5,59 +5,137 @@
 //! is a thin layer of our own. Times in names are UTC, like those in the lines.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use time::OffsetDateTime;
 use time::macros::format_description;
+
+use super::output::{Destination, write_whole};
 
 const PREFIX: &str = "aspia_relay-";
 const SUFFIX: &str = ".log";
 /// Length of `YYYYMMDD-HHMMSS.mmm`.
 const STAMP_LEN: usize = 19;
+/// How long no new file is tried after one could not be begun.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// A writer that begins a new file whenever the present one is full.
+/// What log files may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Of one file, in bytes.
+    pub(super) size: u64,
+    /// Of all files of this program in the directory together, in bytes.
+    pub(super) total: Option<u64>,
+    /// Older ones are removed.
+    pub(super) age: Option<Duration>,
+}
+
+/// Writes lines to files, and begins a new one whenever the present one is full, or no longer there under its name.
 pub(super) struct LogFiles {
     directory: PathBuf,
-    size: u64,
-    age: Option<Duration>,
-    file: File,
-    written: u64,
-    number: u64,
+    bounds: Bounds,
+    /// `None` after an error that may be of this file alone.
+    current: Option<Current>,
+    /// The number of the next file.
+    next: u64,
+    /// When a file could not be begun, and why.
+    failed: Option<(Instant, io::ErrorKind)>,
+    pause: Duration,
 }
 
 impl LogFiles {
     /// Creates the directory where it is missing, and the first file.
-    pub(super) fn create(directory: &Path, size: u64, age: Option<Duration>) -> io::Result<Self> {
-        let (file, number) = begin(directory, 0, age)?;
-        Ok(Self { directory: directory.to_owned(), size, age, file, written: 0, number })
+    pub(super) fn create(directory: &Path, bounds: Bounds) -> io::Result<Self> {
+        let mut this = Self {
+            directory: directory.to_owned(),
+            bounds,
+            current: None,
+            next: 0,
+            failed: None,
+            pause: PAUSE,
+        };
+        this.begin()?;
+        Ok(this)
     }
-}
 
-impl Write for LogFiles {
-    /// Takes one line at a time: a line is never torn between two files.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.written > 0 && self.written + line.len() as u64 > self.size {
-            (self.file, self.number) = begin(&self.directory, self.number + 1, self.age)?;
-            self.written = 0;
+    fn begin(&mut self) -> io::Result<&mut Current> {
+        if let Some((when, why)) = self.failed
+            && when.elapsed() < self.pause
+        {
+            return Err(why.into());
         }
-        self.file.write_all(line)?;
-        self.written += line.len() as u64;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        match begin(&self.directory, self.next, self.bounds) {
+            Ok((file, number)) => {
+                self.failed = None;
+                self.next = number + 1;
+                Ok(self.current.insert(file))
+            }
+            Err(error) => {
+                self.failed = Some((Instant::now(), error.kind()));
+                Err(error)
+            }
+        }
     }
 }
 
-fn begin(directory: &Path, number: u64, age: Option<Duration>) -> io::Result<(File, u64)> {
+impl Destination for LogFiles {
+    /// Takes one line at a time: a line is never torn between two files.
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        let fits = |file: &Current| {
+            // Where it was removed or renamed, as by what tidies temporary directories, or by logrotate, there is none; and
+            // somebody may have emptied it.
+            let used = file.length()?;
+            Some(used == 0 || used + line.len() as u64 <= self.bounds.size)
+        };
+        let file = match &mut self.current {
+            Some(file) if fits(file) == Some(true) => file,
+            _ => self.begin()?,
+        };
+        let written = write_whole(&mut file.file, line, &mut file.torn);
+        if let Err(error) = &written {
+            use io::ErrorKind::{QuotaExceeded, StorageFull};
+
+            // A new file would not help against a full disk; against anything else it may.
+            if !matches!(error.kind(), StorageFull | QuotaExceeded) {
+                self.current = None;
+            }
+        }
+        written
+    }
+}
+
+/// A file that is being written.
+#[derive(Debug)]
+struct Current {
+    path: PathBuf,
+    file: File,
+    /// Whether its last line is not complete.
+    torn: bool,
+}
+
+impl Current {
+    /// How long it is; `None` where another file, or none, has its name.
+    fn length(&self) -> Option<u64> {
+        let named = fs::symlink_metadata(&self.path).ok()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+
+            let own = self.file.metadata().ok()?;
+            if (own.dev(), own.ino()) != (named.dev(), named.ino()) {
+                return None;
+            }
+        }
+        Some(named.len())
+    }
+}
+
+fn begin(directory: &Path, number: u64, bounds: Bounds) -> io::Result<(Current, u64)> {
     // Again each time: what tidies temporary directories may have removed it.
     fs::create_dir_all(directory)?;
-    if let Some(age) = age {
-        remove_older(directory, age);
-    }
+    make_room(directory, bounds);
     let stamp = OffsetDateTime::now_utc()
         .format(format_description!(
             "[year][month][day]-[hour][minute][second].[subsecond digits:3]"
@@ -67,28 +145,42 @@ fn begin(directory: &Path, number: u64, age: Option<Duration>) -> io::Result<(Fi
     let mut number = number;
     loop {
         let path = directory.join(format!("{PREFIX}{stamp}.{number}{SUFFIX}"));
-        match File::create_new(path) {
+        // What is emptied while it is written to goes on at its beginning.
+        match File::options().append(true).create_new(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
-            Ok(file) => return Ok((file, number)),
+            Ok(file) => return Ok((Current { path, file, torn: false }, number)),
         }
     }
 }
 
-/// Removes this program's old files and nobody else's. A file that cannot be removed stays.
-fn remove_older(directory: &Path, age: Duration) {
-    let Some(limit) = SystemTime::now().checked_sub(age) else {
-        return;
-    };
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_str().is_some_and(is_ours);
-        let is_old = entry
-            .metadata()
-            .is_ok_and(|m| m.is_file() && m.modified().is_ok_and(|modified| modified < limit));
-        if ours && is_old {
-            let _ = fs::remove_file(entry.path());
+/// Removes files of this program and nobody else's, the oldest first: those that are too old, and those for which there is
+/// no room beside a full new one. One that cannot be removed, such as another user's, stays and does not count.
+fn make_room(directory: &Path, bounds: Bounds) {
+    let oldest = bounds.age.and_then(|age| SystemTime::now().checked_sub(age));
+    let mut files = ours(directory);
+    files.sort_unstable_by_key(|(_, modified, _)| *modified);
+    let mut total = files.iter().map(|(_, _, length)| *length).sum::<u64>();
+    for (path, modified, length) in files {
+        let is_old = oldest.is_some_and(|oldest| modified < oldest);
+        let is_too_much = bounds.total.is_some_and(|most| total > most.saturating_sub(bounds.size));
+        if is_old || is_too_much {
+            let _ = fs::remove_file(path);
+            total -= length;
         }
     }
+}
+
+/// The log files of this program, with when they were written to last and their length.
+fn ours(directory: &Path) -> Vec<(PathBuf, SystemTime, u64)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_ours))
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+            Some((entry.path(), metadata.modified().ok()?, metadata.len()))
+        })
+        .collect()
 }
 
 /// Whether a name is one that [`begin`] gives.
@@ -122,12 +214,26 @@ mod tests {
         names
     }
 
+    fn bounds(size: u64) -> Bounds {
+        Bounds { size, total: None, age: None }
+    }
+
+    fn create(directory: &Path, bounds: Bounds) -> LogFiles {
+        LogFiles { pause: Duration::ZERO, ..LogFiles::create(directory, bounds).unwrap() }
+    }
+
+    /// All that is in the files, the older first.
+    fn written(directory: &Path) -> String {
+        let read = |name: &String| fs::read_to_string(directory.join(name)).unwrap();
+        names(directory).iter().map(read).collect()
+    }
+
     #[test]
     fn a_new_file_with_the_next_number_at_the_size_limit() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = LogFiles::create(directory.path(), 100, None).unwrap();
+        let mut files = create(directory.path(), bounds(100));
         for _ in 0..5 {
-            assert_eq!(files.write(&[b'x'; 40]).unwrap(), 40);
+            files.write_line(&[b'x'; 40]).unwrap();
         }
         let names = names(directory.path());
         assert_eq!(names.len(), 3, "{names:?}");
@@ -144,21 +250,107 @@ mod tests {
     fn a_directory_that_was_tidied_away_comes_back() {
         let directory = tempfile::tempdir().unwrap();
         let inside = directory.path().join("aspia");
-        let mut files = LogFiles::create(&inside, 10, None).unwrap();
-        files.write_all(b"0123456789").unwrap();
+        let mut files = create(&inside, bounds(100));
+        files.write_line(b"first\n").unwrap();
         fs::remove_dir_all(&inside).unwrap();
-        files.write_all(b"0123456789").unwrap();
-        assert_eq!(names(&inside).len(), 1);
+        files.write_line(b"second\n").unwrap();
+        assert_eq!(written(&inside), "second\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_was_removed_or_renamed_is_followed_by_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mut files = create(directory.path(), bounds(1000));
+        files.write_line(b"first\n").unwrap();
+        // As logrotate does.
+        let [name] = &names(directory.path())[..] else { panic!("one file") };
+        fs::rename(path(name), path("rotated")).unwrap();
+        files.write_line(b"second\n").unwrap();
+        assert_eq!(fs::read_to_string(path("rotated")).unwrap(), "first\n");
+        fs::remove_file(path("rotated")).unwrap();
+        assert_eq!(written(directory.path()), "second\n");
+        // Another file has the name.
+        let [name] = &names(directory.path())[..] else { panic!("one file") };
+        fs::remove_file(path(name)).unwrap();
+        fs::write(path(name), "not ours\n").unwrap();
+        files.write_line(b"third\n").unwrap();
+        assert_eq!(written(directory.path()), "not ours\nthird\n");
+    }
+
+    #[test]
+    fn a_file_that_was_emptied_is_filled_from_its_beginning() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut files = create(directory.path(), bounds(20));
+        files.write_line(b"first line\n").unwrap();
+        let [name] = &names(directory.path())[..] else { panic!("one file") };
+        File::create(directory.path().join(name)).unwrap();
+        files.write_line(b"second line\n").unwrap();
+        assert_eq!(written(directory.path()), "second line\n");
+        assert_eq!(names(directory.path()).len(), 1);
+    }
+
+    /// Whoever may do everything, as in a container, may write to a directory that may not be written to.
+    #[cfg(unix)]
+    #[test]
+    fn where_no_file_can_be_begun_it_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("aspia");
+        let mut files = create(&inside, bounds(10));
+        fs::remove_dir_all(&inside).unwrap();
+        fs::write(&inside, "in the way").unwrap();
+        assert!(files.write_line(b"lost\n").is_err());
+        files.pause = Duration::MAX;
+        fs::remove_file(&inside).unwrap();
+        assert!(files.write_line(b"lost\n").is_err(), "not at once");
+        files.pause = Duration::ZERO;
+        files.write_line(b"third\n").unwrap();
+        assert_eq!(written(&inside), "third\n");
     }
 
     #[test]
     fn a_line_longer_than_the_limit_has_a_file_of_its_own() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = LogFiles::create(directory.path(), 100, None).unwrap();
+        let mut files = create(directory.path(), bounds(100));
         for length in [300, 10] {
-            files.write_all(&vec![b'x'; length]).unwrap();
+            files.write_line(&vec![b'x'; length]).unwrap();
         }
         assert_eq!(names(directory.path()).len(), 2);
+    }
+
+    #[test]
+    fn all_files_together_stay_within_their_bound_and_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let foreign = directory.path().join("aspia_router-20200101-000000.000.0.log");
+        fs::write(&foreign, vec![0; 5000]).unwrap();
+        let total = Some(350);
+        let mut files = create(directory.path(), Bounds { size: 100, total, age: None });
+        let start = SystemTime::now();
+        for number in 0..40_u64 {
+            files.write_line(format!("{number:>49}\n").as_bytes()).unwrap();
+            // The clock of a file system may be coarse.
+            let file = &files.current.as_ref().unwrap().file;
+            file.set_modified(start + Duration::from_secs(number)).unwrap();
+            let sizes = ours(directory.path()).into_iter().map(|(_, _, length)| length);
+            assert!(sizes.sum::<u64>() <= 350);
+        }
+        // The newest are left.
+        let numbers: Vec<u64> = names(directory.path())
+            .iter()
+            .filter(|name| is_ours(name))
+            .flat_map(|name| {
+                fs::read_to_string(directory.path().join(name))
+                    .unwrap()
+                    .lines()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .map(|line| line.trim().parse().unwrap())
+            .collect();
+        assert_eq!(numbers.iter().max(), Some(&39));
+        assert_eq!(numbers.len(), 6, "{numbers:?}");
+        assert!(foreign.exists());
     }
 
     #[test]
@@ -178,13 +370,15 @@ mod tests {
         }
         let young = "aspia_relay-20990101-000000.000.0.log";
         File::create(directory.path().join(young)).unwrap();
-        drop(
-            LogFiles::create(directory.path(), 100, Some(Duration::from_secs(4 * 86_400))).unwrap(),
-        );
+        drop(create(
+            directory.path(),
+            Bounds { age: Some(Duration::from_secs(4 * 86_400)), ..bounds(100) },
+        ));
         assert!(names(directory.path()).contains(&ours.to_owned()));
-        drop(
-            LogFiles::create(directory.path(), 100, Some(Duration::from_secs(2 * 86_400))).unwrap(),
-        );
+        drop(create(
+            directory.path(),
+            Bounds { age: Some(Duration::from_secs(2 * 86_400)), ..bounds(100) },
+        ));
         let left = names(directory.path());
         assert!(!left.contains(&ours.to_owned()));
         assert!(others.iter().chain([&young]).all(|name| left.contains(&(*name).to_owned())));

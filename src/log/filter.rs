@@ -9,7 +9,7 @@ use std::fmt;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::{FATAL, START};
+use super::target::{FATAL, START};
 
 /// The levels by name.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -129,6 +129,8 @@ fn level_of(name: &str) -> Option<LevelFilter> {
 fn no_level(name: &str, before: &str) -> Problem {
     let nearest = LEVELS
         .iter()
+        // Nothing that long is nearly a level.
+        .filter(|_| name.len() <= SHOWN)
         .map(|level| (strsim::osa_distance(&name.to_ascii_lowercase(), level), level))
         .min()
         .filter(|(distance, _)| *distance <= 2);

@@ -5,15 +5,20 @@
 //! | `ASPIA_LOG_LEVEL` | 0 information, 1 errors, 2 fatal errors only (default) |
 //! | `ASPIA_LOG_TO_STDOUT`, `ASPIA_LOG_TO_FILE` | 0 off, any other number on |
 //! | `ASPIA_MAX_LOG_FILE_SIZE`, `ASPIA_MAX_LOG_FILE_AGE` | bytes; days, 0 = keep |
+//! | `ASPIA_MAX_LOG_TOTAL_SIZE` | bytes of all files together, 0 = no bound; not of the original |
 //! | `ASPIA_LOG_FORMAT` | `text` (default) or `json` |
 //! | `RUST_LOG` | overrides the level: `info`, `aspia_relay::router=debug` and the like |
 //!
 //! Errors, warnings and the one line at start reach stderr unless stdout carries them already. A service of Windows has
-//! neither: there the log files have them, whatever the level is.
+//! neither: there the log files have them, whatever the level is. An output that fails is replaced as `output` says.
 
 mod files;
 mod filter;
+mod json;
 pub mod limit;
+mod output;
+mod stdio;
+mod target;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,28 +27,24 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{Targets, filter_fn};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-use files::LogFiles;
+use files::{Bounds, LogFiles};
 use filter::{Filter, Problem};
-
-/// Lines that wait for whoever takes them, of each output: some megabytes at most.
-const WAITING_LINES: usize = 8192;
-
-/// Target of the one line that says what is running.
-pub const START: &str = "aspia_relay::start";
-/// Target of errors that end the program. They are in the log at every `ASPIA_LOG_LEVEL`; stderr gets them from `main`,
-/// whether there is a log or not.
-pub const FATAL: &str = "aspia_relay::fatal";
+use json::JsonLines;
+use output::{Destination, Output, OutputWriter, Outputs};
+pub use output::{LogGuard, LostLines};
+use stdio::Stdio;
+pub use target::{FATAL, START};
 
 const FILE_SIZES: (u64, u64) = (1024, 10 * 1024 * 1024);
 const DEFAULT_FILE_SIZE: u64 = 2 * 1024 * 1024;
 const MAX_FILE_AGE_DAYS: u64 = 366;
 const DEFAULT_FILE_AGE_DAYS: u64 = 14;
+/// Of all files together. Strangers can cause some hundred megabytes of lines a day.
+const DEFAULT_TOTAL_SIZE: u64 = 256 * 1024 * 1024;
 
 /// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,18 +55,26 @@ pub enum Format {
     Json,
 }
 
-/// What is logged; it can be changed while the relay runs. Cheap to clone.
+/// What is logged, which can be changed while the relay runs, and what was lost of it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct LogLevel(Arc<RwLock<(String, Targets)>>);
+pub struct LogHandle {
+    level: Arc<RwLock<(String, Targets)>>,
+    lost: LostLines,
+}
 
-impl LogLevel {
+impl LogHandle {
     fn new(text: &str, filter: Targets) -> Self {
-        Self(Arc::new(RwLock::new((text.to_owned(), filter))))
+        Self { level: Arc::new(RwLock::new((text.to_owned(), filter))), lost: LostLines::default() }
+    }
+
+    /// The lines that were not written.
+    pub fn lost_lines(&self) -> &LostLines {
+        &self.lost
     }
 
     /// The level in words: that of the variable, or the list that was set.
     pub fn text(&self) -> String {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.level.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// Logs by another level, or by a list of `target=level`, until the end of the process. Gives the filter as it is
@@ -78,13 +87,13 @@ impl LogLevel {
         if !problems.is_empty() {
             return Err(listed(&problems));
         }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text.clone(), targets);
+        *self.level.write().unwrap_or_else(PoisonError::into_inner) = (text.clone(), targets);
         tracing::callsite::rebuild_interest_cache();
         Ok(text)
     }
 
     fn would_enable(&self, event: &Metadata<'_>) -> bool {
-        let filter = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let filter = self.level.read().unwrap_or_else(PoisonError::into_inner);
         filter.1.would_enable(event.target(), event.level())
     }
 }
@@ -92,13 +101,12 @@ impl LogLevel {
 /// What the variables ask for.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    level: LogLevel,
+    handle: LogHandle,
     stdout: bool,
     stderr: bool,
     file: bool,
     format: Format,
-    file_size: u64,
-    file_age: Option<Duration>,
+    bounds: Bounds,
     directory: PathBuf,
     warnings: Vec<String>,
 }
@@ -109,9 +117,9 @@ impl LogSettings {
     pub fn from_environment(environment: &[(String, String)]) -> Self {
         let mut variables = Variables { environment, warnings: Vec::new() };
         let level = match variables.number("ASPIA_LOG_LEVEL", 2) {
-            0 => LogLevel::new("info", Targets::new().with_default(LevelFilter::INFO)),
-            1 => LogLevel::new("error", Targets::new().with_default(LevelFilter::ERROR)),
-            _ => LogLevel::new("fatal", Targets::new().with_target(FATAL, LevelFilter::ERROR)),
+            0 => LogHandle::new("info", Targets::new().with_default(LevelFilter::INFO)),
+            1 => LogHandle::new("error", Targets::new().with_default(LevelFilter::ERROR)),
+            _ => LogHandle::new("fatal", Targets::new().with_target(FATAL, LevelFilter::ERROR)),
         };
         let stdout = variables.flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
         let file = variables.flag("ASPIA_LOG_TO_FILE", cfg!(windows));
@@ -121,16 +129,20 @@ impl LogSettings {
         let days = variables
             .number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS)
             .min(MAX_FILE_AGE_DAYS);
+        let total = variables.number("ASPIA_MAX_LOG_TOTAL_SIZE", DEFAULT_TOTAL_SIZE);
         let format = variables.format();
-        let level = variables.filter().unwrap_or(level);
+        let handle = variables.filter().unwrap_or(level);
         Self {
-            level,
+            handle,
             stdout,
             stderr: true,
             file,
             format,
-            file_size,
-            file_age: (days > 0).then(|| Duration::from_secs(days * 24 * 3600)),
+            bounds: Bounds {
+                size: file_size,
+                total: (total > 0).then_some(total.max(file_size)),
+                age: (days > 0).then(|| Duration::from_secs(days * 24 * 3600)),
+            },
             directory: std::env::temp_dir().join("aspia"),
             warnings: variables.warnings,
         }
@@ -142,8 +154,8 @@ impl LogSettings {
     }
 
     /// What is logged, to be shown and changed.
-    pub fn level(&self) -> LogLevel {
-        self.level.clone()
+    pub fn handle(&self) -> LogHandle {
+        self.handle.clone()
     }
 
     /// What did not make sense, to be logged once there is a log.
@@ -154,7 +166,7 @@ impl LogSettings {
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
         // On a terminal stdout and stderr are one: what ends the program is said once, for people.
         let on_stderr = event.target() == FATAL && self.format == Format::Text;
-        self.stdout && !on_stderr && self.level.would_enable(event)
+        self.stdout && !on_stderr && self.handle.would_enable(event)
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
@@ -165,59 +177,63 @@ impl LogSettings {
     }
 
     fn carried_by_file(&self, event: &Metadata<'_>) -> bool {
-        self.level.would_enable(event) || (!self.stderr && must_be_seen(event))
+        self.handle.would_enable(event) || (!self.stderr && must_be_seen(event))
     }
 
-    /// The outputs as one subscriber, and what writes the rest of the lines when it is dropped.
+    /// The outputs as one subscriber, and what has the last lines written when it is dropped. `report` logs what is wrong
+    /// with an output.
     fn subscriber(
-        &self,
+        mut self,
         spans: Option<SpanLayer>,
-    ) -> io::Result<(impl Subscriber + Send + Sync + 'static, Vec<WorkerGuard>)> {
-        let mut guards = Vec::new();
-        // A reader of stdout that stops reading, or a disk that hangs, must not stop the relay: lines that
-        // nobody takes in time are dropped.
-        let mut background = |writer: Box<dyn io::Write + Send>| {
-            let builder =
-                NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
-            let (writer, guard) = builder.finish(writer);
-            guards.push(guard);
-            BoxMakeWriter::new(writer)
-        };
-        // Spans are for traces: lines do not repeat what is in them.
-        let stdout = self.stdout.then(|| {
-            let settings = self.clone();
-            let filter =
-                filter_fn(move |event| event.is_event() && settings.carried_by_stdout(event));
-            lines(self.format, background(Box::new(io::stdout()))).with_filter(filter)
-        });
-        let stderr = self.stderr.then(|| {
-            let settings = self.clone();
-            let filter =
-                filter_fn(move |event| event.is_event() && settings.carried_by_stderr(event));
-            lines(self.format, background(Box::new(io::stderr()))).with_filter(filter)
-        });
+        report: impl Fn(&str) + Send + Sync + 'static,
+    ) -> io::Result<(impl Subscriber + Send + Sync + 'static, LogGuard)> {
+        let mut outputs = Outlets::default();
+        // In this order they take over from each other.
+        let stderr = Stdio::stderr().filter(|_| self.stderr).map(|to| outputs.add("stderr", to));
+        let stdout = Stdio::stdout().filter(|_| self.stdout).map(|to| outputs.add("stdout", to));
+        // Where it leads nowhere, lines that must be seen go to stderr.
+        self.stdout = stdout.is_some();
         let file = match self.file {
             false => None,
             true => {
-                let files = LogFiles::create(&self.directory, self.file_size, self.file_age)?;
-                let writer = background(Box::new(files));
-                let settings = self.clone();
-                let filter =
-                    filter_fn(move |event| event.is_event() && settings.carried_by_file(event));
-                Some(lines(self.format, writer).with_filter(filter))
+                let files = LogFiles::create(&self.directory, self.bounds)?;
+                let name = format!("the log files in {}", self.directory.display());
+                let index = outputs.add(&name, files);
+                // What must be seen has gone to stdout or stderr already.
+                outputs.0[index].is_replaced = !self.stderr;
+                Some(index)
             }
         };
+        let (outputs, guard) = Outputs::start(outputs.0, self.handle.lost.clone(), report)?;
+        let format = self.format;
+        let settings = Arc::new(self);
+        let layer = |index: Option<usize>, carries: fn(&Self, &Metadata<'_>) -> bool| {
+            let settings = settings.clone();
+            // Spans are for traces: lines do not repeat what is in them.
+            let filter = filter_fn(move |event| event.is_event() && carries(&settings, event));
+            let index = index?;
+            let writer =
+                outputs.writer(index, |event| must_be_seen(event) && event.target() != FATAL);
+            Some((writer, filter))
+        };
+        let stdout = layer(stdout, Self::carried_by_stdout);
+        let stdout = stdout.map(|(writer, filter)| lines(format, writer).with_filter(filter));
+        let stderr = layer(stderr, Self::carried_by_stderr);
+        let stderr = stderr.map(|(writer, filter)| lines(format, writer).with_filter(filter));
+        let file = layer(file, Self::carried_by_file);
+        let file = file.map(|(writer, filter)| lines(format, writer).with_filter(filter));
         let subscriber =
             tracing_subscriber::registry().with(spans).with(stdout).with(stderr).with(file);
-        Ok((subscriber, guards))
+        Ok((subscriber, guard))
     }
 
     /// Starts the log of this process, and hands spans to `spans`; it is complete when the result is dropped.
     ///
     /// # Errors
     /// What the system says when the log file cannot be written, with its path.
-    pub fn start(&self, spans: Option<SpanLayer>) -> io::Result<Vec<WorkerGuard>> {
-        let (subscriber, guards) = self.subscriber(spans).map_err(|error| {
+    pub fn start(&self, spans: Option<SpanLayer>) -> io::Result<LogGuard> {
+        let report = |text: &str| tracing::warn!("{text}");
+        let (subscriber, guard) = self.clone().subscriber(spans, report).map_err(|error| {
             let path = self.directory.display();
             io::Error::other(format!(
                 "cannot write log files in {path}: {error}; \
@@ -228,7 +244,24 @@ impl LogSettings {
         for warning in &self.warnings {
             tracing::warn!("{warning}");
         }
-        Ok(guards)
+        Ok(guard)
+    }
+}
+
+/// The outputs that there are to be.
+#[derive(Default)]
+struct Outlets(Vec<Output>);
+
+impl Outlets {
+    /// Adds one; gives its number.
+    fn add(&mut self, name: &str, to: impl Destination + 'static) -> usize {
+        self.0.push(Output {
+            name: name.to_owned(),
+            destination: Box::new(to),
+            takes_over: true,
+            is_replaced: true,
+        });
+        self.0.len() - 1
     }
 }
 
@@ -287,13 +320,13 @@ impl<'a> Variables<'a> {
     }
 
     /// What is good of `RUST_LOG`; `None` where nothing is.
-    fn filter(&mut self) -> Option<LogLevel> {
+    fn filter(&mut self) -> Option<LogHandle> {
         let Filter { text, targets, problems, is_usable } = filter::parse(self.get("RUST_LOG")?);
         if !problems.is_empty() {
             let instead = if is_usable { text.as_str() } else { "ASPIA_LOG_LEVEL" };
             self.warnings.push(format!("RUST_LOG: {}; {instead} is used", listed(&problems)));
         }
-        is_usable.then(|| LogLevel::new(&text, targets))
+        is_usable.then(|| LogHandle::new(&text, targets))
     }
 }
 
@@ -305,14 +338,14 @@ fn must_be_seen(event: &Metadata<'_>) -> bool {
 /// Takes spans.
 pub type SpanLayer = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
-fn lines<S>(format: Format, writer: BoxMakeWriter) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S>(format: Format, writer: OutputWriter) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     match format {
         Format::Text => layer.boxed(),
-        Format::Json => layer.json().flatten_event(true).boxed(),
+        Format::Json => layer.event_format(JsonLines).boxed(),
     }
 }
 
@@ -457,15 +490,21 @@ mod tests {
     #[test]
     fn sizes_and_ages_are_clamped() {
         let small = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "5"), ("ASPIA_MAX_LOG_FILE_AGE", "0")]);
-        assert_eq!((small.file_size, small.file_age), (1024, None));
+        assert_eq!((small.bounds.size, small.bounds.age), (1024, None));
+        assert_eq!(small.bounds.total, Some(DEFAULT_TOTAL_SIZE));
+        let unbounded = settings(&[("ASPIA_MAX_LOG_TOTAL_SIZE", "0")]);
+        assert_eq!(unbounded.bounds.total, None);
+        // One file has room.
+        let tiny = settings(&[("ASPIA_MAX_LOG_TOTAL_SIZE", "1")]);
+        assert_eq!(tiny.bounds.total, Some(DEFAULT_FILE_SIZE));
         let large = settings(&[
             ("ASPIA_MAX_LOG_FILE_SIZE", "99999999999999999999"),
             ("ASPIA_MAX_LOG_FILE_AGE", "999"),
         ]);
-        assert_eq!(large.file_size, 10_485_760);
-        assert_eq!(large.file_age, Some(Duration::from_secs(366 * 86_400)));
+        assert_eq!(large.bounds.size, 10_485_760);
+        assert_eq!(large.bounds.age, Some(Duration::from_secs(366 * 86_400)));
         let odd = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "much"), ("ASPIA_LOG_FORMAT", "xml")]);
-        assert_eq!((odd.file_size, odd.format), (DEFAULT_FILE_SIZE, Format::Text));
+        assert_eq!((odd.bounds.size, odd.format), (DEFAULT_FILE_SIZE, Format::Text));
         assert_eq!(odd.warnings().len(), 2);
     }
 
@@ -479,7 +518,7 @@ mod tests {
             ("ASPIA_LOG_FORMAT", "json"),
         ]);
         set.directory = directory.path().join("aspia");
-        let (subscriber, guards) = set.subscriber(None).unwrap();
+        let (subscriber, guards) = set.clone().subscriber(None, |_| {}).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(answer = 42, "seen");
             tracing::info!("not seen");

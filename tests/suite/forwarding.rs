@@ -368,7 +368,7 @@ async fn peers_over_ipv6_and_ipv4_meet() {
         let app = aspia_relay::app::App::bind(
             config,
             aspia_relay::app::Listeners { peers: Some(listener), ..Default::default() },
-            aspia_relay::log::LogLevel::default(),
+            aspia_relay::log::LogHandle::default(),
             aspia_relay::trace::Tracer::default(),
             engine(),
         )

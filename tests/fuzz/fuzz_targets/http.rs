@@ -10,7 +10,7 @@ use aspia_relay::app::{App, Engine, Listeners};
 use aspia_relay::config;
 use aspia_relay::config::sources::Sources;
 use aspia_relay::handle::Handle;
-use aspia_relay::log::LogLevel;
+use aspia_relay::log::LogHandle;
 use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
 use aspia_relay_fuzz::choice;
@@ -48,7 +48,7 @@ fn server() -> Server {
         let peers = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let listeners = Listeners { peers: Some(peers), ..Listeners::default() };
         let engine = Engine::on(Workers::here());
-        let app = App::bind(loaded, listeners, LogLevel::default(), Tracer::default(), engine);
+        let app = App::bind(loaded, listeners, LogHandle::default(), Tracer::default(), engine);
         let handle = app.expect("a relay").handle();
         let certificates = Certificates::load(handle.clone()).expect("there are none");
         (Admin::new(handle.clone(), certificates, CancellationToken::new()), handle)

@@ -8,7 +8,7 @@ use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, Loaded};
 use aspia_relay::crypto::PublicKey;
 use aspia_relay::handle::Handle;
-use aspia_relay::log::LogLevel;
+use aspia_relay::log::LogHandle;
 use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
 use tokio::task::JoinHandle;
@@ -116,7 +116,7 @@ impl Relay {
         let (admin_address, metrics_address) = (admin.local_addr()?, metrics.local_addr()?);
         let listeners =
             Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
-        let app = App::bind(config, listeners, LogLevel::default(), tracer, engine)
+        let app = App::bind(config, listeners, LogHandle::default(), tracer, engine)
             .map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
         let (admin, metrics) = (admin_address, metrics_address);

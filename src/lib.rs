@@ -21,7 +21,8 @@
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
-//! | leaves | [`secret`], [`log`], [`listen`], [`metrics`], [`tcp_info`], [`clock`], [`dial`], [`heap`] | secrets, the log, sockets to listen on, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
+//! | sockets | [`listen`] | sockets to listen on |
+//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`dial`], [`heap`] | secrets, the log, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
 //!
 //! `tests/structure.rs` holds the modules to this.
 

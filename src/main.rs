@@ -398,8 +398,12 @@ fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Trac
         }
     }
     let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
-    let workers = Workers::start(loaded.config.startup.workers()).map_err(threads)?;
-    let engine = Engine { max_pipes: open_files::max_pipes(), ..Engine::on(workers) };
+    let (count, warning) = open_files::workers(&loaded.config);
+    if let Some(warning) = warning {
+        warn!("{warning}");
+    }
+    let workers = Workers::start(count).map_err(threads)?;
+    let engine = Engine { max_pipes: open_files::max_pipes(count), ..Engine::on(workers) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(threads)?;
     let outcome = runtime.block_on(async {

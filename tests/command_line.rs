@@ -342,21 +342,37 @@ fn connections(port: u16, count: usize) -> Vec<std::net::TcpStream> {
 
 #[tokio::test]
 async fn when_descriptors_run_out_those_who_keep_silent_make_room_and_everything_else_goes_on() {
+    descriptors_run_out(120, 0, 200).await;
+}
+
+/// A machine with many cores: the descriptors of its threads are nobody else's.
+#[tokio::test]
+async fn many_worker_threads_leave_descriptors_for_everything_else() {
+    descriptors_run_out(700, 256, 900).await;
+}
+
+/// Has more callers than there are descriptors, with `limit` of them and so many worker threads.
+async fn descriptors_run_out(limit: u32, workers: usize, callers: usize) {
     let router = LabRouter::start(Options::default()).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("relay.json");
     let (port, admin) = (free_port(), free_port());
     let more = format!(
-        r#", "AdminListen": "127.0.0.1:{admin}", "MaxPendingPeersPerAddress": 1000, "PeerConnectRate": 0"#
+        r#", "AdminListen": "127.0.0.1:{admin}", "WorkerThreads": {workers},
+            "MaxPendingPeersPerAddress": 1000, "PeerConnectRate": 0"#
     );
     write(&path, router.address().port(), port, &router.public_key().to_string(), &more);
     let mut command = Command::new("/bin/sh");
-    command.env_clear().args(["-c", "ulimit -n 120; exec \"$0\" --config \"$1\""]);
+    let script = format!("ulimit -n {limit}; exec \"$0\" --config \"$1\"");
+    command.env_clear().args(["-c", &script]);
     command.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path).stdin(Stdio::null());
     let relay = Running::start(&mut command);
+    if workers > 0 {
+        relay.line("of 256 worker threads are started");
+    }
     router.keys(100).await;
     let (mut client, mut host) = router.introduce().await.unwrap().session().await.unwrap();
-    let silent = connections(port, 200);
+    let silent = connections(port, callers);
     let line = relay.line("descriptors are short");
     assert!(line.contains("ulimit -n"), "{line}");
     // There are descriptors for whoever asks what is wrong; sessions go on, and so does the link.
@@ -414,6 +430,120 @@ fn a_closed_or_full_stdout_or_stderr_changes_no_exit_status() {
     let mut command = program();
     command.arg("--config").arg(&wrong).stdout(closed()).stderr(closed());
     assert_eq!(command.status().unwrap().code(), Some(78));
+}
+
+/// The program with a Router, and its settings from the environment.
+fn with_router(router: &LabRouter, admin: u16) -> Command {
+    let mut command = program();
+    command
+        .env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_ROUTER_PORT", router.address().port().to_string())
+        .env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", router.public_key().to_string())
+        .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+        .env("ASPIA_RELAY_PEER_PORT", free_port().to_string())
+        .env("ASPIA_RELAY_ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
+        .env("ASPIA_LOG_LEVEL", "0");
+    command
+}
+
+/// Waits until a condition holds, which it does or the test fails.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Kills a relay when the test is over, however that ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn lines_lost(admin: u16) -> f64 {
+    let address = ([127, 0, 0, 1], admin).into();
+    let text = relay_lab::http::get(address, "/metrics").await.unwrap().body;
+    relay_lab::metrics::sum(&text, "aspia_relay_log_lines_lost_total")
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_stdout_does_not_take_reaches_stderr() {
+    let full = || std::fs::File::create("/dev/full").unwrap();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    // With whether stdout is there at all, so that it can fail and lines can be lost.
+    for (stdout, is_there) in [(full().into(), true), (closed(), true), (Stdio::null(), false)] {
+        let router = LabRouter::start(Options::default()).await.unwrap();
+        let (directory, admin) = (tempfile::tempdir().unwrap(), free_port());
+        let path = directory.path().join("stderr");
+        let mut command = with_router(&router, admin);
+        command.stdout(stdout).stderr(std::fs::File::create(&path).unwrap());
+        let _relay = Killed(command.spawn().unwrap());
+        let stderr = || std::fs::read_to_string(&path).unwrap();
+        router.keys(100).await;
+        router.drop_link().await;
+        until("the lost link", || stderr().contains("Router link: ")).await;
+        let text = stderr();
+        assert_eq!(text.matches("runs: Router").count(), 1, "{text}");
+        let said = text.matches("the log cannot be written to stdout").count();
+        assert_eq!(said, usize::from(is_there), "{text}");
+        // Lines of information are lost.
+        assert_eq!(lines_lost(admin).await > 0.0, is_there);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_stderr_does_not_take_reaches_stdout() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let (directory, admin) = (tempfile::tempdir().unwrap(), free_port());
+    let path = directory.path().join("stdout");
+    let mut command = with_router(&router, admin);
+    // Only errors are for stdout.
+    command.env("ASPIA_LOG_LEVEL", "1").stdout(std::fs::File::create(&path).unwrap());
+    let _relay =
+        Killed(command.stderr(std::fs::File::create("/dev/full").unwrap()).spawn().unwrap());
+    router.keys(100).await;
+    router.drop_link().await;
+    let stdout = || std::fs::read_to_string(&path).unwrap();
+    until("the lost link", || stdout().contains("Router link: ")).await;
+    assert!(stdout().contains("the log cannot be written to stderr"), "{}", stdout());
+    assert_eq!(lines_lost(admin).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_log_file_that_was_rotated_away_is_followed_by_a_new_one() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let files = || -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(directory.path().join("aspia")).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let mut command = with_router(&router, free_port());
+    command.env("ASPIA_LOG_TO_FILE", "1").env("ASPIA_LOG_TO_STDOUT", "0");
+    let relay = Running::start(command.env("TMPDIR", directory.path()));
+    router.keys(100).await;
+    let [first] = &files()[..] else { panic!("{:?}", files()) };
+    std::fs::rename(first, directory.path().join("rotated")).unwrap();
+    relay.signal("HUP");
+    until("a new file", || {
+        files().iter().any(|path| std::fs::read_to_string(path).unwrap().contains("SIGHUP"))
+    })
+    .await;
+    let rotated = std::fs::read_to_string(directory.path().join("rotated")).unwrap();
+    assert!(
+        rotated.contains("connected to the Router") && !rotated.contains("SIGHUP"),
+        "{rotated}"
+    );
 }
 
 #[tokio::test]
@@ -522,7 +652,13 @@ fn the_limit_on_open_files_is_raised_or_complained_of() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("relay.json");
     let start = |hard: &str| {
-        write(&path, 1, free_port(), KEY, r#", "MaxPeerCount": "500", "MaxPendingPeers": "100""#);
+        write(
+            &path,
+            1,
+            free_port(),
+            KEY,
+            r#", "MaxPeerCount": "500", "MaxPendingPeers": "100", "WorkerThreads": "3""#,
+        );
         let script = format!(
             "ulimit -Sn 256 && ulimit -Hn {hard} && exec {} --config {}",
             env!("CARGO_BIN_EXE_aspia_relay"),
@@ -544,14 +680,14 @@ fn the_limit_on_open_files_is_raised_or_complained_of() {
         relay.wait().unwrap();
         (said, limits.unwrap_or_default())
     };
-    let (said, limits) = start("1612");
+    let (said, limits) = start("1624");
     assert!(!said.contains("files may be open"), "{said}");
     if cfg!(target_os = "linux") {
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        assert!(line.contains("1612"), "{line}");
+        assert!(line.contains("1624"), "{line}");
     }
-    let (said, _) = start("1611");
-    assert!(said.contains("only 1611 files may be open") && said.contains("need 1612"), "{said}");
+    let (said, _) = start("1623");
+    assert!(said.contains("only 1623 files may be open") && said.contains("need 1624"), "{said}");
 }
 
 #[cfg(target_os = "linux")]
@@ -560,7 +696,13 @@ fn a_reload_raises_the_limit_on_open_files_too() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("relay.json");
     let port = free_port();
-    write(&path, 1, port, KEY, r#", "MaxPeerCount": "10", "MaxPendingPeers": "10""#);
+    write(
+        &path,
+        1,
+        port,
+        KEY,
+        r#", "MaxPeerCount": "10", "MaxPendingPeers": "10", "WorkerThreads": "1""#,
+    );
     let program = env!("CARGO_BIN_EXE_aspia_relay");
     let script =
         format!("ulimit -Sn 256 && ulimit -Hn 1000 && exec {program} --config {}", path.display());
@@ -574,15 +716,27 @@ fn a_reload_raises_the_limit_on_open_files_too() {
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
         line.split_whitespace().nth(3).unwrap().to_owned()
     };
-    assert_eq!(limit(), "542");
-    write(&path, 1, port, KEY, r#", "MaxPeerCount": "100", "MaxPendingPeers": "10""#);
+    assert_eq!(limit(), "546");
+    write(
+        &path,
+        1,
+        port,
+        KEY,
+        r#", "MaxPeerCount": "100", "MaxPendingPeers": "10", "WorkerThreads": "1""#,
+    );
     relay.signal("HUP");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while limit() != "722" {
+    while limit() != "726" {
         assert!(Instant::now() < deadline, "{}", limit());
         std::thread::sleep(Duration::from_millis(5));
     }
-    write(&path, 1, port, KEY, r#", "MaxPeerCount": "1000", "MaxPendingPeers": "10""#);
+    write(
+        &path,
+        1,
+        port,
+        KEY,
+        r#", "MaxPeerCount": "1000", "MaxPendingPeers": "10", "WorkerThreads": "1""#,
+    );
     relay.signal("HUP");
     relay.line("only 1000 files may be open");
     assert_eq!(limit(), "1000");

@@ -19,7 +19,8 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["trace"],
     &["wire", "crypto", "tls"],
-    &["secret", "log", "listen", "metrics", "tcp_info", "clock", "dial", "heap"],
+    &["listen"],
+    &["secret", "log", "metrics", "tcp_info", "clock", "dial", "heap"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::time::Instant;
 use tracing::warn;
+
+use crate::log::limit::LineLimit;
 
 use super::acceptor::Acceptor;
 
@@ -17,8 +19,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether there is room again.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
-/// How often it is said that there is none, while it comes and goes.
-const COMPLAINTS: Duration = Duration::from_secs(60);
+/// Lines about no room, and as many about failures to accept, in this time: both come and go as strangers do.
+const COMPLAINTS: (NonZero<u32>, Duration) =
+    (NonZero::new(2).expect("it is not 0"), Duration::from_secs(60));
 
 /// What may help when connections cannot be accepted, where the system limits files.
 const TOO_MANY_FILES: &str =
@@ -59,6 +62,54 @@ impl Drop for Running<'_> {
     }
 }
 
+/// What is said when connections cannot be accepted.
+struct Complaints<'a> {
+    callers: &'a str,
+    rooms: LineLimit,
+    failures: LineLimit,
+}
+
+impl<'a> Complaints<'a> {
+    fn new(callers: &'a str) -> Self {
+        let limit = || LineLimit::new(COMPLAINTS.0, COMPLAINTS.1);
+        Self { callers, rooms: limit(), failures: limit() }
+    }
+
+    fn no_room(&self) {
+        if self.rooms.allows() {
+            let (callers, left_out) = (self.callers, self.rooms.take_left_out());
+            warn!(
+                left_out,
+                "no descriptors are left for more {callers}: accepting waits until some have gone. Raise the limit on \
+                 open files (ulimit -n, LimitNOFILE, ulimits of the container)"
+            );
+        }
+    }
+
+    fn failed(&self, error: &io::Error, delay: Duration) {
+        if self.failures.allows() {
+            let (callers, left_out) = (self.callers, self.failures.take_left_out());
+            warn!(
+                %error,
+                left_out,
+                "cannot accept connections of {callers}, trying again in {delay:?}{TOO_MANY_FILES}"
+            );
+        }
+    }
+
+    /// Says how many lines were left out, where none says so that comes later.
+    fn report_left_out(&self) {
+        for (limit, what) in
+            [(&self.rooms, "there was no room"), (&self.failures, "accepting failed")]
+        {
+            if let Some(left_out) = limit.overdue() {
+                let (callers, seconds) = (self.callers, COMPLAINTS.1.as_secs());
+                warn!(left_out, "{what} for {callers} so often more within {seconds} s");
+            }
+        }
+    }
+}
+
 /// Accepts connections until it is dropped, and passes on each with the address that it comes from. As many as are there
 /// in one go, up to what a task may do at a time; then it is the turn of those who got them, and of everybody else.
 /// Does not spin when accepting fails, nor while there is no room: then connections wait with the system. `callers` is
@@ -77,7 +128,7 @@ pub async fn accept(
     let mut backoff = None;
     accepting.set(true);
     let _running = Running(accepting);
-    let mut complained: Option<Instant> = None;
+    let complaints = Complaints::new(callers);
     loop {
         match room() {
             Room::Enough => {}
@@ -85,19 +136,14 @@ pub async fn accept(
             Room::Crowded => tokio::task::yield_now().await,
             Room::None => {
                 accepting.set(false);
-                if complained.is_none_or(|last| last.elapsed() >= COMPLAINTS) {
-                    complained = Some(Instant::now());
-                    warn!(
-                        "no descriptors are left for more {callers}: accepting waits until some have gone. Raise the limit \
-                         on open files (ulimit -n, LimitNOFILE, ulimits of the container)"
-                    );
-                }
+                complaints.no_room();
                 while room() == Room::None {
                     tokio::time::sleep(LOOK_FOR_ROOM).await;
                 }
                 accepting.set(true);
             }
         }
+        complaints.report_left_out();
         match acceptor.accept().await {
             Ok((stream, address)) => {
                 backoff = None;
@@ -112,10 +158,7 @@ pub async fn accept(
                 accepting.set(false);
                 let delay =
                     backoff.get_or_insert_with(|| delays.build()).next().unwrap_or(MAX_PAUSE);
-                warn!(
-                    %error,
-                    "cannot accept connections of {callers}, trying again in {delay:?}{TOO_MANY_FILES}"
-                );
+                complaints.failed(&error, delay);
                 tokio::time::sleep(delay).await;
             }
         }
@@ -127,6 +170,26 @@ mod tests {
     use super::*;
     use std::cell::Cell;
     use std::net::{TcpListener, TcpStream};
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_that_come_and_go_are_a_few_lines_and_a_count() {
+        let log = relay_lab::log::CapturedLog::start();
+        let complaints = Complaints::new("strangers");
+        let (error, delay) = (io::Error::from_raw_os_error(24), Duration::from_millis(10));
+        let lines = |text: &str| log.text().lines().filter(|line| line.contains(text)).count();
+        for _ in 0..10_000 {
+            complaints.failed(&error, delay);
+            complaints.no_room();
+            complaints.report_left_out();
+        }
+        assert_eq!((lines("cannot accept"), lines("no descriptors are left")), (2, 2));
+        tokio::time::advance(COMPLAINTS.1).await;
+        complaints.report_left_out();
+        complaints.report_left_out();
+        assert_eq!(lines("left_out=9998"), 2, "{}", log.text());
+        complaints.failed(&error, delay);
+        assert_eq!(lines("cannot accept"), 3);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn without_room_connections_wait_and_nothing_spins() {

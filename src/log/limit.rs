@@ -47,6 +47,13 @@ impl LineLimit {
         false
     }
 
+    /// Lines left out in a period that is over, where nobody has said so yet.
+    pub fn overdue(&self) -> Option<NonZero<u64>> {
+        let mut inner = self.lock();
+        let is_over = inner.since.is_some_and(|since| since.elapsed() >= self.period);
+        if is_over { NonZero::new(std::mem::take(&mut inner.left_out)) } else { None }
+    }
+
     /// Lines left out since the last call.
     pub fn take_left_out(&self) -> u64 {
         std::mem::take(&mut self.lock().left_out)
@@ -69,5 +76,10 @@ mod tests {
         assert_eq!(burst(), 3);
         assert_eq!(limit.take_left_out(), 24);
         assert_eq!(limit.take_left_out(), 0);
+        assert_eq!(burst(), 0);
+        assert_eq!(limit.overdue(), None, "the period goes on");
+        advance(Duration::from_secs(10)).await;
+        assert_eq!(limit.overdue(), NonZero::new(10));
+        assert_eq!(limit.overdue(), None);
     }
 }

@@ -33,7 +33,7 @@ use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
 use crate::listen::options;
 use crate::log::limit::LineLimit;
-use crate::open_files;
+use crate::open_files::{self, Budget};
 use crate::state::keys::KeyId;
 use crate::state::sessions::End;
 use crate::state::shared::{Admitted, SharedState, WaitingPlace};
@@ -72,6 +72,8 @@ pub struct Peers {
     metrics: PeerMetrics,
     tracer: Tracer,
     accepting: Accepting,
+    /// Threads that forward, whose descriptors are not for peers.
+    workers: usize,
     tasks: TaskTracker,
     draining: CancellationToken,
     stop: CancellationToken,
@@ -88,9 +90,11 @@ impl Peers {
         draining: CancellationToken,
         stop: CancellationToken,
     ) -> Self {
+        let (workers, _) = open_files::workers(&runner.config().borrow());
         Self {
             state: runner.state().clone(),
             config: runner.config().clone(),
+            workers,
             door: Arc::new(Door::new(metrics.pending.clone())),
             refusals: Arc::new(Refusals::new()),
             shortages: Arc::new(LineLimit::new(NonZero::<u32>::MIN, SHORTAGES)),
@@ -144,7 +148,7 @@ impl Peers {
     /// Whether peers have more descriptors than are theirs. The one more is of the reserve, and for a moment.
     fn are_descriptors_short(&self) -> bool {
         let taken = (self.door.pending() + 2 * self.state.counts().active) as u64;
-        open_files::for_peers().is_some_and(|most| taken > most)
+        Budget::of_process(self.workers).is_some_and(|budget| taken > budget.peers)
     }
 
     fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {

@@ -175,8 +175,7 @@ impl<W: Send + 'static> Server<W> {
                     // The Router keeps the latest only: those that it has not taken yet are enough.
                     if has_room(&writer) {
                         let sessions = self.state.sessions();
-                        let statistics =
-                            statistics(self.dialect, &sessions, self.started, Instant::now());
+                        let statistics = self.statistics(&sessions, Instant::now());
                         writer.send(&message(statistics))?;
                     }
                 }
@@ -236,12 +235,31 @@ impl<W: Send + 'static> Server<W> {
     fn key_used(&self, key: u32) {
         match self.state.key_used(KeyId(key), Instant::now()) {
             Used::HandedOut => debug!(key, "key handed out"),
-            Used::Already => debug!(key, "key was handed out before"),
-            Used::Unknown => {
+            // A Router may say so for ever.
+            Used::Already if self.debugs() => debug!(key, "key was handed out before"),
+            Used::Unknown if self.debugs() => {
                 // Two peers that were faster than this message have used it up; or it is nonsense.
                 debug!(key, "the Router used a key that is not on offer; ignored");
             }
+            Used::Already | Used::Unknown => {}
         }
+    }
+
+    fn statistics(&self, sessions: &[Arc<Session>], now: Instant) -> Vec<u8> {
+        let (message, left_out) = statistics(self.dialect, sessions, self.started, now);
+        // As often as statistics are sent, and for as long as there are so many.
+        if left_out > 0 && self.lines.allows() {
+            warn!(
+                left_out,
+                "statistics do not fit into one frame; the newest sessions are left out"
+            );
+        }
+        message
+    }
+
+    /// Whether one more line may be written that a Router can repeat for ever, and that only debugging shows.
+    fn debugs(&self) -> bool {
+        tracing::enabled!(tracing::Level::DEBUG) && self.lines.allows()
     }
 
     fn key_pool(&self, config: &Config, keys: &[OneTimeKey]) -> Vec<u8> {
@@ -301,12 +319,13 @@ async fn tick(timer: &mut Option<Interval>) {
     }
 }
 
+/// The message, and how many sessions did not fit into it.
 fn statistics(
     dialect: &dyn Dialect,
     sessions: &[Arc<Session>],
     started: Instant,
     now: Instant,
-) -> Vec<u8> {
+) -> (Vec<u8>, usize) {
     let seconds = |since: Instant| now.saturating_duration_since(since).as_secs();
     let peers: Vec<_> = sessions
         .iter()
@@ -323,13 +342,7 @@ fn statistics(
         .collect();
     let room = dialect.max_frame() - STATISTICS_MARGIN;
     let (message, listed) = dialect.statistics(&peers, seconds(started), room);
-    if listed < peers.len() {
-        warn!(
-            left_out = peers.len() - listed,
-            "statistics do not fit into one frame; the newest sessions are left out"
-        );
-    }
-    message
+    (message, peers.len() - listed)
 }
 
 #[cfg(test)]
@@ -350,11 +363,12 @@ mod tests {
         }
         for dialect in DIALECTS {
             let longest = dialect.max_frame();
-            let message = statistics(dialect, &sessions.list(), now, now);
+            let (message, left_out) = statistics(dialect, &sessions.list(), now, now);
+            assert!(left_out > 0);
             assert!(message.len() < longest - 64, "{}", message.len());
             // And not much less than there is room for.
             assert!(message.len() > longest / 100 * 99, "{}", message.len());
-            let few = statistics(dialect, &sessions.list()[..1000], now, now);
+            let (few, _) = statistics(dialect, &sessions.list()[..1000], now, now);
             assert!(few.len() > 1000 * 3 * 256, "{}", few.len());
         }
     }

@@ -1,6 +1,7 @@
 //! The handle through which tasks reach the state: one lock, held for a few look-ups, and who is told what.
 
 use std::fmt;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config::Config;
+use crate::log::limit::LineLimit;
 
 use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
 use super::metrics::{KeyEvent, StateMetrics};
@@ -21,6 +23,9 @@ use super::{Admission, ReadyPeer, Refusal, State};
 const LOOK_AT_SESSIONS: Duration = Duration::from_millis(250);
 /// How often it is noticed that the process runs: a longer time without that is a pause, which is no idle time.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Lines about expired keys, in this time; the next one counts those that were left out.
+const EXPIRY_LINES: (NonZero<u32>, Duration) =
+    (NonZero::new(20).expect("it is not 0"), Duration::from_secs(10));
 
 struct Inner<W> {
     state: Mutex<State<W>>,
@@ -323,6 +328,9 @@ impl<W> SharedState<W> {
 
     /// Removes keys as their time runs out, for ever; one task does this.
     pub async fn expire_keys(&self) {
+        let lines = LineLimit::new(EXPIRY_LINES.0, EXPIRY_LINES.1);
+        // Whoever asks the Router for connections and does not come decides how many there are.
+        let mut unsaid = 0;
         loop {
             let next = self.lock().next_expiry();
             match next {
@@ -332,7 +340,11 @@ impl<W> SharedState<W> {
             let expired = self.lock().expire(Instant::now());
             if expired > 0 {
                 self.0.metrics.key_events.add(KeyEvent::Expired, expired);
-                tracing::info!(expired, "keys expired: two peers did not come within 30 s");
+                unsaid += expired;
+                if lines.allows() {
+                    let expired = std::mem::take(&mut unsaid);
+                    tracing::info!(expired, "keys expired: two peers did not come within 30 s");
+                }
                 self.0.room.notify_one();
                 self.0.left.notify_one();
             }

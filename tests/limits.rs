@@ -260,3 +260,25 @@ async fn all_sessions_share_and_a_desktop_does_not_wait_behind_bulk() {
         assert!(times[0] * 4 > times[3] * 3, "{times:?} {:?}", engine.method);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_protocol_on_the_port_of_peers_is_named_with_what_to_do() {
+    let log = CapturedLog::start();
+    let lab = lab(&[]).await;
+    let callers: [(&[u8], &str); 6] = [
+        (b"PROXY TCP4 203.0.113.9 192.0.2.5 51234 8070\r\n", "send-proxy"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "PROXY header (version 2)"),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc", "first bytes are TLS"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "first bytes are HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "first bytes are SSH"),
+        // Less than a length, and then nothing.
+        (b"\x05\x01\0", "first bytes are SOCKS"),
+    ];
+    for (bytes, expected) in callers {
+        let mut caller = TcpStream::connect(lab.relay.address()).await.unwrap();
+        caller.write_all(bytes).await.unwrap();
+        let line = log.line(expected).await;
+        assert!(line.contains("peer refused") && !line.contains("announces"), "{line}");
+    }
+    assert_eq!(outcome(&lab, "bad_message"), 6.0);
+}

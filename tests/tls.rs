@@ -14,6 +14,7 @@ use relay_lab::log::CapturedLog;
 use relay_lab::relay::{Lab, config};
 use relay_lab::router::Options;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -158,13 +159,44 @@ async fn both_versions_of_tls_are_spoken_and_nothing_else() {
         (ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3)
     );
     let log = CapturedLog::start();
-    assert!(get(lab.relay.metrics(), "/metrics").await.is_err(), "without TLS");
-    log.line("no TLS with a caller of the metrics listener").await;
+    let answer = get(lab.relay.metrics(), "/metrics").await.unwrap();
+    assert_eq!(answer.status, 400, "without TLS");
+    assert!(answer.body.contains("https"), "{}", answer.body);
+    log.line("it speaks HTTP without TLS, and MetricsListen has TLS").await;
+    // What is neither.
+    let mut other = tokio::net::TcpStream::connect(lab.relay.metrics()).await.unwrap();
+    other.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+    log.line("a caller of MetricsListen is not served: no TLS with it").await;
     // The certificate is for this name and of this authority.
     let stranger = Authority::new().client(&[&TLS13], None);
     assert!(scrape(&lab, stranger, &[]).await.is_err());
     // The admin listener has none of it.
     assert_eq!(get(lab.relay.admin(), "/metrics").await.unwrap().status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tls_and_proxy_headers_where_http_is_spoken_are_named() {
+    let log = CapturedLog::start();
+    let lab = Lab::start(Options::default(), &[]).await.unwrap();
+    for (listener, setting) in
+        [(lab.relay.admin(), "AdminListen"), (lab.relay.metrics(), "MetricsListen")]
+    {
+        let client = Authority::new().client(&[&TLS13], None);
+        let name = NAME.try_into().unwrap();
+        assert!(request_over_tls(listener, name, client, "GET /livez", &[]).await.is_err());
+        log.line(&format!("it speaks TLS, and {setting} has none")).await;
+        let mut proxy = tokio::net::TcpStream::connect(listener).await.unwrap();
+        proxy.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n").await.unwrap();
+        log.line(&format!("PROXY header (version 1), which {setting} does not take")).await;
+    }
+    // However many there are.
+    for _ in 0..100 {
+        let mut caller = tokio::net::TcpStream::connect(lab.relay.admin()).await.unwrap();
+        caller.write_all(b"\x16\x03\x01\0\x05").await.unwrap();
+        let _ = caller.read(&mut [0]).await;
+    }
+    let lines = log.text().lines().filter(|line| line.contains("is not served")).count();
+    assert!(lines <= 10, "{lines}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,12 +281,12 @@ async fn settings_of_tls_apply_without_a_restart() {
     let (certificate, key) = authority.sign(2042);
     reload(&[("MetricsTlsCertificate", &certificate), ("MetricsTlsPrivateKey", &key)]);
     expires(&lab, Some(year(2042))).await;
-    assert!(get(lab.relay.metrics(), "/metrics").await.is_err());
+    assert_eq!(get(lab.relay.metrics(), "/metrics").await.unwrap().status, 400);
     // A socket that waits for the restart is not opened to everybody in the meantime.
     let reloaded = reload(&[("MetricsListen", ":4242")]);
     assert!(reloaded.waiting.contains(&"MetricsTlsCertificate"), "{reloaded:?}");
     sleep(Duration::from_secs(20)).await;
-    assert!(get(lab.relay.metrics(), "/metrics").await.is_err());
+    assert_eq!(get(lab.relay.metrics(), "/metrics").await.unwrap().status, 400);
 }
 
 /// Ends with the test.

@@ -22,7 +22,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
@@ -66,6 +66,28 @@ struct Delivery {
     request: ExportTraceServiceRequest,
 }
 
+/// What a collector answers to a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Takes,
+    /// It rejects so many spans.
+    Rejects(i64),
+    /// It is no collector, but a page to log in that answers everything.
+    LoginPage,
+}
+
+impl Reply {
+    fn response(self) -> ExportTraceServiceResponse {
+        let partial_success = match self {
+            Self::Rejects(rejected_spans) => {
+                Some(ExportTracePartialSuccess { rejected_spans, error_message: "quota".into() })
+            }
+            _ => None,
+        };
+        ExportTraceServiceResponse { partial_success }
+    }
+}
+
 /// A receiver of OTLP.
 struct Collector {
     address: SocketAddr,
@@ -75,7 +97,7 @@ struct Collector {
 }
 
 /// Takes what gRPC has unpacked.
-struct Sink(mpsc::UnboundedSender<Delivery>);
+struct Sink(mpsc::UnboundedSender<Delivery>, Reply);
 
 #[tonic::async_trait]
 impl TraceService for Sink {
@@ -86,7 +108,7 @@ impl TraceService for Sink {
         let headers = request.metadata().clone().into_headers();
         let delivery = Delivery { path: String::new(), headers, request: request.into_inner() };
         let _ = self.0.send(delivery);
-        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+        Ok(tonic::Response::new(self.1.response()))
     }
 }
 
@@ -122,6 +144,10 @@ fn tls(protocol: Protocol, server: &(String, String), client: &str) -> TlsAccept
 
 impl Collector {
     async fn start(protocol: Protocol, tls: Option<TlsAcceptor>) -> Self {
+        Self::start_with(protocol, tls, Reply::Takes).await
+    }
+
+    async fn start_with(protocol: Protocol, tls: Option<TlsAcceptor>, reply: Reply) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sink, deliveries) = mpsc::unbounded_channel();
@@ -133,10 +159,10 @@ impl Collector {
                 let (sink, tls) = (sink.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(protocol, stream, sink).await,
+                        None => serve(protocol, stream, sink, reply).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(protocol, stream, sink).await;
+                                serve(protocol, stream, sink, reply).await;
                             }
                         }
                     }
@@ -156,11 +182,12 @@ async fn serve(
     protocol: Protocol,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     sink: mpsc::UnboundedSender<Delivery>,
+    reply: Reply,
 ) {
     let io = TokioIo::new(stream);
     match protocol {
         Protocol::Grpc => {
-            let service = TraceServiceServer::new(Sink(sink))
+            let service = TraceServiceServer::new(Sink(sink, reply))
                 .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
             let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .serve_connection(io, TowerToHyperService::new(service))
@@ -183,8 +210,14 @@ async fn serve(
                     let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
                     let path = head.uri.path().to_owned();
                     let _ = sink.send(Delivery { path, headers: head.headers, request });
-                    let answer = ExportTraceServiceResponse::default().encode_to_vec();
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
+                    let (content_type, answer) = match reply {
+                        Reply::LoginPage => {
+                            ("text/html; charset=utf-8", b"<!doctype html>".to_vec())
+                        }
+                        reply => ("application/x-protobuf", reply.response().encode_to_vec()),
+                    };
+                    let response = Response::builder().header("content-type", content_type);
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from(answer))).unwrap())
                 }
             });
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
@@ -518,6 +551,61 @@ async fn a_collector_that_is_away_slow_or_talks_nonsense_holds_up_nobody() {
             let began = Instant::now();
             finish(exporting).await;
             assert!(began.elapsed() < Duration::from_secs(20), "{endpoint} {protocol}");
+        }
+    }
+}
+
+/// The program itself, since what delivers spans is on a thread of its own: it says once what is wrong, and at the end how
+/// many spans were not taken.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_answers_with_success_but_does_not_take_spans_is_named() {
+    for (protocol, reply, expected) in [
+        (Protocol::Http, Reply::Rejects(1), "rejected 1 of"),
+        (Protocol::Grpc, Reply::Rejects(1), "rejected 1 of"),
+        (Protocol::Http, Reply::LoginPage, "login page"),
+    ] {
+        let collector = Collector::start_with(protocol, None, reply).await;
+        let router = LabRouter::start(Options::default()).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let port = relay_lab::port::free_port().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))
+            .env_clear()
+            .env("ASPIA_LOG_LEVEL", "0")
+            .env("ASPIA_RELAY_ADMIN_LISTEN", "off")
+            .env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+            .env("ASPIA_RELAY_ROUTER_PORT", router.address().port().to_string())
+            .env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", router.public_key().to_string())
+            .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+            .env("ASPIA_RELAY_PEER_PORT", port.to_string())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address))
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name())
+            .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&log).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        router.wait_for(|view| !view.pool.is_empty()).await;
+        // Several deliveries.
+        for number in 1..4 {
+            router.drop_link().await;
+            router.wait_for(|view| view.links > number && !view.pool.is_empty()).await;
+        }
+        let pid = child.id().to_string();
+        let stop = move || {
+            assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+            child.wait().unwrap()
+        };
+        assert!(tokio::task::spawn_blocking(stop).await.unwrap().success());
+        let text = std::fs::read_to_string(Path::new(&log)).unwrap();
+        let said: Vec<&str> = text.lines().filter(|line| line.contains(expected)).collect();
+        assert_eq!(said.len(), 1, "{protocol:?} {reply:?}: {text}");
+        assert!(said[0].contains("WARN"), "{text}");
+        assert!(text.contains("spans were not delivered to http://127.0.0.1"), "{text}");
+        if let Reply::Rejects(_) = reply {
+            assert!(said[0].contains("\"quota\""), "{text}");
         }
     }
 }

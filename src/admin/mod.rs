@@ -5,6 +5,7 @@
 
 pub mod certificates;
 pub mod client;
+mod greeting;
 mod guard;
 mod history;
 pub mod kind;
@@ -34,12 +35,13 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::handle::Handle;
 use crate::listen::accept::{Accepting, Room, accept};
 use crate::listen::acceptor::Acceptor;
 use crate::log::limit::LineLimit;
+use crate::wire::foreign::Foreign;
 
 use certificates::Certificates;
 use history::History;
@@ -60,8 +62,8 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection is kept; then it ends with the request that it is at.
 const MAX_AGE: Duration = Duration::from_secs(300);
-/// Lines about callers that speak no TLS, in this time at most; the next one says how many were left out.
-const TLS_LINES: (NonZero<u32>, Duration) =
+/// Lines about callers that are not served, in this time at most; the next one says how many were left out.
+const CALLER_LINES: (NonZero<u32>, Duration) =
     (NonZero::new(10).expect("it is not 0"), Duration::from_secs(60));
 /// How long the last request may take when its connection is to end.
 const LAST_REQUEST: Duration = Duration::from_secs(5);
@@ -73,7 +75,7 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 pub struct Admin {
     routes: Routes,
     certificates: Arc<Certificates>,
-    tls_lines: Arc<LineLimit>,
+    caller_lines: Arc<LineLimit>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -87,11 +89,12 @@ impl Admin {
             scrapes: Scrapes::default(),
             statuses: Scrapes::default(),
             lists: Scrapes::default(),
+            complaints: Arc::new(LineLimit::new(CALLER_LINES.0, CALLER_LINES.1)),
             host_name: gethostname::gethostname().to_string_lossy().into(),
         };
         let certificates = Arc::new(certificates);
-        let tls_lines = Arc::new(LineLimit::new(TLS_LINES.0, TLS_LINES.1));
-        Self { routes, certificates, tls_lines, stop, tasks: TaskTracker::new() }
+        let caller_lines = Arc::new(LineLimit::new(CALLER_LINES.0, CALLER_LINES.1));
+        Self { routes, certificates, caller_lines, stop, tasks: TaskTracker::new() }
     }
 
     /// Answers until `stop` is cancelled; then connections get a moment for the request that they are at.
@@ -117,11 +120,12 @@ impl Admin {
         serve(stream, kind, self.routes.clone(), self.stop.clone()).await;
     }
 
-    /// Says that a caller speaks no TLS, unless that has been said often enough: strangers may call.
-    fn no_tls(&self, address: SocketAddr, why: &dyn fmt::Display) {
-        if self.tls_lines.allows() {
-            let left_out = self.tls_lines.take_left_out();
-            info!(%address, left_out, "no TLS with a caller of the metrics listener: {why}");
+    /// Says why a caller is not served, unless that has been said often enough: strangers may call.
+    fn not_served(&self, kind: Kind, address: SocketAddr, why: &dyn fmt::Display) {
+        if self.caller_lines.allows() {
+            let left_out = self.caller_lines.take_left_out();
+            let listener = kind.purpose().address_setting;
+            info!(%address, left_out, "a caller of {listener} is not served: {why}");
         }
     }
 
@@ -135,7 +139,7 @@ impl Admin {
             || Room::Enough,
             |stream, address| {
                 let Some(place) = places.take(address.ip()) else {
-                    debug!(%address, "too many HTTP connections; closed");
+                    self.not_served(kind, address, &"too many connections are open");
                     return;
                 };
                 let this = self.clone();
@@ -153,7 +157,11 @@ impl Admin {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
-                info!(%address, "an HTTP connection is closed: the system does not watch it: {error}");
+                self.not_served(
+                    kind,
+                    address,
+                    &format_args!("the system does not watch it: {error}"),
+                );
                 return;
             }
         };
@@ -163,6 +171,22 @@ impl Admin {
             Kind::Admin => None,
             Kind::Metrics => self.certificates.server(),
         };
+        let patience = if tls.is_some() { TLS_TIMEOUT } else { FIRST_HEAD_TIMEOUT };
+        let spoken = timeout(patience, greeting::peek(&stream));
+        // When the relay stops, what is there is answered all the same.
+        let spoken = self.stop.run_until_cancelled(spoken).await.unwrap_or(Ok(None));
+        let why = match spoken {
+            Ok(spoken) => spoken.and_then(|spoken| greeting::mismatch(kind, tls.is_some(), spoken)),
+            Err(_) if tls.is_some() => Some(no_handshake()),
+            Err(_) => return,
+        };
+        if let Some(why) = why {
+            self.not_served(kind, address, &why);
+            if matches!(spoken, Ok(Some(Foreign::Http))) {
+                let _ = timeout(LAST_REQUEST, greeting::ask_for_tls(stream)).await;
+            }
+            return;
+        }
         let Some(tls) = tls else {
             return self.serve(kind, stream).await;
         };
@@ -170,13 +194,16 @@ impl Admin {
         match self.stop.run_until_cancelled(handshake).await {
             None => {}
             Some(Ok(Ok(stream))) => self.serve(kind, stream).await,
-            Some(Ok(Err(error))) => self.no_tls(address, &error),
-            Some(Err(_)) => {
-                let seconds = TLS_TIMEOUT.as_secs();
-                self.no_tls(address, &format!("it did not finish the handshake in {seconds} s"));
+            Some(Ok(Err(error))) => {
+                self.not_served(kind, address, &format_args!("no TLS with it: {error}"));
             }
+            Some(Err(_)) => self.not_served(kind, address, &no_handshake()),
         }
     }
+}
+
+fn no_handshake() -> String {
+    format!("no TLS with it: it did not finish the handshake in {} s", TLS_TIMEOUT.as_secs())
 }
 
 /// Serves one connection.

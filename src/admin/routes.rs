@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::config::parse::Token;
 use crate::handle::Handle;
+use crate::log::limit::LineLimit;
 use crate::state::sessions::{End, SessionId};
 
 use super::guard;
@@ -43,6 +44,8 @@ pub(super) struct Routes {
     /// One gate for each: whoever lists all sessions must not keep the short answer waiting.
     pub(super) statuses: Scrapes,
     pub(super) lists: Scrapes,
+    /// Of what is wrong here, which whoever asks can repeat.
+    pub(super) complaints: Arc<LineLimit>,
     /// The name of this machine.
     pub(super) host_name: Arc<str>,
 }
@@ -172,7 +175,9 @@ impl Routes {
         match self.scrapes.gather(gather).await {
             Some(Ok(text)) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, text),
             Some(Err(_)) | None => {
-                warn!("the metrics cannot be gathered");
+                if self.complaints.allows() {
+                    warn!("the metrics cannot be gathered");
+                }
                 problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be gathered")
             }
         }
@@ -238,7 +243,9 @@ impl Routes {
     }
 
     fn drain(&self) -> Answer {
-        info!("an administrator stops the relay");
+        if !self.handle.is_draining() {
+            info!("an administrator stops the relay");
+        }
         self.handle.drain();
         let body = json!({
             "draining": true,

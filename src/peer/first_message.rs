@@ -13,6 +13,7 @@ use crate::crypto::{
 use crate::secret::Secret;
 use crate::state::keys::{KeyId, OneTimeKey};
 use crate::state::sessions::Identity;
+use crate::wire::foreign::{Foreign, HEAD_LEN};
 use crate::wire::peer::{self, BadLength, PREFIX_LEN, PeerToRelay};
 
 /// Why a first message is not acceptable.
@@ -24,6 +25,9 @@ pub enum FirstMessageError {
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(io::Error),
+    /// The bytes are those of another protocol.
+    #[error("its first bytes are {0}, not a message of a peer: {remedy}", remedy = .0.remedy_for_peers())]
+    Foreign(Foreign),
     /// The length is not acceptable.
     #[error(transparent)]
     Length(#[from] BadLength),
@@ -50,13 +54,13 @@ pub struct Reading {
     bytes: Vec<u8>,
     /// How much of it is here.
     have: usize,
-    /// Whether the length is known.
-    sized: bool,
+    /// The prefix, once it is here.
+    prefix: Option<[u8; PREFIX_LEN]>,
 }
 
 impl Default for Reading {
     fn default() -> Self {
-        Self { bytes: vec![0; PREFIX_LEN], have: 0, sized: false }
+        Self { bytes: vec![0; PREFIX_LEN], have: 0, prefix: None }
     }
 }
 
@@ -72,7 +76,7 @@ impl Reading {
         loop {
             while self.have < self.bytes.len() {
                 match source(&mut self.bytes[self.have..]) {
-                    Ok(0) => return Poll::Ready(Err(FirstMessageError::Closed)),
+                    Ok(0) => return Poll::Ready(Err(self.or_foreign(FirstMessageError::Closed))),
                     Ok(read) => self.have += read,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         return Poll::Pending;
@@ -81,15 +85,37 @@ impl Reading {
                     Err(error) => return Poll::Ready(Err(FirstMessageError::Io(error))),
                 }
             }
-            if self.sized {
+            if self.prefix.is_some() {
                 let message = PeerToRelay::decode(self.bytes.as_slice());
-                return Poll::Ready(message.map_err(FirstMessageError::Malformed));
+                return Poll::Ready(
+                    message.map_err(|error| self.or_foreign(FirstMessageError::Malformed(error))),
+                );
             }
             let mut prefix = [0; PREFIX_LEN];
             prefix.copy_from_slice(&self.bytes);
-            self.bytes = vec![0; peer::decode_length(prefix)?];
-            (self.have, self.sized) = (0, true);
+            (self.prefix, self.have) = (Some(prefix), 0);
+            match peer::decode_length(prefix) {
+                Ok(length) => self.bytes = vec![0; length],
+                Err(error) => {
+                    // What follows says more of who it is, where it is here already. Nobody else wants it any more.
+                    self.bytes = vec![0; HEAD_LEN - PREFIX_LEN];
+                    self.have = source(&mut self.bytes).unwrap_or(0);
+                    return Poll::Ready(Err(self.or_foreign(error.into())));
+                }
+            }
         }
+    }
+
+    /// The protocol of another program, where that is what came so far.
+    pub fn foreign(&self) -> Option<Foreign> {
+        let mut head: Vec<u8> = self.prefix.iter().flatten().copied().collect();
+        head.extend(self.bytes[..self.have].iter().take(HEAD_LEN - head.len()));
+        Foreign::recognise(&head)
+    }
+
+    /// That it is another protocol says more than what was wrong with it.
+    fn or_foreign(&self, error: FirstMessageError) -> FirstMessageError {
+        self.foreign().map_or(error, FirstMessageError::Foreign)
     }
 
     /// Reads until all is there.
@@ -306,6 +332,30 @@ mod tests {
         }
         let garbage = read(&mut [0, 0, 0, 2, 0xff, 0xff].as_slice());
         assert!(matches!(garbage, Err(FirstMessageError::Malformed(_))));
+    }
+
+    #[test]
+    fn another_protocol_is_named_with_what_to_do() {
+        let cases: &[(&[u8], &str)] = &[
+            (b"PROXY TCP4 203.0.113.9 192.0.2.5 51234 8070\r\n", "send-proxy"),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "PROXY header (version 2)"),
+            (b"\x16\x03\x01\x02\0\x01\0\x01\xfc", "bytes are TLS"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "AdminListen"),
+            (b"SSH-2.0-x\r\n", "SSH"),
+            // A length that could be right: the content shows it, or that no more comes.
+            (b"\0\0\0\x08\xfeSMB@\0\0\0", "SMB"),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", "PostgreSQL"),
+            (b"\x05\x01\0", "SOCKS"),
+        ];
+        for (bytes, expected) in cases {
+            let error = read(&mut &bytes[..]).unwrap_err();
+            assert!(matches!(error, FirstMessageError::Foreign(_)), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        // One that is only empty lines, or nothing.
+        let bad = read(&mut b"\r\n\r\nwhatever".as_slice());
+        assert!(matches!(bad, Err(FirstMessageError::Length(_))), "{bad:?}");
+        assert!(matches!(read(&mut b"".as_slice()), Err(FirstMessageError::Closed)));
     }
 
     #[test]

@@ -44,7 +44,7 @@ use crate::wire::peer::PeerToRelay;
 
 use door::{Door, Pending};
 use error::{Crowded, FIRST_MESSAGE_TIMEOUT, PeerError};
-use first_message::Reading;
+use first_message::{FirstMessageError, Reading};
 use metrics::{Connection, PeerMetrics};
 use refusals::Refusals;
 use session::{Joined, Partner, Runner, Way};
@@ -307,9 +307,13 @@ async fn first(
     let stream = TcpStream::from_std(stream)?;
     let message = tokio::select! {
         biased;
-        message = timeout_at(deadline, reading.read_from(&stream)) => {
-            message.map_err(|_| PeerError::Silent)??
-        }
+        message = timeout_at(deadline, reading.read_from(&stream)) => match message {
+            Ok(message) => message?,
+            Err(_) => {
+                let foreign = reading.foreign().map(FirstMessageError::Foreign);
+                return Err(foreign.map_or(PeerError::Silent, PeerError::FirstMessage));
+            }
+        },
         why = pending.asked_to_go() => return Err(PeerError::MadeRoom(why)),
     };
     pending.speaks();

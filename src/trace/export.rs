@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
-    Compression, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    Compression, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
@@ -20,8 +21,6 @@ use opentelemetry_sdk::trace::{
 };
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
-use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 use tracing_subscriber::Layer;
@@ -29,7 +28,9 @@ use tracing_subscriber::filter::Targets;
 
 use crate::log::SpanLayer;
 
+use super::answer::Answer;
 use super::connect::Connector;
+use super::grpc::GrpcExporter;
 use super::settings::{Protocol, TraceSettings};
 use super::tracer::{SPAN_TARGET, Tracer};
 
@@ -62,7 +63,7 @@ pub fn start(settings: &TraceSettings) -> Result<Exporting, String> {
     let handle = runtime.handle().clone();
     let exporter = {
         let _context = handle.enter();
-        exporter(settings, connector).map_err(|error| error.to_string())?
+        Exporter::new(settings, connector).map_err(|error| error.to_string())?
     };
     let (stop, stopped) = oneshot::channel();
     std::thread::Builder::new()
@@ -129,58 +130,79 @@ impl Exporting {
         let (ended, delivered) = self.outcome.counts();
         if delivered < ended {
             warn!(
-                "{} of {ended} spans were not delivered to {}",
+                "{} of {ended} spans were not delivered to {}, or were rejected there ({})",
                 ended - delivered,
-                self.outcome.endpoint
+                self.outcome.endpoint,
+                self.outcome.rejected.load(Ordering::Relaxed)
             );
         }
         let _ = self.stop.send(());
     }
 }
 
-fn exporter(
-    settings: &TraceSettings,
-    connector: Connector,
-) -> Result<OtlpExporter, Box<dyn std::error::Error>> {
-    let headers = settings.headers.clone();
-    match settings.protocol {
-        Protocol::Http => {
-            let client = HyperClient::new(connector, settings.timeout, None);
-            let builder = OtlpExporter::builder()
-                .with_http()
-                .with_http_client(WithHeaders { client, headers })
-                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_endpoint(settings.endpoint.to_string())
-                .with_timeout(settings.timeout);
-            let builder =
-                if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder };
-            Ok(builder.build()?)
-        }
-        Protocol::Grpc => {
-            let endpoint = Endpoint::from(settings.endpoint.clone())
-                .user_agent(concat!("aspia-relay/", env!("CARGO_PKG_VERSION")))?
-                .timeout(settings.timeout);
-            let builder = OtlpExporter::builder()
-                .with_tonic()
-                .with_channel(Channel::new(connector, endpoint))
-                .with_interceptor(move |request| Ok(with_headers(request, &headers)))
-                .with_timeout(settings.timeout);
-            let builder =
-                if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder };
-            Ok(builder.build()?)
-        }
-    }
+/// What spans are sent with.
+#[derive(Debug)]
+enum Exporter {
+    Http {
+        exporter: OtlpExporter,
+        /// What was answered last. Deliveries come one after the other.
+        answer: Answered,
+    },
+    Grpc(GrpcExporter),
 }
 
-/// Puts our headers into a call. The exporter reads the variable, too: what it added is replaced, not repeated.
-fn with_headers(
-    mut request: tonic::Request<()>,
-    ours: &[(HeaderName, HeaderValue)],
-) -> tonic::Request<()> {
-    let mut headers = std::mem::take(request.metadata_mut()).into_headers();
-    replace(&mut headers, ours);
-    *request.metadata_mut() = MetadataMap::from_headers(headers);
-    request
+/// What the collector answered, handed on by the client to whoever counts spans.
+type Answered = Arc<Mutex<Option<Result<Answer, String>>>>;
+
+impl Exporter {
+    fn new(
+        settings: &TraceSettings,
+        connector: Connector,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        if settings.protocol == Protocol::Grpc {
+            return Ok(Self::Grpc(GrpcExporter::new(settings, connector)?));
+        }
+        let answer = Answered::default();
+        let client = CollectorClient {
+            client: HyperClient::new(connector, settings.timeout, None),
+            headers: settings.headers.clone(),
+            answer: answer.clone(),
+        };
+        let builder = OtlpExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+            .with_endpoint(settings.endpoint.to_string())
+            .with_timeout(settings.timeout);
+        let builder =
+            if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder };
+        Ok(Self::Http { exporter: builder.build()?, answer })
+    }
+
+    /// Delivers spans.
+    ///
+    /// # Errors
+    /// Why they were not, in words.
+    async fn export(&self, batch: Vec<SpanData>) -> Result<Answer, String> {
+        match self {
+            Self::Grpc(exporter) => exporter
+                .export(batch)
+                .await
+                .map_err(|status| format!("gRPC status {:?}: {}", status.code(), status.message())),
+            Self::Http { exporter, answer } => {
+                exporter.export(batch).await.map_err(|error| error.to_string())?;
+                let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+                answer.unwrap_or_else(|| Ok(Answer::default()))
+            }
+        }
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        match self {
+            Self::Grpc(exporter) => exporter.set_resource(resource),
+            Self::Http { exporter, .. } => exporter.set_resource(resource),
+        }
+    }
 }
 
 fn replace(headers: &mut HeaderMap, ours: &[(HeaderName, HeaderValue)]) {
@@ -189,18 +211,26 @@ fn replace(headers: &mut HeaderMap, ours: &[(HeaderName, HeaderValue)]) {
     }
 }
 
-/// Sends our headers as they are: the exporter would decode them once more.
+/// Sends our headers as they are, since the exporter would decode them once more; and reads the answer, which the exporter
+/// keeps to itself.
 #[derive(Debug)]
-struct WithHeaders {
+struct CollectorClient {
     client: HyperClient<Connector>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    answer: Answered,
 }
 
 #[async_trait::async_trait]
-impl HttpClient for WithHeaders {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         replace(request.headers_mut(), &self.headers);
-        self.client.send_bytes(request).await
+        let response = self.client.send_bytes(request).await?;
+        let answer = response.status().is_success().then(|| {
+            let content_type = response.headers().get(CONTENT_TYPE);
+            Answer::read(content_type.and_then(|value| value.to_str().ok()), response.body())
+        });
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        Ok(response)
     }
 }
 
@@ -210,7 +240,10 @@ struct Outcome {
     endpoint: String,
     ended: AtomicU64,
     delivered: AtomicU64,
-    failing: Mutex<Option<Instant>>,
+    /// Of the others, those that the collector rejected.
+    rejected: AtomicU64,
+    failures: Mutex<Reminder>,
+    rejections: Mutex<Reminder>,
 }
 
 impl Outcome {
@@ -219,7 +252,9 @@ impl Outcome {
             endpoint,
             ended: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
-            failing: Mutex::new(None),
+            rejected: AtomicU64::new(0),
+            failures: Mutex::default(),
+            rejections: Mutex::default(),
         }
     }
 
@@ -227,25 +262,60 @@ impl Outcome {
         (self.ended.load(Ordering::Relaxed), self.delivered.load(Ordering::Relaxed))
     }
 
-    fn delivered(&self, spans: u64) {
-        self.delivered.fetch_add(spans, Ordering::Relaxed);
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if failing.is_some() {
+    fn answered(&self, spans: u64, answer: &Answer) {
+        let rejected = answer.rejected.min(spans);
+        self.delivered.fetch_add(spans - rejected, Ordering::Relaxed);
+        let all = self.rejected.fetch_add(rejected, Ordering::Relaxed) + rejected;
+        if self.failures.lock().unwrap_or_else(PoisonError::into_inner).is_over() {
             // Whoever was told of the failure is told of its end.
             warn!("traces are delivered to {} again", self.endpoint);
+        }
+        let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
+        if rejected == 0 && answer.says.is_empty() {
+            rejections.is_over();
+        } else if rejections.is_due(Instant::now()) {
+            let says = if answer.says.is_empty() { "gives no reason" } else { &answer.says };
+            warn!(
+                "the collector at {} took a delivery of {spans} spans but rejected {rejected} of them ({all} since the \
+                 start); it says: {says}. Rejected spans are not sent again",
+                self.endpoint
+            );
         }
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        if failing.is_none_or(|said| said.elapsed() >= REMINDER) {
-            *failing = Some(Instant::now());
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.is_due(Instant::now()) {
             warn!(
                 "traces cannot be delivered to {}: {error}; relaying goes on, spans are dropped. Is the collector \
                  up, and are the OTEL_EXPORTER_OTLP_… variables right?",
                 self.endpoint
             );
         }
+    }
+}
+
+/// When to speak of something that goes on, or comes and goes.
+#[derive(Debug, Default)]
+struct Reminder {
+    said: Option<Instant>,
+    /// Whether it was said, and not that it is over.
+    is_open: bool,
+}
+
+impl Reminder {
+    /// Whether it is to be said now that it is so.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.said.is_none_or(|said| now.saturating_duration_since(said) >= REMINDER);
+        if is_due {
+            (self.said, self.is_open) = (Some(now), true);
+        }
+        is_due
+    }
+
+    /// Whether it is to be said that it is over.
+    fn is_over(&mut self) -> bool {
+        std::mem::take(&mut self.is_open)
     }
 }
 
@@ -284,7 +354,7 @@ impl SpanProcessor for Counting {
 /// Delivers batches on our own runtime, each within a time.
 #[derive(Debug)]
 struct Delivery {
-    inner: Arc<OtlpExporter>,
+    inner: Arc<Exporter>,
     runtime: Handle,
     limit: Duration,
     outcome: Arc<Outcome>,
@@ -295,19 +365,20 @@ impl SpanExporter for Delivery {
         let spans = batch.len() as u64;
         let (inner, limit) = (self.inner.clone(), self.limit);
         let delivering = self.runtime.spawn(async move {
-            tokio::time::timeout(limit, inner.export(batch)).await.unwrap_or_else(|_| {
-                Err(OTelSdkError::InternalFailure(format!("no answer within {limit:?}")))
-            })
+            let exporting = tokio::time::timeout(limit, inner.export(batch)).await;
+            exporting.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
         });
         // The thread ends before this only at the very end.
-        let delivered = delivering
-            .await
-            .unwrap_or_else(|error| Err(OTelSdkError::InternalFailure(error.to_string())));
-        match &delivered {
-            Ok(()) => self.outcome.delivered(spans),
-            Err(error) => self.outcome.failed(error),
+        match delivering.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(answer) => {
+                self.outcome.answered(spans, &answer);
+                Ok(())
+            }
+            Err(error) => {
+                self.outcome.failed(&error);
+                Err(OTelSdkError::InternalFailure(error))
+            }
         }
-        delivered
     }
 
     fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
@@ -320,5 +391,32 @@ impl SpanExporter for Delivery {
         } else {
             info!("the resource attributes of traces cannot be set");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_and_goes_is_said_now_and_then() {
+        let (mut reminder, start) = (Reminder::default(), Instant::now());
+        assert!(!reminder.is_over(), "there was nothing");
+        assert!(reminder.is_due(start) && !reminder.is_due(start));
+        assert!(reminder.is_over() && !reminder.is_over());
+        // It is back at once, and nobody is told that what they do not know is over.
+        assert!(!reminder.is_due(start + REMINDER / 2) && !reminder.is_over());
+        assert!(reminder.is_due(start + REMINDER) && reminder.is_over());
+    }
+
+    #[test]
+    fn rejected_spans_are_not_delivered() {
+        let outcome = Outcome::new("here".into());
+        outcome.answered(10, &Answer::default());
+        outcome.answered(10, &Answer { rejected: 4, says: String::new() });
+        // More than there were.
+        outcome.answered(10, &Answer { rejected: 99, says: String::new() });
+        assert_eq!(outcome.counts().1, 16);
+        assert_eq!(outcome.rejected.load(Ordering::Relaxed), 14);
     }
 }

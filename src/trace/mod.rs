@@ -2,8 +2,10 @@
 //!
 //! Nothing here is waited for: spans go into a bounded queue, and a thread of its own delivers them.
 
+mod answer;
 mod connect;
 mod export;
+mod grpc;
 pub mod session;
 pub mod settings;
 mod tracer;

@@ -19,6 +19,9 @@ use super::throttle::Account;
 /// the end. Long enough for some megabytes on a slow line, short enough not to hold the place of a session.
 pub const LINGER: Duration = Duration::from_secs(60);
 
+/// How long it may take of that if it is silent and its system has everything: it had time to notice, and to close.
+pub const QUIET: Duration = Duration::from_secs(10);
+
 /// Most bytes a second that are discarded of one peer. What was under way when its partner went, some megabytes in buffers,
 /// is gone within seconds; a peer that goes on sending for the whole of [`LINGER`] costs a few thousandths of a core.
 pub const RATE: u64 = 4 * 1024 * 1024;
@@ -27,13 +30,19 @@ pub const RATE: u64 = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Discard {
     until: Instant,
+    last_heard: Instant,
     pace: Account,
 }
 
 impl Discard {
     /// Of a peer whose partner is gone, and that has known of it, since `since`.
     pub(super) fn since(since: Instant) -> Self {
-        Self { until: since + LINGER, pace: Account::default() }
+        Self { until: since + LINGER, last_heard: since, pace: Account::default() }
+    }
+
+    /// When the peer last sent something, or was told of the end.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.last_heard
     }
 
     /// When it stops at the latest.
@@ -56,6 +65,9 @@ impl Discard {
         let grant = self.pace.grant(RATE, now);
         let most = grant.bytes.min(allowance.get());
         let (left, polled) = read_up_to(context, from, most);
+        if left < most {
+            self.last_heard = now;
+        }
         self.pace.take(most - left);
         allowance.set(allowance.get() - (most - left));
         let is_paced = polled.is_pending() && left == 0 && most == grant.bytes;

@@ -40,7 +40,7 @@ use pipe::Pipes;
 use throttle::{Account, Throttle};
 
 pub use direction::{BUDGET, Method};
-pub use discard::{LINGER, RATE as DISCARD_RATE};
+pub use discard::{LINGER, QUIET, RATE as DISCARD_RATE};
 
 /// How soon, and later how often, it is looked whether everything is delivered: less than the time to most peers and
 /// back, and not a load for those who take long.
@@ -218,7 +218,25 @@ impl Forward {
         Poll::Ready(())
     }
 
-    /// Discards what the peer of this number sends, within the limits on bandwidth. Ready when it has ended.
+    /// Discards what a peer sends until it has ended, or has been silent for long enough with everything delivered.
+    async fn discard(&mut self, from: &TcpStream, mut discard: Box<Discard>, throttle: &Throttle) {
+        let mut quiet = discard.last_heard() + QUIET;
+        loop {
+            let ended =
+                poll_fn(|context| self.poll_discarding(context, from, &mut discard, throttle));
+            if timeout_at(quiet, ended).await.is_ok() {
+                return;
+            }
+            let now = Instant::now();
+            let is_silent = discard.last_heard() + QUIET <= now;
+            if is_silent && tcp_info::read(from).is_some_and(|info| info.is_delivered()) {
+                return;
+            }
+            quiet = if is_silent { now } else { discard.last_heard() } + QUIET;
+        }
+    }
+
+    /// Discards what a peer sends, within the limits on bandwidth. Ready when it has ended.
     fn poll_discarding(
         &mut self,
         context: &mut Context<'_>,
@@ -273,7 +291,7 @@ fn over([there, back]: [Progress; 2]) -> Poll<Over> {
 /// Gives the survivor, who has been sent the end, time to read what was delivered and to close, whatever it sends;
 /// and the kernel time to bring both what it still holds. A program may end with its last session, and where it is
 /// the first one of a container, the network and what is in it end as well. What the survivor sends is discarded within
-/// [`LINGER`] of its partner's end, and all of it is over within [`LINGER`] from now.
+/// [`LINGER`] of its partner's end, or for [`QUIET`] of silence; all of it is over within [`LINGER`] from now.
 pub async fn linger(
     sockets: Arc<Sockets>,
     over: Over,
@@ -283,13 +301,10 @@ pub async fn linger(
     let now = Instant::now();
     let end = now + LINGER;
     if let Some(number) = over.survivor.filter(|number| *number < sockets.len()) {
-        let mut discard = std::mem::take(&mut forward.directions[number]).into_discard(now);
+        let discard = std::mem::take(&mut forward.directions[number]).into_discard(now);
         let until = discard.until().min(end);
-        let discarding = poll_fn(|context| {
-            forward.poll_discarding(context, &sockets[number], &mut discard, &throttle)
-        });
         // Who did not end in time: then it is closed for it.
-        let _ = timeout_at(until, discarding).await;
+        let _ = timeout_at(until, forward.discard(&sockets[number], discard, &throttle)).await;
     }
     let _ = timeout_at(end, async {
         for stream in &*sockets {

@@ -135,7 +135,9 @@ async fn a_peer_that_ignores_the_end_of_its_partner_keeps_its_place_for_a_minute
         let line = log.line("session ended").await;
         assert!(line.contains("end=reset"), "{line}");
         let held = start.elapsed();
-        assert!((58 * SECOND..=65 * SECOND).contains(&held), "{held:?}");
+        // One that is silent has had time enough sooner.
+        let expected = if sends { 58..=65 } else { 9..=16 };
+        assert!(expected.contains(&held.as_secs()), "{held:?}");
         lab.router.keys(100).await;
     }
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::admin::certificates::Certificates;
 use crate::admin::kind::Kind;
-use crate::config::{Config, Loaded};
+use crate::config::Loaded;
 use crate::crypto::{self, CryptoError};
 use crate::forward::Method;
 use crate::handle::{Handle, Parts};
@@ -165,13 +165,14 @@ impl App {
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
         let Self { peers: listener, http, certificates, tracer, handle } = self;
+        let places = places(&listener, &http);
         let listen = |listener| Acceptor::new(listener).map_err(|_| Failure("accepting"));
         let listener = listen(listener)?;
         let http = http
             .into_iter()
             .map(|(kind, listener)| Ok((kind, listen(listener)?)))
             .collect::<Result<Vec<_>, Failure>>()?;
-        announce(&handle.config(), handle.address(), &http);
+        announce(&handle, &places);
         let link = CancellationToken::new();
         let everyone = CancellationToken::new();
         // Whatever ends this function, a failure or its caller, ends all tasks.
@@ -278,30 +279,31 @@ async fn close_the_rest(state: &SharedState<Way>, deadline: Instant, window: Dur
     sleep_until(deadline).await;
 }
 
-/// The one line at start that says what is running. It reaches stderr at any log level.
-fn announce(config: &Config, address: SocketAddr, http: &[(Kind, Acceptor)]) {
+/// Where it listens, in words: for peers, and for whom else.
+fn places(peers: &TcpListener, http: &[(Kind, TcpListener)]) -> (String, String) {
+    let http = http.iter().map(|(kind, listener)| {
+        format!(", HTTP for {} on {}", kind.purpose().callers, bind::describe(listener))
+    });
+    (bind::describe(peers), http.collect())
+}
+
+/// The one line at start that says what is running, and whether there is a file of settings at all. It reaches stderr at
+/// any log level.
+fn announce(handle: &Handle, (peers, http): &(String, String)) {
+    let config = handle.config();
+    let no_file = handle.report().no_file().map_or(String::new(), |no_file| format!("; {no_file}"));
     let limit = match config.max_session_duration {
         Some(longest) => format!(", a session lasts up to {} s", longest.as_secs()),
         None => String::new(),
     };
-    let http: String = http
-        .iter()
-        .filter_map(|(kind, listener)| {
-            Some(format!(
-                ", HTTP for {} on {}",
-                kind.purpose().callers,
-                listener.local_addr().ok()?
-            ))
-        })
-        .collect();
     info!(
         target: START,
         "aspia_relay {} runs: Router {}, peers dial {}, listening on {}, up to {} sessions \
-         (idle {} min{limit}), up to {} pending peers, drain {} s{http}",
+         (idle {} min{limit}), up to {} pending peers, drain {} s{http}{no_file}",
         env!("CARGO_PKG_VERSION"),
         config.router.address.with_port(config.router.port),
         config.router.peer_address.with_port(config.router.peer_port),
-        address,
+        peers,
         config.max_sessions,
         config.peer_idle_timeout.as_secs() / 60,
         config.max_pending_peers,

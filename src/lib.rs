@@ -23,6 +23,7 @@
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | sockets | [`listen`] | sockets to listen on |
 //! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`dial`], [`heap`] | secrets, the log, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
+//! | text | [`printable`] | what others wrote, made harmless for a terminal |
 //!
 //! `tests/structure.rs` holds the modules to this.
 
@@ -45,6 +46,7 @@ pub mod metrics;
 pub mod node;
 pub mod open_files;
 pub mod peer;
+pub mod printable;
 pub mod router;
 pub mod secret;
 #[cfg(windows)]

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use aspia_relay::admin::client;
 use aspia_relay::app::{App, Engine, Listeners, Stopped};
 use aspia_relay::cli::Arguments;
+use aspia_relay::config::report::Report;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
 use aspia_relay::config::{self, Config, Loaded, exposed};
@@ -30,7 +31,7 @@ use aspia_relay::systemd::{self, let_read as let_service_read};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::workers::Workers;
-use aspia_relay::{clock, memory, open_files};
+use aspia_relay::{clock, memory, open_files, printable};
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -55,7 +56,9 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, message)) => {
-            last_words(format!("aspia_relay: {message}\n"));
+            if message != SAID {
+                last_words(&message);
+            }
             ExitCode::from(status)
         }
     }
@@ -63,7 +66,8 @@ fn main() -> ExitCode {
 
 /// Says why the program ends, whatever the log settings are. Neither a closed stderr nor one that nobody reads
 /// changes the exit status or keeps the program.
-fn last_words(text: String) {
+fn last_words(message: &str) {
+    let text = format!("aspia_relay: {}\n", printable::lines(message));
     bounded(move || {
         let _ = io::stderr().write_all(text.as_bytes());
     });
@@ -79,7 +83,11 @@ fn bounded(work: impl FnOnce() + Send + 'static) {
     let _ = wait.recv_timeout(LAST_WORDS);
 }
 
+/// How a command went; where it failed, the exit status and why.
 type Outcome = Result<(), (u8, String)>;
+
+/// Stands for the reason of a failure that somebody has read already.
+const SAID: &str = "";
 
 /// Writes the answer of a command.
 fn answer(text: &str) -> Outcome {
@@ -88,6 +96,10 @@ fn answer(text: &str) -> Outcome {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| (FAILED, format!("cannot write the answer: {error}")))
+}
+
+fn answer_json(value: &serde_json::Value) -> Outcome {
+    answer(&printable::json(&format!("{value:#}\n")))
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -99,7 +111,7 @@ fn run(arguments: &Arguments) -> Outcome {
     }
     let sources = Sources::of_process(arguments.config.clone());
     if arguments.create_config {
-        create_config(&sources.path)
+        create_config(&sources)
     } else if arguments.check_config {
         check_config(&sources, arguments.json)
     } else if arguments.healthcheck {
@@ -157,8 +169,10 @@ fn service_command(arguments: &Arguments) -> Option<Outcome> {
     Some(Err((USAGE, format!("{argument} is for Windows; here use: {instead}"))))
 }
 
-fn create_config(path: &Path) -> Outcome {
-    config::create_default(path).map_err(|error| (FAILED, error.to_string()))?;
+fn create_config(sources: &Sources) -> Outcome {
+    let path = sources.path.as_path();
+    config::create_default(path)
+        .map_err(|error| (FAILED, format!("{error}{}", error.advice(sources.in_container()))))?;
     // Another file may be for somebody else, but on Windows for a service that was installed with it.
     if (path == Path::new(DEFAULT_PATH) || cfg!(windows))
         && let Err(error) = let_service_read(path)
@@ -179,16 +193,18 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
     let (report, result) = match config::load(sources) {
         Ok(loaded) => (loaded.report, Ok(())),
         Err(invalid) => {
-            let problems = describe(&invalid);
-            (invalid.0, Err((CONFIGURATION, problems)))
+            // Before the values, which nobody should take for good.
+            last_words(&describe(&invalid));
+            (invalid.0, Err((CONFIGURATION, SAID.to_owned())))
         }
     };
     let answered = if json {
-        answer(&format!("{:#}\n", report.json()))
+        answer_json(&report.json())
     } else {
         let answered = answer(&report.table());
-        for warning in &report.warnings {
-            let _ = writeln!(io::stderr(), "aspia_relay: warning: {warning}");
+        let notes = report.warnings.iter().map(|warning| format!("warning: {warning}"));
+        for note in notes.chain(report.no_file().filter(|_| result.is_ok())) {
+            let _ = writeln!(io::stderr(), "aspia_relay: {note}");
         }
         answered
     };
@@ -289,7 +305,7 @@ fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
     let report = runtime.block_on(doctor::run(sources, surroundings, say));
     runtime.shutdown_background();
     if json {
-        answer(&format!("{:#}\n", report.json()))?;
+        answer_json(&report.json())?;
     }
     match report.failures() {
         0 => Ok(()),
@@ -347,13 +363,16 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
         info!("traces go to {}", exporting.endpoint());
     }
     let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
-    let outcome = start(sources, handed_over, log_settings.handle(), tracer);
+    let mut outcome = start(sources, handed_over, log_settings.handle(), tracer);
     if let Some(exporting) = exporting {
         exporting.finish();
     }
-    if let Err((_, message)) = &outcome {
-        // Into the log while there is one; `main` says it on stderr.
+    if let Err((_, message)) = &mut outcome {
+        // Into the log while there is one. Where that does not reach stderr, `main` does.
         error!(target: log::FATAL, "{message}");
+        if log_settings.has_fatal_on_stderr() {
+            SAID.clone_into(message);
+        }
     }
     // Writes what is left of the log.
     bounded(move || drop(guard));
@@ -375,15 +394,18 @@ fn traces(sources: &Sources) -> (Option<Exporting>, Vec<String>) {
 }
 
 fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Tracer) -> Outcome {
-    let loaded = config::load(sources).map_err(|invalid| (CONFIGURATION, describe(&invalid)))?;
-    for warning in &loaded.report.warnings {
-        warn!("{warning}");
-    }
+    let loaded = config::load(sources).map_err(|invalid| {
+        // One of them may say why something is missing.
+        warn_of(&invalid.0);
+        (CONFIGURATION, describe(&invalid))
+    })?;
+    warn_of(&loaded.report);
     for file in exposed::find(sources, &loaded.report) {
+        let text = printable::line(&file.to_string());
         if file.in_container {
-            info!("{file}");
+            info!("{text}");
         } else {
-            warn!("{file}");
+            warn!("{text}");
         }
     }
     check_machine(&loaded.config);
@@ -424,6 +446,12 @@ fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Trac
     // A resolver that does not answer, or a file that hangs, keeps a thread of its own; not the program.
     runtime.shutdown_background();
     outcome
+}
+
+fn warn_of(report: &Report) {
+    for warning in &report.warnings {
+        warn!("{warning}");
+    }
 }
 
 /// Raises the limit on open files to what the settings need, and says where the machine has too little for them.
@@ -523,12 +551,13 @@ fn stop(handle: &Handle, signal: &str) {
 }
 
 async fn reload(handle: &Handle, sources: &Sources, signal: &str) {
-    let read = sources.clone();
-    let loaded = tokio::task::spawn_blocking(move || config::load(&read)).await;
+    let (read, in_force) = (sources.clone(), handle.report());
+    let loaded = tokio::task::spawn_blocking(move || config::reload(&read, &in_force)).await;
     let loaded = match loaded {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(invalid)) => {
             handle.reload_failed();
+            warn_of(&invalid.0);
             error!("{signal}: nothing is changed, {}", describe(&invalid));
             return;
         }
@@ -538,9 +567,7 @@ async fn reload(handle: &Handle, sources: &Sources, signal: &str) {
             return;
         }
     };
-    for warning in &loaded.report.warnings {
-        warn!("{warning}");
-    }
+    warn_of(&loaded.report);
     // Before there may be more sessions.
     check_machine(&loaded.config);
     let Reloaded { changed, waiting } = handle.reload(&loaded);

@@ -20,6 +20,8 @@ use crate::secret::Secret;
 
 /// What the text of PEM has and no path.
 const BEGIN: &str = "-----BEGIN";
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Longest file read, in bytes: more than all certificate authorities of a system together.
 const MAX_FILE: u64 = 1024 * 1024;
 /// HTTP by the name that ALPN has for it.
@@ -59,8 +61,24 @@ impl Source {
         if content.len() as u64 > MAX_FILE {
             return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
         }
+        without_marks(&mut content);
         Ok(Secret::new(content))
     }
+}
+
+/// Takes out the byte order marks that some editors put in front of a text: a certificate behind one would be passed over
+/// without a word, also where files with marks were joined. PEM has no other use for these bytes.
+fn without_marks(pem: &mut Vec<u8>) {
+    let (mut kept, mut at) = (0, 0);
+    while at < pem.len() {
+        if pem[at..].starts_with(BYTE_ORDER_MARK) {
+            at += BYTE_ORDER_MARK.len();
+        } else {
+            pem[kept] = pem[at];
+            (kept, at) = (kept + 1, at + 1);
+        }
+    }
+    pem.truncate(kept);
 }
 
 impl PartialEq for Source {

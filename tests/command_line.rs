@@ -54,6 +54,11 @@ fn create_config_writes_what_the_original_writes_and_never_overwrites() {
     let nowhere = run(program().args(["--create-config", "--config", "/proc/nowhere/relay.json"]));
     assert_eq!(nowhere.0, 1);
     assert!(nowhere.2.contains("cannot write /proc/nowhere/relay.json"), "{}", nowhere.2);
+    let link = directory.path().join("link.json");
+    std::os::unix::fs::symlink("nowhere.json", &link).unwrap();
+    let (status, _, stderr) = run(program().arg("--create-config").arg("--config").arg(&link));
+    assert_eq!(status, 1);
+    assert!(stderr.contains("is a link to a file that does not exist"), "{stderr}");
 }
 
 /// Kubernetes shows the file with the status of the pod, and of a long one the end.
@@ -177,6 +182,125 @@ fn a_wrong_configuration_stops_the_start_and_reaches_stderr_at_any_log_level() {
     let (status, _, stderr) = run(program().args(["--config", "/nonexistent.json"]));
     assert_eq!(status, 78);
     assert!(stderr.contains("an existing file"), "{stderr}");
+}
+
+#[test]
+fn check_config_of_a_broken_file_says_so_first_and_shows_no_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let check = |content: &str| {
+        std::fs::write(&path, content).unwrap();
+        // As on a terminal, where both are one.
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut command = program();
+        command.arg("--check-config").arg("--config").arg(&path);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        (child.wait().unwrap().code().unwrap(), said)
+    };
+    let (status, said) = check("{\"PeerPort\": 1,}");
+    assert_eq!((status, said.lines().count()), (78, 1), "{said}");
+    assert!(said.contains("one JSON object of settings"), "{said}");
+    // What is wrong comes before the values, also where these are known.
+    let (status, said) = check("{\"PeerPort\": \"x\"}");
+    assert_eq!(status, 78);
+    let place = |part: &str| said.find(part).unwrap_or_else(|| panic!("{part} is not in {said}"));
+    assert!(place("a whole number from 1 to 65535") < place("MaxPeerCount"), "{said}");
+}
+
+#[test]
+fn what_stops_a_start_is_said_once_where_both_outputs_are_one_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    std::fs::write(&path, "{").unwrap();
+    for format in ["text", "json"] {
+        for (level, stdout) in [("0", "1"), ("2", "1"), ("0", "0")] {
+            let mut command = program();
+            command.arg("--config").arg(&path).env("ASPIA_LOG_LEVEL", level);
+            command.env("ASPIA_LOG_FORMAT", format).env("ASPIA_LOG_TO_STDOUT", stdout);
+            let (status, out, err) = run(&mut command);
+            assert_eq!((status, out.as_str()), (78, ""), "{format}");
+            assert_eq!(err.matches("one JSON object").count(), 1, "{format}: {err}");
+            let is_json = serde_json::from_str::<serde_json::Value>(&err).is_ok();
+            assert_eq!(is_json, format == "json", "{err}");
+        }
+    }
+}
+
+#[test]
+fn names_and_values_are_shown_without_their_escape_sequences() {
+    const HOSTILE: &str = "X\u{1b}[2J\u{9b}31m";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let quoted = serde_json::Value::from(HOSTILE).to_string();
+    let wrong = format!("{{{quoted}: 1, \"PeerAddress\": {quoted}}}");
+    for argument in [None, Some("--check-config"), Some("--doctor"), Some("--healthcheck")] {
+        for json in [false, true] {
+            std::fs::write(&path, &wrong).unwrap();
+            let mut command = program();
+            command.arg("--config").arg(&path).args(argument);
+            command.env(format!("ASPIA_RELAY_{HOSTILE}"), "1");
+            command.env("ASPIA_RELAY_ADMIN_TOKEN_FILE", format!("/nonexistent/{HOSTILE}"));
+            match argument {
+                Some("--check-config" | "--doctor") if json => command.arg("--json"),
+                _ => command.env("ASPIA_LOG_FORMAT", if json { "json" } else { "text" }),
+            };
+            let (status, out, err) = run(&mut command);
+            assert_ne!(status, 0);
+            let said = out + &err;
+            assert!(said.contains("31m"), "{said}");
+            let obeyed = |letter: char| letter.is_control() && letter != '\n';
+            assert!(!said.contains(obeyed), "{argument:?}: {said:?}");
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_variable_is_named_where_a_start_lacks_what_it_was_to_give() {
+    let mut command = program();
+    command.env("ASPIA_RELAY_ROUTER_ADRESS", "r.example");
+    command.env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", KEY).env("ASPIA_RELAY_PEER_ADDRESS", "p.example");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    std::fs::write(&path, "{}").unwrap();
+    command.arg("--config").arg(&path);
+    let (status, _, err) = run(&mut command);
+    assert_eq!(status, 78);
+    assert!(err.contains("did you mean ASPIA_RELAY_ROUTER_ADDRESS?"), "{err}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_line_at_start_says_which_families_are_listened_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let has_ipv6 = std::net::TcpListener::bind("[::1]:0").is_ok();
+    let both = if has_ipv6 { "(IPv4 and IPv6)" } else { "(IPv4 only)" };
+    for (interface, families) in [("", both), ("::", both), ("0.0.0.0", "(IPv4 only)")] {
+        let (port, admin) = (free_port(), free_port());
+        let more = format!(
+            r#", "ListenInterface": "{interface}", "AdminListen": "[::]:{admin}", "AdminToken": "hush""#
+        );
+        write(&path, 1, port, KEY, &more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
+        let relay = Running::start(command.env_clear().arg("--config").arg(&path));
+        let line = relay.line(" runs: ");
+        let expected = format!(":{port} {families}");
+        assert!(line.contains(&expected), "{expected} is not in {line}");
+        assert!(line.contains(&format!(":{admin} {both}")), "{line}");
+        for (host, port, listens) in [
+            ("127.0.0.1", port, true),
+            ("::1", port, has_ipv6 && families == both),
+            ("127.0.0.1", admin, true),
+            ("::1", admin, has_ipv6),
+        ] {
+            let connected = std::net::TcpStream::connect((host, port)).is_ok();
+            assert_eq!(connected, listens, "{host} {port}");
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
 use aspia_relay::config::{self, Config, Invalid, Loaded, settings};
+use aspia_relay::printable;
 use tempfile::TempDir;
 
 const KEY: &str = include_str!("vectors/router.pub");
@@ -49,12 +50,24 @@ impl Case {
         self.directory.path().join("relay.json")
     }
 
+    fn sources(&self) -> Sources {
+        let environment = self.environment.clone();
+        Sources { path: self.path(), path_is_explicit: false, environment }
+    }
+
     fn load(&self) -> Result<Loaded, Box<Invalid>> {
-        config::load(&Sources {
-            path: self.path(),
-            path_is_explicit: false,
-            environment: self.environment.clone(),
-        })
+        config::load(&self.sources())
+    }
+
+    /// The required settings in the environment.
+    fn required(self) -> Self {
+        self.variable("ASPIA_RELAY_ROUTER_ADDRESS", "r.example")
+            .variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY", KEY)
+            .variable("ASPIA_RELAY_PEER_ADDRESS", "p.example")
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.load().unwrap_or_else(|invalid| panic!("{:#?}", invalid.0.problems)).report.warnings
     }
 
     fn config(&self) -> Config {
@@ -143,6 +156,9 @@ fn no_file_is_fine_where_the_environment_is_complete() {
         .variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY", KEY)
         .variable("ASPIA_RELAY_PEER_ADDRESS", "p.example");
     assert_eq!(case.config().router.address.as_str(), "::1");
+    let no_file = case.load().unwrap().report.no_file().unwrap();
+    assert!(no_file.contains(&case.path().display().to_string()), "{no_file}");
+    assert_eq!(case.file("{}").load().unwrap().report.no_file(), None);
 }
 
 #[test]
@@ -225,7 +241,7 @@ fn values_of_another_kind_are_refused() {
             .complete(&format!(r#""PeerPort": {value}"#))
             .problem(&["PeerPort", "a string, a number, true or false"]);
     }
-    for value in ["8070.5", "-1", "1e9", "true", "\"\"", "\" 8070\"", "70000"] {
+    for value in ["8070.5", "-1", "1e9", "true", "\"80 70\"", "70000"] {
         Case::new().complete(&format!(r#""PeerPort": {value}"#)).problem(&["1 to 65535"]);
     }
 }
@@ -582,5 +598,376 @@ fn the_readme_names_every_setting_with_its_variable_and_default() {
             settings::Reload::Restart => "after a restart",
         };
         assert!(applies.contains(expected), "{}: {expected}", setting.key);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_no_absence() {
+    use std::os::unix::fs::symlink;
+
+    let case = Case::new().required();
+    symlink("nowhere/relay.json", case.path()).unwrap();
+    case.problem(&["relay.json is a link to nowhere/relay.json, which does not exist"]);
+    // A directory above it that is such a link.
+    let mut sources = case.sources();
+    let above = case.directory.path().join("aspia");
+    symlink("unmounted", &above).unwrap();
+    sources.path = above.join("relay.json");
+    let problem = config::load(&sources).unwrap_err().0.problems[0].to_string();
+    assert!(problem.contains("aspia is a link to unmounted, which does not exist"), "{problem}");
+    // One that leads to a directory without a file does lead somewhere.
+    std::fs::create_dir(case.directory.path().join("unmounted")).unwrap();
+    config::load(&sources).unwrap();
+    // Something else stands where the directory should be.
+    sources.path = case.directory.path().join("file/relay.json");
+    std::fs::write(case.directory.path().join("file"), "").unwrap();
+    let problem = config::load(&sources).unwrap_err().0.problems[0].to_string();
+    assert!(problem.contains("a file that can be read ("), "{problem}");
+}
+
+#[test]
+fn a_file_that_was_there_and_is_gone_is_an_error_of_a_reload() {
+    let case = Case::new().required().complete(r#""MaxPeerCount": 7"#);
+    let started = case.load().unwrap().report;
+    config::reload(&case.sources(), &started).unwrap();
+    std::fs::remove_file(case.path()).unwrap();
+    // However often it is tried.
+    for _ in 0..2 {
+        let problems = config::reload(&case.sources(), &started).unwrap_err().0.problems;
+        let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+        assert!(problem.to_string().contains("it is gone; put it back"), "{problem}");
+    }
+    // A start does not know of it, and says that there is none.
+    let without = case.load().unwrap().report;
+    assert!(without.no_file().is_some());
+    config::reload(&case.sources(), &without).unwrap();
+    // Also where the environment gives too little: what is missing stands in the file.
+    let case = Case::new().complete("");
+    let started = case.load().unwrap().report;
+    std::fs::remove_file(case.path()).unwrap();
+    let problems = config::reload(&case.sources(), &started).unwrap_err().0.problems;
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+}
+
+#[test]
+fn a_file_of_a_value_that_is_gone_is_an_error_at_any_time() {
+    let case = Case::new().complete("").secret_file("ASPIA_RELAY_ADMIN_TOKEN_FILE", "hush");
+    let started = case.load().unwrap().report;
+    std::fs::remove_file(case.directory.path().join("ASPIA_RELAY_ADMIN_TOKEN_FILE")).unwrap();
+    case.problem(&["AdminToken", "the path of a file that can be read"]);
+    let again = config::reload(&case.sources(), &started).unwrap_err();
+    assert_eq!(again.0.problems[0].key, "AdminToken");
+    // A path that is blank is none.
+    Case::new().complete("").variable("ASPIA_RELAY_ADMIN_TOKEN_FILE", " ").problem(&["AdminToken"]);
+}
+
+#[test]
+fn what_a_relay_3_0_has_left_is_named_where_the_file_is_missing() {
+    for (names, parts) in [
+        (&["relay.json.bak", "relay.conf"][..], &["relay.conf", "rename", "8063"][..]),
+        (&["relay.json.bak"], &["relay.json.bak", "rename", "8063"]),
+        (&["relay.conf"], &["relay.conf", "is not read here"]),
+    ] {
+        let case = Case::new();
+        for name in names {
+            std::fs::write(case.directory.path().join(name), "").unwrap();
+        }
+        case.problem(parts);
+        assert!(!case.problems()[0].contains("--create-config"), "{:?}", case.problems());
+        // A file that is named.
+        let named = Sources { path_is_explicit: true, ..case.sources() };
+        let problem = config::load(&named).unwrap_err().0.problems[0].to_string();
+        assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
+        // Where the environment is enough, it is worth a word.
+        let case = case.required();
+        let warnings = case.warnings();
+        assert!(parts.iter().all(|part| warnings[0].contains(part)), "{warnings:?}");
+        assert_eq!(case.file("{}").warnings(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_file_of_the_original_is_taken_as_it_is() {
+    // White space around every value, empty ones, digits for booleans: the original takes them all.
+    let case = Case::new().file(format!(
+        r#"{{
+            "ListenInterface": " ",
+            "MaxPeerCount": "",
+            "PeerAddress": " p.example\t",
+            "PeerIdleTimeout": " 7 ",
+            "PeerPort": "\n8072",
+            "RouterAddress": "\u00a0r.example ",
+            "RouterPort": " ",
+            "RouterPublicKey": " {KEY}\r\n",
+            "StatisticsEnabled": "1",
+            "StatisticsInterval": ""
+        }}"#
+    ));
+    let config = case.config();
+    assert_eq!(config.router.address.as_str(), "r.example");
+    assert_eq!(config.router.peer_address.as_str(), "p.example");
+    assert_eq!((config.router.port, config.router.peer_port), (8060, 8072));
+    assert_eq!((config.max_sessions, config.peer_idle_timeout), (100, Duration::from_secs(420)));
+    assert_eq!(config.startup.listen_interface, None);
+    assert_eq!(config.statistics_interval, Some(Duration::from_secs(5)));
+    let warnings = case.warnings();
+    assert_eq!(warnings.len(), 3, "{warnings:#?}");
+    for key in ["RouterPort", "MaxPeerCount", "StatisticsInterval"] {
+        let path = case.path();
+        let expected = format!("{key} is empty (file {}): its default is taken", path.display());
+        assert!(warnings.contains(&expected), "{expected} is not in {warnings:#?}");
+        assert_eq!(case.source(key), "default");
+    }
+    let off = Case::new().complete(r#""StatisticsEnabled": 0"#).config();
+    assert_eq!(off.statistics_interval, None);
+    // The default of the port goes with the protocol, here, too.
+    let third = Case::new().complete(r#""RouterPort": "", "RouterProtocol": "3""#).config();
+    assert_eq!(third.router.port, 8063);
+}
+
+#[test]
+fn a_peer_port_of_the_original_is_taken_from_the_default_of_another_listener() {
+    let case = Case::new().complete(r#""PeerPort": "8071""#);
+    assert_eq!(case.config().startup.admin_listen, None);
+    let warnings = case.warnings();
+    assert!(
+        warnings[0].contains("AdminListen is off") && warnings[0].contains("8071"),
+        "{warnings:?}"
+    );
+    assert_eq!(case.source("AdminListen"), "default (peers dial its port)");
+    // Where somebody wants both, it is a mistake.
+    let both = case.variable("ASPIA_RELAY_ADMIN_LISTEN", "127.0.0.1:8071");
+    both.problem(&["AdminListen", "another port than the one that peers dial"]);
+}
+
+#[test]
+fn what_is_wrong_in_a_file_of_the_original_stays_an_error() {
+    for (key, value) in [
+        ("PeerPort", "eighty"),
+        ("PeerPort", "8070x"),
+        ("StatisticsEnabled", "yes"),
+        ("StatisticsEnabled", "2"),
+        ("PeerIdleTimeout", "0"),
+        ("ListenInterface", "eth0"),
+    ] {
+        Case::new().complete(&format!(r#""{key}": "{value}""#)).problem(&[key, value]);
+    }
+    // What must be set is not, where it is blank.
+    const REQUIRED: [&str; 3] = ["RouterAddress", "RouterPublicKey", "PeerAddress"];
+    for key in REQUIRED {
+        for blank in ["", " ", "\\t"] {
+            let members = REQUIRED.map(|of| match of {
+                of if of == key => format!(r#""{of}": "{blank}""#),
+                "RouterPublicKey" => format!(r#""{of}": "{KEY}""#),
+                of => format!(r#""{of}": "a.example""#),
+            });
+            let case = Case::new().file(format!("{{{}}}", members.join(", ")));
+            case.problem(&[key, "required"]);
+        }
+    }
+    // The others are as strict as before: neither a token nor a list vanishes by a blank.
+    for key in ["AdminToken", "AllowPeers", "DrainTimeout", "MaxPendingPeers"] {
+        Case::new().complete(&format!(r#""{key}": " ""#)).problem(&[key]);
+        Case::new().complete("").variable(&settings::variable(key), " ").problem(&[key]);
+    }
+    Case::new().complete(r#""DrainTimeout": """#).problem(&["DrainTimeout"]);
+    Case::new().complete(r#""LogPeerIdentity": "1""#).problem(&["true or false"]);
+}
+
+#[test]
+fn the_address_of_all_is_of_both_families() {
+    for all in ["", "::", "0:0:0:0:0:0:0:0", " :: "] {
+        let case = Case::new().complete(&format!(r#""ListenInterface": "{all}""#));
+        assert_eq!(case.config().startup.listen_interface, None, "{all}");
+    }
+    let case = Case::new().complete(
+        r#""AdminListen": "[::]:8071", "AdminToken": "hush", "MetricsListen": "[::]:9477""#,
+    );
+    let startup = case.config().startup;
+    assert_eq!(startup.admin_listen.unwrap().interface, None);
+    assert_eq!(startup.metrics_listen.unwrap().interface, None);
+    // It is not loopback.
+    let open = Case::new().complete(r#""AdminListen": "[::]:8071""#);
+    open.problem(&["AdminToken", "other machines"]);
+}
+
+#[test]
+fn no_setting_drops_a_scope() {
+    for (key, value) in [
+        ("RouterAddress", "fe80::1%eth0"),
+        ("PeerAddress", "fe80::1%eth0"),
+        ("ListenInterface", "fe80::1%eth0"),
+        ("ListenInterface", "fe80::1%2"),
+        ("AdminListen", "[fe80::1%eth0]:8071"),
+        ("AdminListen", "[fe80::1%2]:8071"),
+        ("MetricsListen", "[fe80::1%2]:9477"),
+    ] {
+        let case = Case::new().complete("").variable(&settings::variable(key), value);
+        case.problem(&[key, value, "without a scope"]);
+    }
+    for key in ["AllowPeers", "DenyPeers"] {
+        for value in ["fe80::1%eth0", "fe80::%2/10"] {
+            let case = Case::new().complete("").variable(&settings::variable(key), value);
+            case.problem(&["is none"]);
+        }
+    }
+}
+
+#[test]
+fn a_list_is_written_in_the_environment_as_in_the_file() {
+    let variable = |value: &str| Case::new().complete("").variable("ASPIA_RELAY_DENY_PEERS", value);
+    for list in [r#"["192.0.2.0/24", "2001:db8::/32"]"#, r#" [ "192.0.2.0/24" ,"2001:db8::/32"] "#]
+    {
+        let shown = variable(list).config().deny_peers.to_string();
+        assert_eq!(shown, "192.0.2.0/24, 2001:db8::/32");
+        // The same text in a string of the file, and as the content of a file.
+        let quoted = serde_json::Value::from(list).to_string();
+        let in_file = Case::new().complete(&format!(r#""DenyPeers": {quoted}"#));
+        assert_eq!(in_file.config().deny_peers.to_string(), shown);
+        let of_file = Case::new().complete("").secret_file("ASPIA_RELAY_DENY_PEERS_FILE", list);
+        assert_eq!(of_file.config().deny_peers.to_string(), shown);
+    }
+    let none = Case::new().complete(r#""DenyPeers": "192.0.2.1""#);
+    assert!(none.variable("ASPIA_RELAY_DENY_PEERS", "[]").config().deny_peers.is_empty());
+    for (list, part) in [
+        (r#"["192.0.2.0/24""#, "an array of strings"),
+        (r#"["192.0.2.0/24", ""]"#, "not empty"),
+        ("[192]", "an array of strings"),
+        ("[192.0.2.0/24]", "is none"),
+        (r#"["elsewhere"]"#, "is none"),
+    ] {
+        variable(list).problem(&["DenyPeers", part]);
+    }
+    // What is no list is no array either.
+    let name = Case::new().complete("").variable("ASPIA_RELAY_DISPLAY_NAME", r#"["a"]"#);
+    assert_eq!(name.config().router.display_name, "__a__");
+}
+
+#[test]
+fn white_space_and_marks_around_a_value_are_no_part_of_it() {
+    let case = Case::new()
+        .variable("ASPIA_RELAY_ROUTER_ADDRESS", " r.example\n")
+        .variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY", format!("\u{feff}{KEY}\r\n"))
+        .variable("ASPIA_RELAY_PEER_ADDRESS", "\tp.example")
+        .variable("ASPIA_RELAY_PEER_PORT", " 8072 ")
+        .variable("ASPIA_RELAY_DRAIN_TIMEOUT", " 7s")
+        .variable("ASPIA_RELAY_LOG_PEER_IDENTITY", "true ")
+        .variable("ASPIA_RELAY_ALLOW_PEERS", " 192.0.2.1 ")
+        .variable("ASPIA_RELAY_ADMIN_TOKEN", " hush ")
+        .variable("ASPIA_RELAY_MAX_PEER_COUNT", " ");
+    let config = case.config();
+    assert_eq!(config.router.address.as_str(), "r.example");
+    assert_eq!((config.router.peer_port, config.drain_timeout.as_secs()), (8072, 7));
+    assert!(config.log_peer_identity && config.admin_token.unwrap().is("hush"));
+    assert_eq!(config.max_sessions, 100);
+    // The path of a file, and what is in it.
+    let case = Case::new().complete("");
+    let path = case.directory.path().join("token");
+    std::fs::write(&path, b"\xef\xbb\xbfhush\r\n").unwrap();
+    let case = case.variable("ASPIA_RELAY_ADMIN_TOKEN_FILE", format!(" {} ", path.display()));
+    assert!(case.config().admin_token.unwrap().is("hush"));
+    let path = case.directory.path().join("router.pub");
+    std::fs::write(&path, format!("\u{feff}{KEY}")).unwrap();
+    let case = case.variable("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", path.display().to_string());
+    assert_eq!(case.config().router.public_key.to_string(), KEY);
+    std::fs::write(&path, b"\xff\xfea\0").unwrap();
+    case.problem(&["RouterPublicKey", "UTF-16"]);
+    let named = vec![("ASPIA_RELAY_CONFIG".to_owned(), " /etc/other.json ".to_owned())];
+    assert_eq!(Sources::new(None, named).path, Path::new("/etc/other.json"));
+}
+
+#[test]
+fn names_and_values_reach_a_terminal_without_their_escape_sequences() {
+    const HOSTILE: &str = "\u{1b}[2J\u{9b}1m\u{202e}\nforged";
+    let value = format!("x{HOSTILE}");
+    let quoted = serde_json::Value::from(HOSTILE).to_string();
+    let case = Case::new()
+        .file(format!(r#"{{{quoted}: 1, "PeerPort": {quoted}, "ListenInterface": {quoted}}}"#))
+        .variable(&format!("ASPIA_RELAY_{HOSTILE}"), "1")
+        .variable("ASPIA_RELAY_PEER_ADDRESS", &*value)
+        .variable("ASPIA_RELAY_ALLOW_PEERS", &*value)
+        .variable("ASPIA_RELAY_ADMIN_TOKEN_FILE", &*value);
+    let report = case.load().unwrap_err().0;
+    let said = report.problems.iter().map(ToString::to_string);
+    let said: Vec<String> = said.chain(report.warnings.iter().cloned()).collect();
+    for part in
+        ["ListenInterface", "PeerPort", "PeerAddress", "AllowPeers", "AdminToken", "known key"]
+    {
+        assert!(said.iter().any(|line| line.contains(part)), "{part} is not in {said:#?}");
+    }
+    assert_eq!(report.warnings.len(), 1, "{said:#?}");
+    for line in said {
+        assert_eq!(line, printable::line(&line));
+    }
+    let table = report.table();
+    assert_eq!(table, printable::lines(&table));
+    assert_eq!(table.lines().count(), settings::SETTINGS.len());
+    let broken = Case::new().file(format!("{{{HOSTILE}")).problems().remove(0);
+    assert_eq!(broken, printable::line(&broken));
+}
+
+#[test]
+fn a_misspelt_variable_names_the_one_that_is_meant() {
+    let case = Case::new()
+        .complete("")
+        .variable("ASPIA_RELAY_ALLOW_PEER", "192.0.2.0/24")
+        .variable("ASPIA_RELAY_ADMINTOKEN_FILE", "/run/secrets/admin")
+        .variable("ASPIA_RELAY_SERVICE_PORT", "8070")
+        .variable("ASPIA_RELAY_IMAGE", "aspia-relay:0.1.0")
+        .variable("ASPIA_RELEY_DENY_PEERS", "192.0.2.0/24")
+        .variable("ASPIA_LOG_LEVL", "0");
+    assert_eq!(
+        case.warnings(),
+        [
+            "ignored environment variables that give no setting: ASPIA_RELAY_ADMINTOKEN_FILE (did you mean \
+             ASPIA_RELAY_ADMIN_TOKEN_FILE?), ASPIA_RELAY_ALLOW_PEER (did you mean ASPIA_RELAY_ALLOW_PEERS?), \
+             ASPIA_RELAY_SERVICE_PORT",
+            "ignored the environment variable ASPIA_RELEY_DENY_PEERS; did you mean ASPIA_RELAY_DENY_PEERS?",
+            "ignored the environment variable ASPIA_LOG_LEVL; did you mean ASPIA_LOG_LEVEL?",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_used_gives_no_table_that_pretends() {
+    let case = Case::new().file(r#"{"MaxPeerCount": 7, }"#);
+    let report = case.load().unwrap_err().0;
+    assert_eq!(report.table(), "");
+    assert_eq!(report.json()["settings"], serde_json::json!([]));
+    assert!(report.problems[0].to_string().contains("one JSON object"));
+    // One that is wrong in a value shows what else it says.
+    let report = case.file(r#"{"MaxPeerCount": 7, "PeerPort": "x"}"#).load().unwrap_err().0;
+    assert!(report.table().contains("MaxPeerCount"));
+}
+
+#[test]
+fn marks_in_pem_files_hide_no_certificate() {
+    let (first, private_key) = certificate();
+    let mark = "\u{feff}";
+    let case = Case::new().complete(r#""MetricsListen": ":9477""#);
+    let write = |name: &str, content: String| {
+        let path = case.directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let certificates = write("chain.pem", format!("{mark}{first}"));
+    let key = write("key.pem", format!("{mark}{private_key}"));
+    // Each of two files that were joined had one, and the second certificate is broken: it must be seen.
+    let broken = certificate().0.replacen("MII", "M!I", 1);
+    let joined = write("joined.pem", format!("{mark}{first}{mark}{broken}"));
+    let case = case.variable("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY", &key);
+    let variable = "ASPIA_RELAY_METRICS_TLS_CERTIFICATE";
+    let good = case.variable(variable, &certificates);
+    assert!(good.config().metrics_tls.is_some());
+    let inline = format!("{mark}{first}{mark}{broken}");
+    for certificate in [&joined, &inline] {
+        let environment = vec![
+            ("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY".to_owned(), key.clone()),
+            (variable.to_owned(), certificate.clone()),
+        ];
+        let sources = Sources { environment, ..good.sources() };
+        let problem = config::load(&sources).unwrap_err().0.problems[0].to_string();
+        assert!(problem.contains("one of them is broken"), "{problem}");
     }
 }

@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["wire", "crypto", "tls"],
     &["listen"],
     &["secret", "log", "metrics", "tcp_info", "clock", "dial", "heap"],
+    &["printable"],
 ];
 
 /// Every module of the library by its path (`peer::session`), with its code but for tests and comments.

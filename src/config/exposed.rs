@@ -70,7 +70,7 @@ pub enum SecretFile {
 
 /// All files with a secret setting of `report`, and with the private key, that every user can read.
 pub fn find(sources: &Sources, report: &Report) -> Vec<Exposed> {
-    let files = look(sources, report, in_container(sources)).into_iter();
+    let files = look(sources, report, sources.in_container()).into_iter();
     files
         .filter_map(|file| match file {
             SecretFile::Exposed(exposed) => Some(exposed),
@@ -79,21 +79,9 @@ pub fn find(sources: &Sources, report: &Report) -> Vec<Exposed> {
         .collect()
 }
 
-/// Whether this process seems to run in a container.
-pub fn in_container(sources: &Sources) -> bool {
-    variable(sources, "KUBERNETES_SERVICE_HOST").is_some()
-        || Path::new("/.dockerenv").exists()
-        || Path::new("/run/.containerenv").exists()
-}
-
-fn variable<'a>(sources: &'a Sources, name: &str) -> Option<&'a String> {
-    let value = sources.environment.iter().find(|(n, _)| n == name).map(|(_, value)| value);
-    value.filter(|value| !value.is_empty())
-}
-
 /// All files with a secret setting of `report`, and with the private key, and who can read them.
 pub fn look(sources: &Sources, report: &Report, in_container: bool) -> Vec<SecretFile> {
-    let variable = |name: &str| variable(sources, name);
+    let variable = |name: &str| sources.variable(name);
     let relay_json = format!("file {}", sources.path.display());
     let mut files: Vec<(PathBuf, String)> = Vec::new();
     let mut in_relay_json = Vec::new();
@@ -109,7 +97,7 @@ pub fn look(sources: &Sources, report: &Report, in_container: bool) -> Vec<Secre
         } else if line.source == relay_json && !line.value.is_empty() {
             in_relay_json.push(line.key);
         } else if let Some(path) = variable(&format!("{}_FILE", settings::variable(line.key))) {
-            files.push((path.into(), line.key.to_owned()));
+            files.push((path.trim().into(), line.key.to_owned()));
         }
     }
     if !in_relay_json.is_empty() {

@@ -6,8 +6,9 @@ use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider, Source};
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::file;
 use super::report::{Problem, Report};
-use super::settings::{self, Setting};
+use super::settings;
 
 /// The settings of one file, in figment's form.
 pub(super) struct JsonFile {
@@ -24,8 +25,6 @@ impl JsonFile {
         report: &mut Report,
     ) -> Option<Self> {
         let source = format!("file {}", path.display());
-        // Editors on Windows put a byte order mark in front.
-        let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
         let mut values = Dict::new();
         let mut problem = |key: &str, value: Option<String>, expected: String| {
             report.problems.push(Problem {
@@ -63,14 +62,13 @@ impl JsonFile {
                         serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
                             value.to_string()
                         }
-                        other => match items(setting, &other) {
+                        other => match setting.list.then(|| items(&other)).flatten() {
                             Some(text) => text,
                             None => {
-                                let expected = match setting.list {
-                                    true => {
-                                        "an array of strings that are not empty, or one string with commas"
-                                    }
-                                    false => "a string, a number, true or false",
+                                let expected = if setting.list {
+                                    LIST
+                                } else {
+                                    "a string, a number, true or false"
                                 };
                                 let shown = (!setting.secret).then(|| other.to_string());
                                 problem(&key, shown, expected.into());
@@ -86,9 +84,24 @@ impl JsonFile {
     }
 }
 
+/// What is expected of a list.
+const LIST: &str = "an array of strings that are not empty, or one string with commas";
+
+/// The items of a list that is written as in JSON where there is no JSON around it, as in a variable: with commas
+/// between. `None` where the text is no such list.
+pub(super) fn list(text: &str) -> Option<Result<String, String>> {
+    let inside = text.strip_prefix('[')?.trim_start();
+    match serde_json::from_str(text) {
+        Ok(value) => Some(items(&value).ok_or_else(|| LIST.to_owned())),
+        Err(error) if inside.starts_with('"') => Some(Err(format!("{LIST} ({error})"))),
+        // An IPv6 address in brackets, for instance.
+        Err(_) => None,
+    }
+}
+
 /// The items of a list, with commas between.
-fn items(setting: &Setting, value: &serde_json::Value) -> Option<String> {
-    let array = value.as_array().filter(|_| setting.list)?;
+fn items(value: &serde_json::Value) -> Option<String> {
+    let array = value.as_array()?;
     let items: Option<Vec<&str>> = array.iter().map(serde_json::Value::as_str).collect();
     // One that is empty is not the same as none.
     let items = items?;
@@ -125,8 +138,7 @@ fn read_object(content: &[u8]) -> serde_json::Result<Vec<(String, serde_json::Va
         }
     }
 
-    let text = std::str::from_utf8(content)
-        .map_err(|error| serde_json::Error::custom(format!("not UTF-8: {error}")))?;
+    let text = file::text(content).map_err(serde_json::Error::custom)?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let members = reader.deserialize_map(Members)?;
     reader.end()?;

@@ -4,6 +4,7 @@
 //! problems at once. A [`Config`] that exists is valid: nothing downstream checks a setting again.
 
 pub mod exposed;
+mod file;
 mod json;
 pub mod networks;
 pub mod parse;
@@ -11,6 +12,7 @@ pub mod raw;
 pub mod report;
 pub mod settings;
 pub mod sources;
+mod variables;
 
 use std::net::IpAddr;
 use std::num::NonZero;
@@ -22,8 +24,8 @@ use crate::tls::{Part, ServerFiles, Source};
 
 use networks::Networks;
 use parse::{Bandwidth, HostName, ListenAddress, Protocol, Token};
-use raw::{FileState, RawSettings};
-use report::{Problem, Report};
+use raw::{DEFAULT, RawSettings, RawValue};
+use report::{FileState, Problem, Report};
 use sources::Sources;
 
 /// The file that `--create-config` writes: byte for byte what the original writes.
@@ -149,16 +151,34 @@ pub struct Invalid(pub Report);
 /// # Errors
 /// [`Invalid`] with every problem that was found.
 pub fn load(sources: &Sources) -> Result<Loaded, Box<Invalid>> {
+    read(sources, false)
+}
+
+/// Reads and checks the configuration again, for a relay that runs with the one that `in_force` tells of. A file that
+/// was read then must still be there: its absence does not withdraw what stood in it.
+///
+/// # Errors
+/// [`Invalid`] with every problem that was found.
+pub fn reload(sources: &Sources, in_force: &Report) -> Result<Loaded, Box<Invalid>> {
+    read(sources, in_force.file == FileState::Read)
+}
+
+fn read(sources: &Sources, file_was_there: bool) -> Result<Loaded, Box<Invalid>> {
     let mut report = Report::default();
-    let raw = RawSettings::collect(sources, &mut report);
-    let config = check(&raw, &mut report);
+    let raw = RawSettings::collect(sources, file_was_there, &mut report);
+    let config = check(&raw, sources, &mut report);
     let is_missing =
         |problem: &Problem| problem.source == NOT_SET && REQUIRED.contains(&problem.key.as_str());
     let missing = report.problems.iter().filter(|problem| is_missing(problem)).count();
-    if raw.file == FileState::Absent && missing == REQUIRED.len() {
+    if report.file == FileState::Absent && missing == REQUIRED.len() {
         // Nobody has configured anything yet: one problem, not three.
         report.problems.retain(|problem| !is_missing(problem));
-        report.problems.insert(0, nothing(&raw.path));
+        report.problems.insert(0, nothing(sources));
+    } else if report.file == FileState::Absent
+        && missing == 0
+        && let Some(left) = file::left_by_version_3(&sources.path)
+    {
+        report.warn(&format!("there is no {}; {left}", sources.path.display()));
     }
     match config {
         Some(config) if report.problems.is_empty() => Ok(Loaded { config, report }),
@@ -166,10 +186,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, Box<Invalid>> {
     }
 }
 
-fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
-    use parse::{boolean, duration, host, interface, number, protocol, public_key};
+fn check(raw: &RawSettings, sources: &Sources, report: &mut Report) -> Option<Config> {
+    use parse::{boolean, duration, host, interface, number, old_boolean, protocol, public_key};
 
-    let mut get = Getter { raw, report };
+    let mut get = Getter { raw, sources, report };
     let address = get.required("RouterAddress", host);
     let public_key = get.required("RouterPublicKey", public_key);
     let peer_address = get.required("PeerAddress", parse::peer_address);
@@ -177,7 +197,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let protocol = get.value("RouterProtocol", protocol);
     let peer_port: Option<u16> = get.value("PeerPort", number(1, u16::MAX));
     let listen_port = get.optional("ListenPort", number(1, u16::MAX));
-    let listen_interface = get.optional("ListenInterface", interface);
+    let listen_interface = get.optional("ListenInterface", interface).map(Option::flatten);
     let worker_threads = get.value("WorkerThreads", number(0, 256));
     let display_name = get.optional("DisplayName", parse::text);
     let max_sessions = get.value("MaxPeerCount", number(1, 100_000));
@@ -191,12 +211,12 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
     let deny_peers = get.optional("DenyPeers", Networks::parse);
     let session_bandwidth = get.optional("SessionBandwidth", parse::bandwidth);
     let total_bandwidth = get.optional("TotalBandwidth", parse::bandwidth);
-    let statistics_enabled = get.value("StatisticsEnabled", boolean);
+    let statistics_enabled = get.value("StatisticsEnabled", old_boolean);
     let statistics_seconds: Option<u64> = get.value("StatisticsInterval", number(1, 3600));
     let drain_timeout = get.value("DrainTimeout", duration);
     let trace_peer_identity = get.value("TracePeerIdentity", boolean);
     let log_peer_identity = get.value("LogPeerIdentity", boolean);
-    let admin_listen = get.optional("AdminListen", parse::listen_address).map(Option::flatten);
+    let mut admin_listen = get.optional("AdminListen", parse::listen_address).map(Option::flatten);
     let metrics_listen = get.optional("MetricsListen", parse::listen_address).map(Option::flatten);
     let admin_token = get.optional("AdminToken", parse::token);
     let metrics_token = get.optional("MetricsToken", parse::token);
@@ -226,6 +246,17 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         });
     }
     let peers = listen_port.flatten().or(peer_port);
+    if let Some(Some(listen)) = admin_listen
+        && Some(listen.port) == peers
+        && raw.get("AdminListen").is_some_and(|value| value.source == DEFAULT)
+    {
+        // A file of the original knows of no other port than that of peers.
+        admin_listen = Some(None);
+        report.set_effective("AdminListen", "off", "peers dial its port");
+        report.warn(&format!(
+            "AdminListen is off, since peers dial the port of its default, {listen}: set it to another"
+        ));
+    }
     for (key, listen) in [("AdminListen", admin_listen), ("MetricsListen", metrics_listen)] {
         if let Some(Some(listen)) = listen
             && Some(listen.port) == peers
@@ -256,20 +287,20 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         if let (Some(Some(listen)), Some(Some(_)), false) = (listen, token, over_tls)
             && !listen.is_loopback()
         {
-            report.warnings.push(format!(
+            report.warn(&format!(
                 "{key} travels to {listen} without TLS: whoever is on the way can read it; {remedy}"
             ));
         }
     }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
-        report.warnings.push("MetricsToken is set, but MetricsListen is off".into());
+        report.warn("MetricsToken is set, but MetricsListen is off");
     }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_tls) {
-        report.warnings.push("MetricsTlsCertificate is set, but MetricsListen is off".into());
+        report.warn("MetricsTlsCertificate is set, but MetricsListen is off");
     }
 
     if statistics_seconds > Some(60) {
-        report.warnings.push(format!(
+        report.warn(&format!(
             "StatisticsInterval is documented up to 60 s; {} s are taken, as the original does",
             statistics_seconds.unwrap_or_default()
         ));
@@ -278,15 +309,14 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         && !allow.is_empty()
         && allow.is_within(deny)
     {
-        report.warnings.push(format!(
+        report.warn(&format!(
             "DenyPeers {deny} covers all of AllowPeers {allow}: no peer is let in, since what is denied wins"
         ));
     }
     if peer_address.as_ref().is_some_and(HostName::is_loopback) {
-        report.warnings.push(
+        report.warn(
             "PeerAddress is a loopback address: only peers on this machine can reach the relay. \
-             Set it to the address that Clients and Hosts dial"
-                .into(),
+             Set it to the address that Clients and Hosts dial",
         );
     }
     let display_name = display_name.map(|name: Option<String>| {
@@ -300,7 +330,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
         report.set_effective("ListenPort", &port.to_string(), "PeerPort");
     }
     let mut port = port;
-    let port_is_given = raw.get("RouterPort").is_some_and(|value| value.source != "default");
+    let port_is_given = raw.get("RouterPort").is_some_and(|value| value.source != DEFAULT);
     if let Some(Protocol::Only(generation)) = protocol
         && !port_is_given
         && port != Some(generation.port)
@@ -351,6 +381,7 @@ fn check(raw: &RawSettings, report: &mut Report) -> Option<Config> {
 /// Takes settings out of the raw ones and notes what it saw.
 struct Getter<'a> {
     raw: &'a RawSettings,
+    sources: &'a Sources,
     report: &'a mut Report,
 }
 
@@ -366,9 +397,10 @@ impl Getter<'_> {
             self.report.set(key, "", NOT_SET);
             // What a file says that cannot be used is not known: it may well be set there. And one problem with a
             // key is enough.
-            let known = value.is_some() || self.raw.file != FileState::Unusable;
+            let known = value.is_some() || self.report.file != FileState::Unusable;
             if known && self.report.problems.iter().all(|problem| problem.key != key) {
-                self.report.problems.push(missing(key, self.raw));
+                let problem = missing(key, value, self.report.file, self.sources);
+                self.report.problems.push(problem);
             }
             return None;
         }
@@ -384,7 +416,7 @@ impl Getter<'_> {
         match self.raw.get(key) {
             Some(value) if !value.text.is_empty() => self.value(key, parse).map(Some),
             value => {
-                self.report.set(key, "", value.map_or("default", |value| &value.source));
+                self.report.set(key, "", value.map_or(DEFAULT, |value| &value.source));
                 Some(None)
             }
         }
@@ -445,7 +477,7 @@ impl Getter<'_> {
         match files.load() {
             Ok(server) => {
                 if let Some(complaint) = server.valid.complaint(SystemTime::now()) {
-                    self.report.warnings.push(format!("MetricsTlsCertificate {complaint}"));
+                    self.report.warn(&format!("MetricsTlsCertificate {complaint}"));
                 }
                 // It was read: what looked as if it might be half a key is a path.
                 if let Source::File(path) = &files.private_key {
@@ -465,13 +497,18 @@ impl Getter<'_> {
         let key = tls_key(part);
         let value = self.raw.get(key).filter(|value| !value.text.trim().is_empty());
         let shown = value.map_or("", |value| shown_pem(part, &value.text).unwrap_or(REDACTED));
-        self.report.set(key, shown, value.map_or("default", |value| &value.source));
+        self.report.set(key, shown, value.map_or(DEFAULT, |value| &value.source));
         value.map(|value| Source::new(value.text.trim()))
     }
 
-    fn tls_problem(&mut self, part: Part, expected: String) {
+    fn tls_problem(&mut self, part: Part, mut expected: String) {
         let key = tls_key(part);
         let value = self.raw.get(key);
+        if let Some(Source::File(path)) = value.map(|value| Source::new(&value.text))
+            && let Err(error) = std::fs::File::open(&path)
+        {
+            expected += &file::to_let_read(&error, &path, self.sources);
+        }
         self.report.problems.push(Problem {
             key: key.into(),
             value: value.and_then(|value| shown_pem(part, &value.text)).map(ToOwned::to_owned),
@@ -510,31 +547,37 @@ const NOT_SET: &str = "not set";
 const REQUIRED: [&str; 3] = ["RouterAddress", "RouterPublicKey", "PeerAddress"];
 
 /// The problem of a relay that nobody has configured.
-fn nothing(path: &Path) -> Problem {
+fn nothing(sources: &Sources) -> Problem {
     let variables = REQUIRED.map(settings::variable).join(", ");
     Problem {
         key: String::new(),
         value: None,
         source: "nothing is set".into(),
         expected: format!(
-            "{} in {} (which does not exist; --create-config writes one), or in the environment as {variables}",
+            "{} in {} (which does not exist; {}), or in the environment as {variables}",
             REQUIRED.join(", "),
-            path.display()
+            sources.path.display(),
+            file::how_to_get(sources)
         ),
     }
 }
 
 /// A required setting that nobody gave.
-fn missing(key: &'static str, raw: &RawSettings) -> Problem {
+fn missing(
+    key: &'static str,
+    value: Option<&RawValue>,
+    file: FileState,
+    sources: &Sources,
+) -> Problem {
     let variable = settings::variable(key);
-    let (source, file) = match (raw.get(key), raw.file) {
+    let path = sources.path.display();
+    let (source, file) = match (value, file) {
         (Some(value), _) => (value.source.clone(), String::new()),
         (None, FileState::Absent) => {
-            let note =
-                format!(" ({} does not exist; --create-config writes one)", raw.path.display());
+            let note = format!(" ({path} does not exist; {})", file::how_to_get(sources));
             (NOT_SET.to_owned(), note)
         }
-        (None, _) => (format!("file {}", raw.path.display()), String::new()),
+        (None, _) => (format!("file {path}"), String::new()),
     };
     let what = match key {
         "RouterAddress" => "the Router's host name or address",
@@ -559,6 +602,9 @@ pub enum CreateError {
     /// There is one already, whatever is in it.
     #[error("{0} exists already and is not overwritten; remove it first, or edit it")]
     Exists(PathBuf),
+    /// There is a link to a file that does not exist.
+    #[error("{0} is a link to a file that does not exist; remove it, or make that file")]
+    Dangling(PathBuf),
     /// It cannot be written.
     #[error("cannot write {path}: {error}")]
     Io {
@@ -567,6 +613,16 @@ pub enum CreateError {
         /// What the system says.
         error: std::io::Error,
     },
+}
+
+impl CreateError {
+    /// What to do about it, to stand behind the error; empty where that says it all.
+    pub fn advice(&self, in_container: bool) -> &'static str {
+        match self {
+            Self::Io { error, .. } => file::to_let_write(error, in_container),
+            Self::Exists(_) | Self::Dangling(_) => "",
+        }
+    }
 }
 
 /// Writes the default file, and its directory where that is missing.
@@ -586,9 +642,10 @@ pub fn create_default(path: &Path) -> Result<(), CreateError> {
             let _ = std::fs::remove_file(path);
             failed(error)
         }),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(CreateError::Exists(path.to_owned()))
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => match path.exists() {
+            true => Err(CreateError::Exists(path.to_owned())),
+            false => Err(CreateError::Dangling(path.to_owned())),
+        },
         Err(error) => Err(failed(error)),
     }
 }

@@ -52,11 +52,25 @@ impl fmt::Display for HostName {
     }
 }
 
+/// Refuses an IPv6 address with a scope (`fe80::1%eth0`). A Router and peers could do nothing with it, and a listener
+/// that lost it would listen on another interface.
+fn refuse_scope(text: &str) -> Result<(), String> {
+    match text.split_once('%') {
+        Some((address, _)) if address.contains(':') => Err(
+            "an address without a scope (what stands behind %): link-local addresses are not for relays; use another \
+             address of the machine"
+                .into(),
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// A host name, an IPv4 or an IPv6 address.
 ///
 /// # Errors
 /// What is expected.
 pub fn host(text: &str) -> Result<HostName, String> {
+    refuse_scope(text)?;
     if text.parse::<IpAddr>().is_ok() {
         return Ok(HostName(text.to_owned()));
     }
@@ -122,7 +136,6 @@ impl ListenAddress {
         let address = match self.interface {
             None => Ipv4Addr::LOCALHOST.into(),
             Some(IpAddr::V4(any)) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            Some(IpAddr::V6(any)) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             Some(address) => address,
         };
         SocketAddr::new(address, self.port)
@@ -156,8 +169,11 @@ pub fn listen_address(text: &str) -> Result<Option<ListenAddress>, String> {
     let interface = match host {
         "" => None,
         _ if host.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
-        // The standard library knows brackets.
-        _ => Some(text.parse::<SocketAddr>().map_err(|_| expected())?.ip()),
+        _ => {
+            refuse_scope(text)?;
+            // The standard library knows brackets.
+            one_or_all(text.parse::<SocketAddr>().map_err(|_| expected())?.ip())
+        }
     };
     Ok(Some(ListenAddress { interface, port }))
 }
@@ -202,12 +218,24 @@ pub fn token(text: &str) -> Result<Token, String> {
     }
 }
 
-/// The address of an interface.
+/// The address of an interface; `None` is all of both families.
 ///
 /// # Errors
 /// What is expected.
-pub fn interface(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| "an IP address of this machine, or \"\" for all interfaces".into())
+pub fn interface(text: &str) -> Result<Option<IpAddr>, String> {
+    refuse_scope(text)?;
+    let address = text.parse().map_err(|_| {
+        "an IP address of this machine (IPv6 without brackets), or \"\" for all interfaces"
+            .to_owned()
+    })?;
+    Ok(one_or_all(address))
+}
+
+/// The address to listen on, an IPv4 one not in the form of IPv6. `::` is `None`, all of both families, as for the original
+/// and for most programs; `0.0.0.0` is all of IPv4.
+fn one_or_all(address: IpAddr) -> Option<IpAddr> {
+    let address = address.to_canonical();
+    (address != IpAddr::V6(Ipv6Addr::UNSPECIFIED)).then_some(address)
 }
 
 /// A number from `min` to `max`.
@@ -233,6 +261,18 @@ pub fn boolean(text: &str) -> Result<bool, String> {
         _ if text.eq_ignore_ascii_case("true") => Ok(true),
         _ if text.eq_ignore_ascii_case("false") => Ok(false),
         _ => Err("true or false".into()),
+    }
+}
+
+/// `true` or `false`, or `1` or `0` as in files of the original.
+///
+/// # Errors
+/// What is expected.
+pub fn old_boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => boolean(text).map_err(|expected| format!("{expected}, 1 or 0")),
     }
 }
 
@@ -395,11 +435,40 @@ mod tests {
         for loopback in ["127.0.0.1:9", "localhost:9", "[::1]:9", "[::ffff:127.0.0.1]:9"] {
             assert!(listen(loopback).is_loopback(), "{loopback}");
         }
-        assert_eq!(listen("[::]:9").local().to_string(), "[::1]:9");
+        assert_eq!(listen("[::]:9"), listen(":9"));
+        assert_eq!(listen("[::ffff:0.0.0.0]:9"), listen("0.0.0.0:9"));
         assert_eq!(listen("0.0.0.0:9").local().to_string(), "127.0.0.1:9");
         assert_eq!(listen(":9").to_string(), ":9");
         for bad in ["9", "::1:9", "example.com:9", "127.0.0.1:0", "127.0.0.1:", "on"] {
             assert!(listen_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn interfaces() {
+        let all_of_ipv4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        assert_eq!(interface("::"), Ok(None));
+        assert_eq!(interface("0.0.0.0"), Ok(Some(all_of_ipv4)));
+        assert_eq!(interface("::ffff:0.0.0.0"), Ok(Some(all_of_ipv4)));
+        assert_eq!(interface("::1"), Ok(Some(Ipv6Addr::LOCALHOST.into())));
+        for bad in ["eth0", "[::]", "*", "192.0.2.1:80"] {
+            interface(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn scopes_are_refused_and_never_dropped() {
+        let scoped = ["fe80::1%eth0", "fe80::1%2", "::1%lo", "[fe80::1%eth0]"];
+        for address in scoped {
+            let refusals = [
+                host(address).unwrap_err(),
+                peer_address(address).unwrap_err(),
+                interface(address).unwrap_err(),
+                listen_address(&format!("[{}]:9", address.trim_matches(['[', ']']))).unwrap_err(),
+            ];
+            for refusal in refusals {
+                assert!(refusal.contains("without a scope"), "{address}: {refusal}");
+            }
         }
     }
 
@@ -467,6 +536,10 @@ mod tests {
         assert_eq!((boolean("true"), boolean("False")), (Ok(true), Ok(false)));
         for bad in ["", "1", "yes", "tru"] {
             boolean(bad).unwrap_err();
+        }
+        assert_eq!((old_boolean("1"), old_boolean("0")), (Ok(true), Ok(false)));
+        for bad in ["", "2", "01", "yes"] {
+            assert_eq!(old_boolean(bad), Err("true or false, 1 or 0".into()));
         }
         assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));

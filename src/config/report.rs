@@ -1,8 +1,11 @@
 //! What is said about a configuration: `--check-config`, and the problems of a start.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::Serialize;
+
+use crate::printable;
 
 use super::settings;
 
@@ -24,16 +27,36 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.key.as_str(), &self.value) {
-            ("", _) => write!(f, "{}: expected {}", self.source, self.expected),
-            (key, None) => write!(f, "{key} ({}): expected {}", self.source, self.expected),
+        let Self { key, value, source, expected } = self;
+        let what = match (key.as_str(), value) {
+            ("", _) => source.clone(),
+            (key, None) => format!("{} ({source})", beginning(key)),
             (key, Some(value)) => {
-                let shown: String = value.chars().take(MAX_SHOWN).collect();
+                let shown = beginning(value);
                 let more = if shown.len() < value.len() { "…" } else { "" };
-                write!(f, "{key} = {shown:?}{more} ({}): expected {}", self.source, self.expected)
+                format!("{} = {shown:?}{more} ({source})", beginning(key))
             }
-        }
+        };
+        // Names and values are those of a file or of the environment, which anybody may have written.
+        f.write_str(&printable::line(&format!("{what}: expected {expected}")))
     }
+}
+
+/// As much of a foreign name or value as is shown.
+pub(super) fn beginning(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
+}
+
+/// What became of `relay.json`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FileState {
+    /// It was read, and is what it should be or not.
+    Read,
+    /// There is none, and none is needed.
+    #[default]
+    Absent,
+    /// It should be there and is not, or it cannot be read or taken apart: what is set in it is not known.
+    Unusable,
 }
 
 /// One effective value.
@@ -48,8 +71,12 @@ pub struct Line {
 }
 
 /// Everything that can be said about a configuration.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Report {
+    /// The file that was looked for.
+    pub path: PathBuf,
+    /// What became of it.
+    pub file: FileState,
     /// Every effective value, in the order of the table of settings.
     pub settings: Vec<Line>,
     /// What works but is worth a look.
@@ -63,6 +90,11 @@ impl Report {
         self.settings.push(Line { key, value: value.to_owned(), source: source.to_owned() });
     }
 
+    /// Adds a warning.
+    pub(super) fn warn(&mut self, warning: &str) {
+        self.warnings.push(printable::line(warning));
+    }
+
     /// Says what holds for a setting, where that is not what was written; and because of what, where nothing was.
     pub(super) fn set_effective(&mut self, key: &'static str, value: &str, because: &str) {
         if let Some(line) = self.settings.iter_mut().find(|line| line.key == key) {
@@ -73,7 +105,16 @@ impl Report {
         }
     }
 
-    /// For people: a table of values.
+    /// Says that there is no file, where that is so.
+    pub fn no_file(&self) -> Option<String> {
+        let path = printable::line(&self.path.display().to_string());
+        (self.file == FileState::Absent).then(|| {
+            format!("there is no {path}: all settings are from the environment, or defaults")
+        })
+    }
+
+    /// For people: a table of values. It is empty where the file cannot be used: what stands in it is not known, and
+    /// defaults would pass for it.
     pub fn table(&self) -> String {
         let width = |text: fn(&Line) -> &str| {
             self.settings.iter().map(|line| text(line).chars().count()).max().unwrap_or(0)
@@ -83,13 +124,9 @@ impl Report {
             .iter()
             .map(|line| {
                 // Nothing that a file says reaches the terminal as a command to it.
-                let value: String = line
-                    .value
-                    .chars()
-                    .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-                    .collect();
+                let (value, source) = (printable::line(&line.value), printable::line(&line.source));
                 let value = if value.is_empty() { "-" } else { &value };
-                format!("{:keys$}  {value:values$}  {}\n", line.key, line.source)
+                format!("{:keys$}  {value:values$}  {source}\n", line.key)
             })
             .collect()
     }
@@ -106,6 +143,9 @@ impl Report {
 
     fn sorted(&self) -> Vec<&Line> {
         let place = |line: &&Line| settings::SETTINGS.iter().position(|s| s.key == line.key);
+        if self.file == FileState::Unusable {
+            return Vec::new();
+        }
         let mut lines: Vec<_> = self.settings.iter().collect();
         lines.sort_by_key(place);
         lines

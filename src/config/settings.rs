@@ -24,33 +24,39 @@ pub struct Setting {
     pub secret: bool,
     /// Whether its value may be a JSON array, which means the same as its items with commas between.
     pub list: bool,
+    /// Whether it is one of the original's, whose files leave values empty and write `1` and `0` for booleans.
+    pub original: bool,
 }
 
 const fn setting(key: &'static str, default: Option<&'static str>, reload: Reload) -> Setting {
-    Setting { key, default, reload, secret: false, list: false }
+    Setting { key, default, reload, secret: false, list: false, original: false }
+}
+
+const fn original(key: &'static str, default: Option<&'static str>, reload: Reload) -> Setting {
+    Setting { original: true, ..setting(key, default, reload) }
 }
 
 const fn secret(key: &'static str, reload: Reload) -> Setting {
-    Setting { key, default: None, reload, secret: true, list: false }
+    Setting { secret: true, ..setting(key, None, reload) }
 }
 
 const fn list(key: &'static str) -> Setting {
-    Setting { key, default: None, reload: Reload::Now, secret: false, list: true }
+    Setting { list: true, ..setting(key, None, Reload::Now) }
 }
 
 /// All settings that this version knows. The first ten are the original's.
 pub const SETTINGS: &[Setting] = &[
-    setting("RouterAddress", None, Reload::NewLink),
-    setting("RouterPort", Some("8060"), Reload::NewLink),
-    setting("RouterPublicKey", None, Reload::NewLink),
-    setting("ListenInterface", None, Reload::Restart),
-    setting("PeerAddress", None, Reload::NewLink),
-    setting("PeerPort", Some("8070"), Reload::NewLink),
-    setting("PeerIdleTimeout", Some("5"), Reload::Now),
+    original("RouterAddress", None, Reload::NewLink),
+    original("RouterPort", Some("8060"), Reload::NewLink),
+    original("RouterPublicKey", None, Reload::NewLink),
+    original("ListenInterface", None, Reload::Restart),
+    original("PeerAddress", None, Reload::NewLink),
+    original("PeerPort", Some("8070"), Reload::NewLink),
+    original("PeerIdleTimeout", Some("5"), Reload::Now),
     // A lower one needs a new link where too much is on offer: `Counts::too_much_on_offer`.
-    setting("MaxPeerCount", Some("100"), Reload::Now),
-    setting("StatisticsEnabled", Some("false"), Reload::Now),
-    setting("StatisticsInterval", Some("5"), Reload::Now),
+    original("MaxPeerCount", Some("100"), Reload::Now),
+    original("StatisticsEnabled", Some("false"), Reload::Now),
+    original("StatisticsInterval", Some("5"), Reload::Now),
     setting("ListenPort", None, Reload::Restart),
     setting("DisplayName", None, Reload::NewLink),
     setting("RouterProtocol", Some("auto"), Reload::NewLink),
@@ -82,14 +88,18 @@ pub fn find(key: &str) -> Option<&'static Setting> {
 
 /// The known key that `key` is most like, if it is like any.
 pub fn closest(key: &str) -> Option<&'static str> {
-    SETTINGS
-        .iter()
-        .map(|setting| {
-            (strsim::jaro_winkler(&setting.key.to_lowercase(), &key.to_lowercase()), setting.key)
-        })
+    most_alike(key, SETTINGS.iter().map(|setting| setting.key))
+}
+
+/// Of `known` the one that `name` is most like, if it is like any. Capitals and underscores make no difference.
+pub(super) fn most_alike<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |name: &str| name.replace('_', "").to_lowercase();
+    let name = plain(name);
+    known
+        .map(|known| (strsim::jaro_winkler(&plain(known), &name), known))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, key)| key)
+        .map(|(_, known)| known)
 }
 
 /// The variable of a key: `ASPIA_RELAY_` and the key in `SCREAMING_SNAKE_CASE`.

@@ -1,6 +1,6 @@
 //! Where settings come from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str =
@@ -31,20 +31,37 @@ impl Sources {
             })
             .collect();
         // As the system has it: a path need not be UTF-8.
-        let variable = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty());
-        Self::new(argument.or(variable.map(PathBuf::from)), environment)
+        let not_utf8 = std::env::var_os(PATH_VARIABLE).filter(|path| path.to_str().is_none());
+        Self::new(argument.or(not_utf8.map(PathBuf::from)), environment)
     }
 
     /// Sources with a given environment.
     pub fn new(argument: Option<PathBuf>, environment: Vec<(String, String)>) -> Self {
         let named = argument.or_else(|| {
             let variable = environment.iter().find(|(name, _)| name == PATH_VARIABLE);
-            variable.map(|(_, value)| value).filter(|value| !value.is_empty()).map(PathBuf::from)
+            variable
+                .map(|(_, value)| value.trim())
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
         });
         Self {
             path_is_explicit: named.is_some(),
             path: named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH)),
             environment,
         }
+    }
+
+    /// The value of a variable, where it has one.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        let value =
+            self.environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        value.filter(|value| !value.is_empty())
+    }
+
+    /// Whether this process seems to run in a container.
+    pub fn in_container(&self) -> bool {
+        self.variable("KUBERNETES_SERVICE_HOST").is_some()
+            || Path::new("/.dockerenv").exists()
+            || Path::new("/run/.containerenv").exists()
     }
 }

@@ -47,7 +47,7 @@ impl Surroundings {
     pub fn of_process(sources: &Sources) -> Self {
         Self {
             now: SystemTime::now(),
-            in_container: exposed::in_container(sources),
+            in_container: sources.in_container(),
             site: Site::of(sources),
             expects_relay: false,
         }
@@ -125,7 +125,9 @@ impl<S: FnMut(&Step)> Doctor<S> {
         };
         match config::load(sources) {
             Ok(Loaded { config, report }) => {
-                let seen = "complete; the values, and where each came from:";
+                let no_file =
+                    report.no_file().map_or(String::new(), |no_file| format!("; {no_file}"));
+                let seen = format!("complete{no_file}; the values, and where each came from:");
                 self.note(Step { details: table(&report), ..Step::ok(CONFIGURATION, seen) });
                 for warning in &report.warnings {
                     self.note(Step::hint(CONFIGURATION, warning));
@@ -134,8 +136,16 @@ impl<S: FnMut(&Step)> Doctor<S> {
             }
             Err(invalid) => {
                 let report = invalid.0;
-                let seen = "wrong, see below; the values as far as they are known, and where each came from:";
-                self.note(Step { details: table(&report), ..Step::hint(CONFIGURATION, seen) });
+                let details = table(&report);
+                let seen = if details.is_empty() {
+                    "wrong, see below"
+                } else {
+                    "wrong, see below; the values as far as they are known, and where each came from:"
+                };
+                self.note(Step { details, ..Step::hint(CONFIGURATION, seen) });
+                for warning in &report.warnings {
+                    self.note(Step::hint(CONFIGURATION, warning));
+                }
                 for problem in &report.problems {
                     self.note(Step::failed(CONFIGURATION, problem.to_string()));
                 }

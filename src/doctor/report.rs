@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::printable;
+
 pub(super) const CLOCK: &str = "clock";
 pub(super) const CONFIGURATION: &str = "configuration";
 pub(super) const SECRET_FILES: &str = "secret files";
@@ -125,17 +127,12 @@ impl fmt::Display for Step {
             Outcome::Failed => '✗',
             Outcome::Hint | Outcome::Skipped => '–',
         };
-        write!(f, "{mark} {}: {}", self.step, printable(&self.seen))?;
+        write!(f, "{mark} {}: {}", self.step, printable::line(&self.seen))?;
         for line in &self.details {
-            write!(f, "\n    {}", printable(line))?;
+            write!(f, "\n    {}", printable::line(line))?;
         }
         Ok(())
     }
-}
-
-/// Nothing that a file or a Router says reaches the terminal as a command to it.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// All steps.

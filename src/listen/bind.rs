@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::options;
 use super::port_holder::{self, Holder};
@@ -73,6 +73,11 @@ impl fmt::Display for BindError {
                 )
             }
             io::ErrorKind::PermissionDenied => write!(f, "; {NOT_PERMITTED} {port_setting}"),
+            io::ErrorKind::InvalidInput if is_link_local(address) => write!(
+                f,
+                "; a link-local address is none without a scope, which {address_setting} cannot have: use another \
+                 address of this machine"
+            ),
             _ => Ok(()),
         }
     }
@@ -135,6 +140,27 @@ fn bind_with(
     })
 }
 
+fn is_link_local(address: &SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
+}
+
+/// Where a socket listens, in words: where that is everywhere, also for which families.
+pub fn describe(listener: &TcpListener) -> String {
+    let families = |address: &SocketAddr| {
+        let only_v6 = || SockRef::from(listener).only_v6().unwrap_or(false);
+        match address {
+            address if !address.ip().is_unspecified() => "",
+            SocketAddr::V4(_) => " (IPv4 only)",
+            SocketAddr::V6(_) if only_v6() => " (IPv6 only)",
+            SocketAddr::V6(_) => " (IPv4 and IPv6)",
+        }
+    };
+    match listener.local_addr() {
+        Ok(address) => format!("{address}{}", families(&address)),
+        Err(error) => format!("an address that the system does not tell ({error})"),
+    }
+}
+
 fn listen(
     address: SocketAddr,
     dual_stack: bool,
@@ -176,6 +202,19 @@ mod tests {
         TcpStream::connect(("127.0.0.1", port)).unwrap();
         if listener.local_addr().unwrap().is_ipv6() {
             TcpStream::connect(("::1", port)).unwrap();
+            assert_eq!(describe(&listener), format!("[::]:{port} (IPv4 and IPv6)"));
+        }
+    }
+
+    #[test]
+    fn families_are_named_where_the_address_does_not_tell_them() {
+        let listener = bind(PEERS, Some(Ipv4Addr::UNSPECIFIED.into()), 0).unwrap();
+        assert!(describe(&listener).ends_with(" (IPv4 only)"));
+        let listener = bind(PEERS, Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
+        assert_eq!(describe(&listener), listener.local_addr().unwrap().to_string());
+        // A socket of the service manager may be so.
+        if let Ok(listener) = bind(PEERS, Some(Ipv6Addr::UNSPECIFIED.into()), 0) {
+            assert!(describe(&listener).ends_with(" (IPv6 only)"));
         }
     }
 

@@ -164,16 +164,20 @@ impl LogSettings {
     }
 
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
-        // On a terminal stdout and stderr are one: what ends the program is said once, for people.
-        let on_stderr = event.target() == FATAL && self.format == Format::Text;
-        self.stdout && !on_stderr && self.handle.would_enable(event)
+        // On a terminal and in the log of a container stdout and stderr are one: what ends the program is said once.
+        self.stdout && event.target() != FATAL && self.handle.would_enable(event)
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
-        self.stderr
-            && must_be_seen(event)
-            && event.target() != FATAL
-            && !self.carried_by_stdout(event)
+        if event.target() == FATAL {
+            return self.has_fatal_on_stderr();
+        }
+        self.stderr && must_be_seen(event) && !self.carried_by_stdout(event)
+    }
+
+    /// Whether the log itself brings what ends the program to stderr, so that nobody else need.
+    pub fn has_fatal_on_stderr(&self) -> bool {
+        self.stderr && self.format == Format::Json
     }
 
     fn carried_by_file(&self, event: &Metadata<'_>) -> bool {
@@ -402,8 +406,10 @@ mod tests {
         assert_eq!(goes(&quiet, HERE, Level::ERROR), (false, true));
         assert_eq!(goes(&quiet, START, Level::INFO), (false, true));
         assert_eq!(goes(&quiet, FATAL, Level::ERROR), (false, false));
-        let json = settings(&[("ASPIA_LOG_FORMAT", "json")]);
-        assert_eq!(goes(&json, FATAL, Level::ERROR), (true, false));
+        assert!(!quiet.has_fatal_on_stderr());
+        let json = settings(&[("ASPIA_LOG_FORMAT", "json"), ("ASPIA_LOG_LEVEL", "0")]);
+        assert_eq!(goes(&json, FATAL, Level::ERROR), (false, true));
+        assert!(json.has_fatal_on_stderr());
     }
 
     #[test]

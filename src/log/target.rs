@@ -2,6 +2,6 @@
 
 /// Target of the one line that says what is running.
 pub const START: &str = "aspia_relay::start";
-/// Target of errors that end the program. They are in the log at every `ASPIA_LOG_LEVEL`; stderr gets them from `main`,
-/// whether there is a log or not.
+/// Target of errors that end the program. Log files have them at every `ASPIA_LOG_LEVEL`; otherwise they go to stderr
+/// alone, so that nobody who sees both outputs reads them twice: from `main` for people, as JSON from the log.
 pub const FATAL: &str = "aspia_relay::fatal";

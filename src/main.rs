@@ -177,7 +177,7 @@ fn create_config(sources: &Sources) -> Outcome {
     if (path == Path::new(DEFAULT_PATH) || cfg!(windows))
         && let Err(error) = let_service_read(path)
     {
-        let path = path.display();
+        let path = printable::line(&path.display().to_string());
         let _ = writeln!(
             io::stderr(),
             "aspia_relay: warning: the service may not be able to read {path}: {error}"
@@ -185,7 +185,7 @@ fn create_config(sources: &Sources) -> Outcome {
     }
     answer(&format!(
         "{} is written; set RouterAddress, RouterPublicKey and PeerAddress in it\n",
-        path.display()
+        printable::line(&path.display().to_string())
     ))
 }
 

@@ -557,9 +557,7 @@ impl Compose {
         test: &str,
         variables: &[(&str, String)],
     ) -> Option<Self> {
-        let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
-        if !version.is_ok_and(|version| version.status.success()) {
-            relay_lab::skip(test, &format!("there is no {}", program.join(" ")));
+        if !is_installed(program, test) {
             return None;
         }
         let env_file = tempfile::NamedTempFile::new().unwrap();
@@ -574,6 +572,7 @@ impl Compose {
         let env_file = self.env_file.path().to_str().unwrap();
         command.args(&self.program[1..]);
         command.args(["--project-name", &self.project, "--env-file", env_file]).args(arguments);
+        command.env("ENV_FILE", env_file);
         command.env("ASPIA_RELAY_IMAGE", format!("{IMAGE}:relay"));
         command.env("ASPIA_RELAY_LAB_IMAGE", format!("{IMAGE}:lab"));
         for stand_in in ["GRAFANA_IMAGE", "COLLECTOR_IMAGE", "TRACES_IMAGE"] {
@@ -604,6 +603,15 @@ impl Drop for Compose {
             panic!("{said}");
         }
     }
+}
+
+fn is_installed(program: &[&str], test: &str) -> bool {
+    let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
+    let is_there = version.is_ok_and(|version| version.status.success());
+    if !is_there {
+        relay_lab::skip(test, &format!("there is no {}", program.join(" ")));
+    }
+    is_there
 }
 
 const COMPOSES: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
@@ -648,6 +656,7 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
             ("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE", "/run/secrets/router.pub".into()),
             ("ASPIA_RELAY_PEER_PORT", peers.to_string()),
             ("ASPIA_RELAY_ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
+            ("ASPIA_RELAY_MAX_PEERCOUNT", "1".into()),
         ]);
         let compose = Compose::new(program, TEST, &variables).unwrap();
         compose.up();
@@ -661,6 +670,8 @@ async fn compose_runs_a_relay_and_says_what_is_missing_without_a_configuration()
         assert!(host["SecurityOpt"][0].as_str().unwrap().starts_with("no-new-privileges"));
         assert_eq!(host["Ulimits"][0]["Hard"], 16_384);
         logs_json(&container);
+        let said = log(&container);
+        assert!(said.contains("did you mean ASPIA_RELAY_MAX_PEER_COUNT?"), "{said}");
         let (good, text) =
             compose.run(&["exec", "-T", "relay", "/usr/local/bin/aspia_relay", "--healthcheck"]);
         assert!(good, "{text}");
@@ -717,6 +728,37 @@ async fn the_demonstration_shows_traffic_and_metrics() {
             assert!(rules.body.contains("AspiaRelayRouterLinkDown"), "{}", rules.body);
         }
     }
+}
+
+/// The environment of the relay as a Compose makes it of an `.env`; needs no Docker that runs.
+#[test]
+fn compose_passes_on_what_is_misspelt_in_env() {
+    const ENV: &str = "ASPIA_RELAY_ALLOW_PEER=192.0.2.0/24\nASPIA_RELAY_DISPLAY_NAME='a $b'\n";
+    let directory = tempfile::tempdir().unwrap();
+    let env = directory.path().join("env");
+    std::fs::write(&env, ENV).unwrap();
+    for program in COMPOSES {
+        if !is_installed(program, "misspelt names in .env") {
+            return;
+        }
+        let config = |env_file: Option<&Path>| {
+            let mut command = Command::new(program[0]);
+            command.args(&program[1..]).arg("--env-file").arg(&env).arg("config");
+            let Output { status, stdout, stderr } =
+                command.envs(env_file.map(|path| ("ENV_FILE", path))).output().unwrap();
+            assert!(status.success(), "{program:?}: {}", String::from_utf8_lossy(&stderr));
+            String::from_utf8(stdout).unwrap()
+        };
+        let passed = config(Some(&env));
+        for expected in ["ASPIA_RELAY_ALLOW_PEER: 192.0.2.0/24", "ASPIA_RELAY_DISPLAY_NAME: a $$b"]
+        {
+            assert!(passed.contains(expected), "{expected} is not in {passed}");
+        }
+        // The one of the repository sets nothing, and is there.
+        assert!(!config(None).contains("ASPIA_RELAY_ALLOW_PEER:"), "{program:?}");
+    }
+    let tracked = include_str!("../.env");
+    assert!(tracked.lines().all(|line| line.starts_with('#')), "{tracked}");
 }
 
 #[test]

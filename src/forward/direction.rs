@@ -4,8 +4,8 @@
 //! receiver does not take is kept, and nothing more is read until it has gone. A direction in which much arrives
 //! moves its bytes through a pipe instead, where the kernel passes them on without copying.
 
-use std::cell::{Cell, RefCell};
-use std::io::{self, Read, Write};
+use std::cell::Cell;
+use std::io;
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
@@ -17,13 +17,11 @@ use tokio::time::Instant;
 use crate::state::sessions::Traffic;
 
 use super::discard::Discard;
-use super::failure::{Ending, is_of_connection, is_transient};
+use super::failure::{Ending, is_of_connection};
 use super::pipe::{Lease, Pipes};
 use super::readiness;
 use super::rest::Rest;
-
-/// Bytes copied at a time, at most.
-pub(super) const CHUNK: usize = 64 * 1024;
+use super::socket::{self, is_transient, with_scratch};
 
 /// The usual budget, in bytes: some hundred microseconds of work, and several times what a call costs. Between network
 /// namespaces, 16 bulk sessions moved 2.75 GB for each second of CPU with it and 1.8 with 128 KiB; 2 MiB gave no more, and
@@ -40,16 +38,6 @@ const MANY: u8 = 4;
 const FEW: u8 = 8;
 /// Below it, copying costs less than two system calls on a pipe.
 const LITTLE: usize = 16 * 1024;
-
-thread_local! {
-    /// The buffer of a thread: a direction owns only what the other side could not take yet.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
-}
-
-/// Runs something with the buffer of this thread.
-pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| work(scratch))
-}
 
 /// How bytes are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,9 +245,7 @@ impl Direction {
         with_scratch(|scratch| {
             let (whole, room) = (scratch.len(), scratch.len().min(most));
             let scratch = &mut scratch[..room];
-            let bytes = match exhausting(from, Interest::READABLE, room, || {
-                (&*SockRef::from(from)).read(scratch)
-            }) {
+            let bytes = match socket::read(from, scratch) {
                 Ok(0) => return Taken::Ended(Progress::Finished),
                 Ok(read) => &scratch[..read],
                 Err(error) if is_transient(&error) => return Taken::Nothing,
@@ -383,34 +369,11 @@ fn hold(bytes: &[u8]) -> Option<Box<Held>> {
 
 /// Writes as much as the receiver takes, perhaps nothing.
 fn write(to: &TcpStream, bytes: &[u8], work: &Work<'_>) -> io::Result<usize> {
-    let written = transient_is_none(exhausting(to, Interest::WRITABLE, bytes.len(), || {
-        (&*SockRef::from(to)).write(bytes)
-    }))?;
+    let written = transient_is_none(socket::write(to, bytes))?;
     if written > 0 {
         work.traffic.record(written, work.now);
     }
     Ok(written)
-}
-
-/// Reads or writes, and takes it for a sign that the socket is exhausted when less than `room` bytes were moved: that
-/// saves the next call, which would only say so. (Only urgent data, which peers do not send, makes a read short though
-/// there is more: that waits for the next bytes.)
-pub(super) fn exhausting(
-    stream: &TcpStream,
-    interest: Interest,
-    room: usize,
-    mut work: impl FnMut() -> io::Result<usize>,
-) -> io::Result<usize> {
-    let mut short = None;
-    let result = stream.try_io(interest, || match work()? {
-        moved if 0 < moved && moved < room => {
-            short = Some(moved);
-            // This is how the runtime is told that there is nothing to do until the next event.
-            Err(io::ErrorKind::WouldBlock.into())
-        }
-        moved => Ok(moved),
-    });
-    short.map_or(result, Ok)
 }
 
 fn transient_is_none(result: io::Result<usize>) -> io::Result<usize> {

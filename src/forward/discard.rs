@@ -2,17 +2,13 @@
 //! order. Closing a socket with unread bytes would reset it, and a reset overtakes what was delivered before.
 
 use std::cell::Cell;
-use std::io::Read;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::direction::{exhausting, with_scratch};
-use super::failure::is_transient;
+use super::socket::{self, is_transient, with_scratch};
 use super::throttle::Account;
 
 /// How long a peer whose partner is gone may take to read what was delivered and to close, once it has been sent
@@ -89,9 +85,7 @@ fn read_up_to(context: &mut Context<'_>, from: &TcpStream, most: usize) -> (usiz
         }
         let read = with_scratch(|scratch| {
             let room = scratch.len().min(left);
-            exhausting(from, Interest::READABLE, room, || {
-                (&*SockRef::from(from)).read(&mut scratch[..room])
-            })
+            socket::read(from, &mut scratch[..room])
         });
         match read {
             Ok(0) => return (left, Poll::Ready(())),

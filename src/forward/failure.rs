@@ -37,11 +37,6 @@ impl Ending {
     }
 }
 
-/// Whether a call that would have had to wait can be made again.
-pub(super) fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
 /// Whether an error can only say that the connection is over, and not that the system refused the call.
 pub(super) fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;

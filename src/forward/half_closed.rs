@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::state::sessions::Traffic;
 use crate::tcp_info;
 
-use super::Sockets;
 use super::failure::Ending;
 
 /// The watch of one peer.
@@ -27,6 +27,9 @@ pub(super) struct HalfClosed {
     /// Ends when the connection has failed; why, where the system says. `None` where the sockets had to be let go.
     failure: Option<Failure>,
 }
+
+/// The two connections of a session.
+type Sockets = [TcpStream; 2];
 
 type Failure = Pin<Box<dyn Future<Output = Option<std::io::Error>> + Send>>;
 
@@ -91,7 +94,7 @@ mod tests {
     use std::time::Duration;
 
     use socket2::{SockRef, TcpKeepalive};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
 
     /// The relay's end of a connection, and the peer's.
     async fn connection() -> (TcpStream, TcpStream) {

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod pipe;
 mod readiness;
 mod rest;
+mod socket;
 pub mod throttle;
 
 use std::cell::Cell;

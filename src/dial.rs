@@ -14,8 +14,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
+
+use crate::deadline;
 
 /// How long one address is waited for before the next is tried beside it (RFC 8305, section 5).
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -327,7 +329,7 @@ pub async fn race<N: Network>(
 /// # Errors
 /// What the system says, or that the time is over.
 pub async fn connect<N: Network>(network: &N, address: SocketAddr) -> io::Result<N::Connection> {
-    let connected = timeout(CONNECT_TIMEOUT, network.connect(address)).await;
+    let connected = deadline::timeout(CONNECT_TIMEOUT, network.connect(address)).await;
     connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
@@ -335,6 +337,8 @@ pub async fn connect<N: Network>(network: &N, address: SocketAddr) -> io::Result
 mod tests {
     use std::collections::HashMap;
     use std::sync::{Arc, Mutex};
+
+    use tokio::time::timeout;
 
     use super::*;
 

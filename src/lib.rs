@@ -22,7 +22,7 @@
 //! | traces | [`trace`] | spans, and the way to their collector |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | sockets | [`listen`] | sockets to listen on |
-//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`dial`], [`heap`] | secrets, the log, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
+//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`deadline`], [`dial`], [`heap`] | secrets, the log, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
 //! | text | [`printable`] | what others wrote, made harmless for a terminal |
 //!
 //! `tests/structure.rs` holds the modules to this.
@@ -33,6 +33,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crypto;
+pub mod deadline;
 pub mod dial;
 pub mod doctor;
 pub mod forward;

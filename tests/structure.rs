@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["trace"],
     &["wire", "crypto", "tls"],
     &["listen"],
-    &["secret", "log", "metrics", "tcp_info", "clock", "dial", "heap"],
+    &["secret", "log", "metrics", "tcp_info", "clock", "deadline", "dial", "heap"],
     &["printable"],
 ];
 

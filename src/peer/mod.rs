@@ -21,12 +21,13 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::config::Config;
+use crate::deadline;
 use crate::forward::Forward;
 use crate::listen::accept::{Accepting, Room, accept};
 use crate::listen::acceptor::Acceptor;
@@ -296,7 +297,7 @@ impl Connected {
 /// The first message of a peer. Where many come at once it is there already, and nobody has to wait for it.
 async fn first(
     stream: std::net::TcpStream,
-    deadline: Instant,
+    until: Instant,
     pending: &mut Pending,
 ) -> Result<(Connected, PeerToRelay), PeerError> {
     let mut reading = Reading::default();
@@ -307,7 +308,7 @@ async fn first(
     let stream = TcpStream::from_std(stream)?;
     let message = tokio::select! {
         biased;
-        message = timeout_at(deadline, reading.read_from(&stream)) => match message {
+        message = deadline::timeout_at(until, reading.read_from(&stream)) => match message {
             Ok(message) => message?,
             Err(_) => {
                 let foreign = reading.foreign().map(FirstMessageError::Foreign);
@@ -339,7 +340,7 @@ async fn wait(
     stream: &TcpStream,
     place: WaitingPlace<Way>,
     mut partner: Arrival,
-    deadline: Instant,
+    until: Instant,
 ) -> Result<Partner, PeerError> {
     let reason = tokio::select! {
         // The way was dropped with the key: its time is over.
@@ -350,7 +351,7 @@ async fn wait(
             };
         }
         () = gone::gone(stream) => PeerError::WentAway,
-        () = tokio::time::sleep_until(deadline) => PeerError::Alone,
+        () = deadline::sleep_until(until) => PeerError::Alone,
     };
     if place.leave() {
         return Err(reason);
@@ -364,10 +365,12 @@ async fn wait(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use prometheus::{Registry, TextEncoder};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::config::sources::Sources;
     use crate::crypto::SessionKey;
     use crate::secret::Secret;
     use crate::state::metrics::StateMetrics;
@@ -451,6 +454,49 @@ mod tests {
         assert_eq!(state.counts().active, 0);
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert!(text.contains("aspia_relay_sessions_total{end=\"error\"} 1"), "{text}");
+    }
+
+    /// A process that was stopped for a minute finds its deadlines over, and what came meanwhile in its sockets.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_while_the_process_was_stopped_is_taken() {
+        // A partner that is accepted only now.
+        let Paired { state, place, partner, first: way, session, .. } = pair();
+        let (stream, _peer) = connection().await;
+        let (second, _other) = connection().await;
+        let until = Instant::now() + PAIRING_TIMEOUT;
+        let mut waiting = Box::pin(wait(&stream, place, partner, until));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        tokio::time::advance(2 * PAIRING_TIMEOUT).await;
+        let hand_over = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let stream = second.into_std().unwrap();
+            assert!(way.send(Partner { stream, facts: facts(), session }).is_ok());
+        };
+        let (waited, ()) = tokio::join!(waiting, hand_over);
+        assert!(waited.is_ok());
+        assert_eq!(state.counts().active, 1);
+        // A first message.
+        let (relay, mut peer) = connection().await;
+        let until = Instant::now() + FIRST_MESSAGE_TIMEOUT;
+        let door = Arc::new(Door::new(prometheus::IntGauge::new("pending", "pending").unwrap()));
+        let environment = [
+            ("ROUTER_ADDRESS", "127.0.0.1".to_owned()),
+            ("ROUTER_PUBLIC_KEY", "01".repeat(32)),
+            ("PEER_ADDRESS", "127.0.0.1".to_owned()),
+        ];
+        let environment =
+            environment.map(|(name, value)| (format!("ASPIA_RELAY_{name}"), value)).into();
+        let path = std::path::PathBuf::new();
+        let sources = Sources { path, path_is_explicit: false, environment };
+        let config = crate::config::load(&sources).unwrap().config;
+        let mut pending = door.enter(([127, 0, 0, 1], 1).into(), &config).unwrap();
+        let mut reading = Box::pin(first(relay.into_std().unwrap(), until, &mut pending));
+        assert!(reading.as_mut().now_or_never().is_none());
+        let message = PeerToRelay { key_id: 7, ..PeerToRelay::default() };
+        let message = crate::wire::peer::encode(&message).unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut peer, &message).await.unwrap();
+        tokio::time::advance(2 * FIRST_MESSAGE_TIMEOUT).await;
+        assert_eq!(reading.await.unwrap().1.key_id, 7);
     }
 
     #[tokio::test(start_paused = true)]

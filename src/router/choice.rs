@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tracing::{Span, info};
 
 use crate::config::parse::{GENERATIONS, HostName, Protocol};
 use crate::config::{Config, RouterConfig};
+use crate::deadline;
 use crate::dial::{self, DialError, Dialer};
 use crate::link::DIALECTS;
 use crate::link::dialect::{Dialect, HandshakeError};
@@ -203,8 +203,9 @@ async fn link(
         connection.authenticated(established.router_version);
         Ok(established)
     };
-    let established =
-        timeout(limit, authenticated).await.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)));
+    let established = deadline::timeout(limit, authenticated)
+        .await
+        .unwrap_or(Err(LinkError::AuthenticationTimeout(limit)));
     established.map(|established| (connection, established))
 }
 

@@ -17,12 +17,13 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, warn};
 
 use crate::config::Config;
+use crate::deadline;
 use crate::link::handshake::MachineInfo;
 use crate::metrics::Label;
 use crate::state::shared::SharedState;
@@ -173,7 +174,7 @@ impl<W: Send + 'static> RouterTask<W> {
         let mut served = pin!(server.run(connection));
         // A link counts once: when it is known that the Router keeps it, or when it ends before that. Its span is kept
         // as long, since a white list shows only then; it ends where the authentication did, all the same.
-        let (end, counted) = match timeout(CONFIRMATION, &mut served).await {
+        let (end, counted) = match deadline::timeout(CONFIRMATION, &mut served).await {
             Ok(end) => (end, false),
             Err(_) => {
                 drop(span.take());

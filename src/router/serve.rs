@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use crate::config::Config;
 use crate::crypto::CryptoError;
 use crate::link::dialect::{Dialect, Frame, FramingError, KeyPool, Notice, OfferedKey, PeerFacts};
-use crate::link::keepalive::KeepAlive;
+use crate::link::keepalive::{Due, KeepAlive};
 use crate::log::limit::LineLimit;
 use crate::state::keys::{KeyId, OneTimeKey, Order, Used};
 use crate::state::sessions::{End, Session, SessionId};
@@ -78,6 +78,8 @@ impl<W> Drop for OnOffer<'_, W> {
     }
 }
 
+/// Statistics that are being made, and how many sessions are left out of them.
+type Listing = JoinHandle<(Vec<u8>, usize)>;
 type Made = JoinHandle<(Order, Result<Vec<OneTimeKey>, CryptoError>)>;
 
 impl<W: Send + 'static> Server<W> {
@@ -118,6 +120,7 @@ impl<W: Send + 'static> Server<W> {
         let mut timer = statistics_timer(&config);
         let mut keep_alive = KeepAlive::new(self.dialect.keep_alive(), Instant::now());
         let mut making: Option<Made> = None;
+        let mut listing: Option<Listing> = None;
         let mut next_order = Instant::now();
         loop {
             let in_time = next_order <= Instant::now() || self.state.counts().offered < PLENTY;
@@ -129,22 +132,14 @@ impl<W: Send + 'static> Server<W> {
             }
             tokio::select! {
                 frame = reader.next() => {
-                    match frame {
-                        Ok(Some(Frame::Message(message))) => self.receive(&message),
-                        Ok(Some(Frame::Ping(data))) => writer.send(&Frame::Pong(data))?,
-                        Ok(Some(Frame::Pong(data))) => {
+                    match came(frame)? {
+                        Frame::Message(message) => self.receive(&message),
+                        Frame::Ping(data) => writer.send(&Frame::Pong(data))?,
+                        Frame::Pong(data) => {
                             let taken = keep_alive.on_pong(&data, Instant::now())?;
                             self.metrics.ping.observe(taken.as_secs_f64());
                             debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
                         }
-                        Ok(None) | Err(FramingError::Frame(FrameError::Torn)) => {
-                            return Err(LinkError::Closed(None));
-                        }
-                        Err(FramingError::Frame(FrameError::Io(error))) => {
-                            return Err(LinkError::Closed(Some(error)));
-                        }
-                        Err(FramingError::Frame(error)) => return Err(LinkError::Frame(error)),
-                        Err(FramingError::Sealed(error)) => return Err(LinkError::Sealed(error)),
                     }
                     // There may be thousands of frames in what was read at once; others have a turn, too.
                     consume_budget().await;
@@ -167,17 +162,20 @@ impl<W: Send + 'static> Server<W> {
                     if reader.has_heard() {
                         keep_alive.on_bytes();
                     }
-                    if let Some(data) = keep_alive.on_deadline(Instant::now())? {
+                    // For a last look there is nothing to do: what the Router sent is read above.
+                    if let Due::Ping(data) = keep_alive.on_deadline(Instant::now())? {
                         writer.send(&Frame::Ping(Bytes::copy_from_slice(&data)))?;
                     }
                 }
-                () = tick(&mut timer) => {
+                () = tick(&mut timer), if listing.is_none() => {
                     // The Router keeps the latest only: those that it has not taken yet are enough.
-                    if has_room(&writer) {
-                        let sessions = self.state.sessions();
-                        let statistics = self.statistics(&sessions, Instant::now());
-                        writer.send(&message(statistics))?;
-                    }
+                    listing = has_room(&writer).then(|| self.list());
+                }
+                statistics = listed(&mut listing) => {
+                    listing = None;
+                    let (statistics, left_out) = statistics?;
+                    self.warn_left_out(left_out);
+                    writer.send(&message(statistics))?;
                 }
                 Ok(()) = settings.changed() => {
                     let old = config;
@@ -245,8 +243,15 @@ impl<W: Send + 'static> Server<W> {
         }
     }
 
-    fn statistics(&self, sessions: &[Arc<Session>], now: Instant) -> Vec<u8> {
-        let (message, left_out) = statistics(self.dialect, sessions, self.started, now);
+    /// Makes statistics where they do not hold up anything else: there may be 100 000 sessions.
+    fn list(&self) -> Listing {
+        let (state, dialect, started) = (self.state.clone(), self.dialect, self.started);
+        tokio::task::spawn_blocking(move || {
+            statistics(dialect, &state.sessions(), started, Instant::now())
+        })
+    }
+
+    fn warn_left_out(&self, left_out: usize) {
         // As often as statistics are sent, and for as long as there are so many.
         if left_out > 0 && self.lines.allows() {
             warn!(
@@ -254,7 +259,6 @@ impl<W: Send + 'static> Server<W> {
                 "statistics do not fit into one frame; the newest sessions are left out"
             );
         }
-        message
     }
 
     /// Whether one more line may be written that a Router can repeat for ever, and that only debugging shows.
@@ -272,6 +276,17 @@ impl<W: Send + 'static> Server<W> {
             port: config.router.peer_port,
             keys: &keys,
         })
+    }
+}
+
+/// The frame that came, or why none will come any more.
+fn came(frame: Result<Option<Frame>, FramingError>) -> Result<Frame, LinkError> {
+    match frame {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) | Err(FramingError::Frame(FrameError::Torn)) => Err(LinkError::Closed(None)),
+        Err(FramingError::Frame(FrameError::Io(error))) => Err(LinkError::Closed(Some(error))),
+        Err(FramingError::Frame(error)) => Err(LinkError::Frame(error)),
+        Err(FramingError::Sealed(error)) => Err(LinkError::Sealed(error)),
     }
 }
 
@@ -299,6 +314,13 @@ async fn finished(making: &mut Option<Made>) -> Result<(Order, Vec<OneTimeKey>),
             let (order, keys) = made.await.map_err(|_| CryptoError::Provider)?;
             Ok((order, keys?))
         }
+    }
+}
+
+async fn listed(listing: &mut Option<Listing>) -> Result<(Vec<u8>, usize), LinkError> {
+    match listing {
+        None => std::future::pending().await,
+        Some(listed) => listed.await.map_err(|error| LinkError::Panicked(error.to_string())),
     }
 }
 

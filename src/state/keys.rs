@@ -138,7 +138,7 @@ struct HandedOut {
     expires: Instant,
 }
 
-/// All keys of the relay. Every operation but a lost link and expiry costs O(1).
+/// All keys of the relay. Every operation but expiry costs O(1).
 #[derive(Debug)]
 pub struct Keys {
     capacity: usize,
@@ -189,11 +189,12 @@ impl Keys {
         self.capacity = capacity;
     }
 
-    /// A link to the Router is authenticated.
-    pub fn link_up(&mut self) {
-        drop(self.link_lost());
+    /// A link to the Router is authenticated. Gives what was still on offer; see [`Self::link_lost`].
+    pub fn link_up(&mut self) -> Withdrawn {
+        let withdrawn = self.link_lost();
         self.links += 1;
         self.link = Some(self.links);
+        withdrawn
     }
 
     /// The link is gone, and the Router has forgotten what was on offer. Keys handed out stay valid.
@@ -277,12 +278,15 @@ impl Keys {
         self.active = self.active.saturating_sub(1);
     }
 
-    /// Removes the keys whose time is over at `now` and names them.
-    pub fn expire(&mut self, now: Instant) -> Vec<KeyId> {
+    /// Removes keys whose time is over at `now` and names them. Looks at `most` keys: there may be more, which
+    /// [`Self::next_expiry`] tells.
+    pub fn expire(&mut self, now: Instant, most: usize) -> Vec<KeyId> {
         let mut expired = Vec::new();
-        while let Some(&(expires, id)) = self.expiry.front()
-            && expires <= now
-        {
+        for _ in 0..most {
+            let Some(&(expires, id)) = self.expiry.front() else { break };
+            if expires > now {
+                break;
+            }
             self.expiry.pop_front();
             // A key that was paired meanwhile is no longer here.
             if self.handed_out.remove(&id).is_some() {
@@ -318,7 +322,7 @@ mod tests {
     fn nothing_is_ordered_without_a_link() {
         let mut keys = Keys::new(5, 0);
         assert!(keys.order(5, ALL).is_none());
-        keys.link_up();
+        drop(keys.link_up());
         assert_eq!(fill(&mut keys).len(), 5);
         assert_eq!(keys.link_lost().len(), 5);
         assert!(keys.order(5, ALL).is_none());
@@ -327,10 +331,10 @@ mod tests {
     #[test]
     fn numbers_go_on_over_links_and_wrap() {
         let mut keys = Keys::new(3, u32::MAX - 1);
-        keys.link_up();
+        drop(keys.link_up());
         let first = fill(&mut keys);
         assert_eq!(first, [KeyId(u32::MAX - 1), KeyId(u32::MAX), KeyId(0)]);
-        keys.link_up();
+        drop(keys.link_up());
         assert_eq!(fill(&mut keys), [KeyId(1), KeyId(2), KeyId(3)]);
     }
 
@@ -338,14 +342,14 @@ mod tests {
     fn numbers_run_out_rather_than_repeat() {
         let mut keys = Keys::new(3, 9);
         keys.issued = (1 << 32) - 1;
-        keys.link_up();
+        drop(keys.link_up());
         assert_eq!(fill(&mut keys), [KeyId(8)]);
     }
 
     #[test]
     fn what_is_on_offer_can_be_capped() {
         let mut keys = Keys::new(100, 0);
-        keys.link_up();
+        drop(keys.link_up());
         let order = keys.order(1000, 10).unwrap();
         assert_eq!(order.len(), 10);
         assert!(keys.order(1000, 10).is_none());
@@ -358,9 +362,9 @@ mod tests {
     #[test]
     fn an_order_for_a_lost_link_is_not_offered_on_the_next() {
         let mut keys = Keys::new(4, 0);
-        keys.link_up();
+        drop(keys.link_up());
         let old = keys.order(4, ALL).unwrap();
-        keys.link_up();
+        drop(keys.link_up());
         let new = keys.order(4, ALL).unwrap();
         assert!(!keys.offer(&old, old.make().unwrap()));
         assert!(keys.offer(&new, new.make().unwrap()));
@@ -372,7 +376,7 @@ mod tests {
     fn a_key_lives_30_s_from_its_handing_out() {
         let now = Instant::now();
         let mut keys = Keys::new(2, 0);
-        keys.link_up();
+        drop(keys.link_up());
         fill(&mut keys);
         assert_eq!(keys.used(KeyId(0), now), Used::HandedOut);
         // A second notice does not lengthen its life.
@@ -382,23 +386,40 @@ mod tests {
         assert!(keys.find(KeyId(0), now + KEY_LIFETIME).is_none());
         assert!(!keys.pair(KeyId(0), now + KEY_LIFETIME));
         assert_eq!(keys.next_expiry(), Some(now + KEY_LIFETIME));
-        assert_eq!(keys.expire(last), []);
-        assert_eq!(keys.expire(now + KEY_LIFETIME), [KeyId(0)]);
+        assert_eq!(keys.expire(last, ALL), []);
+        assert_eq!(keys.expire(now + KEY_LIFETIME, ALL), [KeyId(0)]);
         assert_eq!(keys.used(KeyId(0), now), Used::Unknown);
         assert_eq!(keys.order(9, ALL).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn keys_that_expire_together_are_removed_a_few_at_a_time() {
+        let now = Instant::now();
+        let mut keys = Keys::new(10, 0);
+        drop(keys.link_up());
+        for id in fill(&mut keys) {
+            keys.used(id, now);
+        }
+        assert!(keys.pair(KeyId(1), now));
+        let over = now + KEY_LIFETIME;
+        assert_eq!(keys.expire(over, 4).len(), 3);
+        assert_eq!((keys.next_expiry(), keys.counts().handed_out), (Some(over), 6));
+        assert_eq!(keys.expire(over, 4).len(), 4);
+        assert_eq!(keys.expire(over, 4).len(), 2);
+        assert_eq!((keys.next_expiry(), keys.counts().handed_out), (None, 0));
     }
 
     #[test]
     fn handed_out_keys_survive_a_lost_link() {
         let now = Instant::now();
         let mut keys = Keys::new(3, 0);
-        keys.link_up();
+        drop(keys.link_up());
         fill(&mut keys);
         keys.used(KeyId(1), now);
-        keys.link_lost();
+        drop(keys.link_lost());
         assert!(keys.find(KeyId(0), now).is_none());
         assert!(keys.find(KeyId(1), now).is_some());
-        keys.link_up();
+        drop(keys.link_up());
         assert_eq!(fill(&mut keys).len(), 2);
         assert!(keys.pair(KeyId(1), now));
         assert!(!keys.pair(KeyId(1), now));

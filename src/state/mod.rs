@@ -11,6 +11,7 @@ pub mod keys;
 pub mod metrics;
 pub mod overdue;
 pub mod pairing;
+pub mod pauses;
 pub mod sessions;
 pub mod shared;
 
@@ -25,6 +26,7 @@ use crate::secret::Secret;
 use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
 use overdue::{Limits, Overdue};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
+use pauses::Pauses;
 use sessions::{End, Identity, Record, Session, SessionId, Sessions};
 
 /// A peer whose first message opened.
@@ -76,6 +78,8 @@ struct Waiter<W> {
 /// Keys, waiting peers and sessions, kept in step.
 #[derive(Debug)]
 pub struct State<W> {
+    /// Keys live by the time that ran.
+    pauses: Pauses,
     keys: Keys,
     pairing: Pairing<Waiter<W>>,
     sessions: Sessions,
@@ -85,6 +89,7 @@ impl<W> State<W> {
     /// Room for `capacity` sessions; key numbers start at `base`.
     pub fn new(capacity: usize, base: u32) -> Self {
         Self {
+            pauses: Pauses::default(),
             keys: Keys::new(capacity, base),
             pairing: Pairing::default(),
             sessions: Sessions::default(),
@@ -101,9 +106,9 @@ impl<W> State<W> {
         self.keys.set_capacity(capacity);
     }
 
-    /// A link to the Router is authenticated.
-    pub fn link_up(&mut self) {
-        self.keys.link_up();
+    /// A link to the Router is authenticated. Gives what was still on offer; see [`Keys::link_up`].
+    pub fn link_up(&mut self) -> Withdrawn {
+        self.keys.link_up()
     }
 
     /// The link is gone. Gives what was on offer; see [`Keys::link_lost`].
@@ -121,14 +126,20 @@ impl<W> State<W> {
         self.keys.offer(order, keys)
     }
 
+    /// Looks at the clock, which must be done every [`pauses::LOOK`] while keys are handed out: time in which nobody does,
+    /// since the process did not run, does not count for keys. Without any look, all time counts.
+    pub fn look_at_clock(&mut self, now: Instant) {
+        self.pauses.look(now);
+    }
+
     /// The Router gave a key to two peers.
     pub fn key_used(&mut self, id: KeyId, now: Instant) -> Used {
-        self.keys.used(id, now)
+        self.keys.used(id, self.pauses.running(now))
     }
 
     /// The key that a peer names, as long as it is good.
     pub fn key(&self, id: KeyId, now: Instant) -> Option<Arc<OneTimeKey>> {
-        self.keys.find(id, now)
+        self.keys.find(id, self.pauses.running(now))
     }
 
     /// A peer's first message opened. From then on its key counts as handed out, since only the Router can
@@ -143,16 +154,17 @@ impl<W> State<W> {
         now: Instant,
     ) -> Result<Admission<W>, Refusal> {
         let ReadyPeer { key, session_key, secret, identity, address } = peer;
-        if self.keys.find(key, now).is_none() {
+        let running = self.pauses.running(now);
+        if self.keys.find(key, running).is_none() {
             return Err(Refusal::UnknownKey);
         }
         let waiter = Waiter { address, way };
         let arrival = self.pairing.arrive(key, session_key, secret, waiter)?;
-        self.keys.used(key, now);
+        self.keys.used(key, running);
         match arrival {
             Arrival::First(ticket) => Ok(Admission::Wait(ticket)),
             Arrival::Second(first) => {
-                let paired = self.keys.pair(key, now);
+                let paired = self.keys.pair(key, running);
                 debug_assert!(paired, "a key that was found can be paired");
                 self.pairing.close(key);
                 let addresses = [first.address, address];
@@ -170,7 +182,12 @@ impl<W> State<W> {
     /// Removes expired keys; gives how many there were. Peers that waited with one are let go: their `W` is
     /// dropped.
     pub fn expire(&mut self, now: Instant) -> usize {
-        let expired = self.keys.expire(now);
+        self.expire_some(now, usize::MAX)
+    }
+
+    /// Like [`Self::expire`], but looks at `most` keys only; [`Self::next_expiry`] tells whether there are more.
+    pub fn expire_some(&mut self, now: Instant, most: usize) -> usize {
+        let expired = self.keys.expire(self.pauses.running(now), most);
         for &key in &expired {
             self.pairing.close(key);
         }
@@ -179,7 +196,7 @@ impl<W> State<W> {
 
     /// When [`Self::expire`] has something to do next.
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.keys.next_expiry()
+        self.keys.next_expiry().map(|running| self.pauses.passing(running))
     }
 
     /// An active session.
@@ -220,9 +237,14 @@ impl<W> State<W> {
         }
     }
 
-    /// All active sessions, in no order.
+    /// All active sessions, in the order of their numbers.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.sessions.list()
+    }
+
+    /// The first active sessions with numbers above `after`, at most `most` of them.
+    pub fn sessions_after(&self, after: SessionId, most: usize) -> Vec<Arc<Session>> {
+        self.sessions.list_after(after, most)
     }
 
     /// Bytes of all sessions there ever were.
@@ -264,7 +286,7 @@ mod tests {
 
     fn filled(capacity: usize) -> State<u64> {
         let mut state = State::new(capacity, 0);
-        state.link_up();
+        drop(state.link_up());
         while let Some(order) = state.order(usize::MAX, usize::MAX) {
             let keys = order.make().unwrap();
             state.offer(&order, keys);
@@ -288,7 +310,7 @@ mod tests {
     #[test]
     fn expiry_lets_the_waiting_peer_go() {
         let mut state: State<oneshot::Sender<()>> = State::new(1, 0);
-        state.link_up();
+        drop(state.link_up());
         let order = state.order(1, 1).unwrap();
         let made = order.make().unwrap();
         state.offer(&order, made);
@@ -299,6 +321,37 @@ mod tests {
         assert_eq!(waits.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         let late = state.peer_ready(peer(KeyId(0), 2, 1), oneshot::channel().0, now);
         assert_eq!(late.unwrap_err(), Refusal::UnknownKey);
+    }
+
+    /// Stopped for a minute while two peers were on their way, who wait in the accept queue then.
+    #[test]
+    fn a_key_does_not_grow_old_while_the_process_is_stopped() {
+        let mut state = filled(2);
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        state.look_at_clock(start);
+        state.key_used(KeyId(0), start);
+        let again = start + 60 * second;
+        state.look_at_clock(again);
+        assert_eq!(state.expire(again), 0);
+        assert!(state.key(KeyId(0), again).is_some());
+        state.peer_ready(peer(KeyId(0), 1, 1), 1, again).unwrap();
+        let paired = state.peer_ready(peer(KeyId(0), 2, 1), 2, again).unwrap();
+        assert!(matches!(paired, Admission::Paired { session, .. } if session.started == again));
+        // A key lives for 30 s of the time that runs, and not longer.
+        state.key_used(KeyId(1), again);
+        let until = state.next_expiry().unwrap().max(again + keys::KEY_LIFETIME);
+        let mut now = again;
+        while now < until {
+            assert!(state.key(KeyId(1), now).is_some());
+            now += second;
+            state.look_at_clock(now);
+            if now < until {
+                assert_eq!(state.expire(now), 0);
+            }
+        }
+        assert!(state.key(KeyId(1), now).is_none());
+        assert_eq!(state.expire(now), 1);
     }
 
     #[test]
@@ -393,7 +446,7 @@ mod tests {
                 let before = state.counts();
                 match event {
                     Event::LinkUp => {
-                        state.link_up();
+                        drop(state.link_up());
                         world.linked = true;
                         world.offered.clear();
                     }
@@ -507,7 +560,7 @@ mod tests {
                 prop_assert!(state.pairing.len() <= counts.handed_out, "a room without a key");
             }
             // Whatever happened: with a link, ordering brings the sum back to the capacity.
-            state.link_up();
+            drop(state.link_up());
             while let Some(order) = state.order(3, usize::MAX) {
                 let keys = order.make().unwrap();
                 prop_assert!(state.offer(&order, keys));

@@ -1,8 +1,9 @@
 //! The active sessions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -320,7 +321,8 @@ impl Session {
     }
 }
 
-/// The table of active sessions. Every operation on one session costs O(1).
+/// The table of active sessions, in the order of their numbers, so that a part of them can be listed. An operation on one
+/// session costs O(log n).
 #[derive(Debug, Default)]
 pub struct Sessions {
     last: u64,
@@ -328,7 +330,7 @@ pub struct Sessions {
     ended_bytes: u64,
     /// Bytes that sessions had moved elsewhere before they came here.
     brought_bytes: u64,
-    active: HashMap<SessionId, Arc<Session>>,
+    active: BTreeMap<SessionId, Arc<Session>>,
     /// Why no session may go on any more, once that is so.
     closed: Option<End>,
 }
@@ -410,9 +412,15 @@ impl Sessions {
         self.ended_bytes + active.sum::<u64>() - self.brought_bytes
     }
 
-    /// All active sessions, in no order.
+    /// All active sessions, in the order of their numbers.
     pub fn list(&self) -> Vec<Arc<Session>> {
         self.active.values().cloned().collect()
+    }
+
+    /// The first active sessions with numbers above `after`, at most `most` of them.
+    pub fn list_after(&self, after: SessionId, most: usize) -> Vec<Arc<Session>> {
+        let rest = self.active.range((Bound::Excluded(after), Bound::Unbounded));
+        rest.take(most).map(|(_, session)| session.clone()).collect()
     }
 
     /// Number of active sessions.
@@ -436,6 +444,22 @@ mod tests {
 
     fn addresses() -> [SocketAddr; 2] {
         [([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into()]
+    }
+
+    #[test]
+    fn sessions_are_listed_in_pages() {
+        let mut sessions = Sessions::default();
+        for _ in 0..10 {
+            sessions.start(Identity::default(), addresses(), Instant::now());
+        }
+        assert!(sessions.end(SessionId(4)));
+        let page = |after, most| -> Vec<u64> {
+            sessions.list_after(SessionId(after), most).iter().map(|session| session.id.0).collect()
+        };
+        assert_eq!(page(0, 3), [1, 2, 3]);
+        assert_eq!(page(3, 3), [5, 6, 7]);
+        assert_eq!(page(7, 9), [8, 9, 10]);
+        assert_eq!(page(10, 9), [0; 0]);
     }
 
     #[test]

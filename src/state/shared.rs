@@ -5,20 +5,27 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config::Config;
 use crate::log::limit::LineLimit;
 
-use super::keys::{Counts, KeyId, OneTimeKey, Order, Used};
+use super::keys::{Counts, KeyId, OneTimeKey, Order, Used, Withdrawn};
 use super::metrics::{KeyEvent, StateMetrics};
 use super::overdue::{Limits, Overdue, SPREAD};
 use super::pairing::Ticket;
+use super::pauses::LOOK;
 use super::sessions::{End, Record, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
 
+/// Keys that expire under one hold of the lock.
+const EXPIRY_BATCH: usize = 256;
+/// Sessions that are listed under one hold of the lock.
+const PAGE: usize = 512;
 /// Sessions end at most this much later than their time: they are looked at together.
 const LOOK_AT_SESSIONS: Duration = Duration::from_millis(250);
 /// How often it is noticed that the process runs: a longer time without that is a pause, which is no idle time.
@@ -141,6 +148,15 @@ pub enum Admitted<W> {
     },
 }
 
+/// Drops keys on a thread that may be busy for a while: wiping 100 000 of them takes a tenth of a second and more.
+fn drop_elsewhere(withdrawn: Withdrawn) {
+    if withdrawn.len() > EXPIRY_BATCH
+        && let Ok(runtime) = Handle::try_current()
+    {
+        runtime.spawn_blocking(move || drop(withdrawn));
+    }
+}
+
 impl<W> SharedState<W> {
     /// Shares a new state, whose events count in `metrics`; see [`State::new`].
     pub fn new(capacity: usize, base: u32, metrics: StateMetrics) -> Self {
@@ -157,6 +173,13 @@ impl<W> SharedState<W> {
     fn lock(&self) -> MutexGuard<'_, State<W>> {
         // No operation on the state leaves it half done, so a panic elsewhere does not spoil it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, after a look at the clock: keys do not grow old while the process does not run.
+    fn lock_at(&self, now: Instant) -> MutexGuard<'_, State<W>> {
+        let mut state = self.lock();
+        state.look_at_clock(now);
+        state
     }
 
     /// Where the places of the capacity are.
@@ -181,15 +204,17 @@ impl<W> SharedState<W> {
 
     /// A link to the Router is authenticated.
     pub fn link_up(&self) {
-        self.lock().link_up();
+        let withdrawn = self.lock().link_up();
+        drop_elsewhere(withdrawn);
     }
 
     /// The link is gone. Gives the number of keys that were on offer.
     pub fn link_lost(&self) -> usize {
         let withdrawn = self.lock().link_lost();
-        self.0.metrics.key_events.add(KeyEvent::Dropped, withdrawn.len());
-        // Dropped here, where the lock is no longer held.
-        withdrawn.len()
+        let count = withdrawn.len();
+        self.0.metrics.key_events.add(KeyEvent::Dropped, count);
+        drop_elsewhere(withdrawn);
+        count
     }
 
     /// Orders missing keys; see [`super::keys::Keys::order`].
@@ -208,14 +233,14 @@ impl<W> SharedState<W> {
 
     /// The Router gave a key to two peers.
     pub fn key_used(&self, id: KeyId, now: Instant) -> Used {
-        let used = self.lock().key_used(id, now);
+        let used = self.lock_at(now).key_used(id, now);
         self.0.handed_out.notify_one();
         used
     }
 
     /// The key that a peer names, as long as it is good.
     pub fn key(&self, id: KeyId, now: Instant) -> Option<Arc<OneTimeKey>> {
-        self.lock().key(id, now)
+        self.lock_at(now).key(id, now)
     }
 
     /// A peer's first message opened; see [`State::peer_ready`].
@@ -228,7 +253,7 @@ impl<W> SharedState<W> {
         way: W,
         now: Instant,
     ) -> Result<Admitted<W>, Refusal> {
-        let admission = self.lock().peer_ready(peer, way, now)?;
+        let admission = self.lock_at(now).peer_ready(peer, way, now)?;
         self.0.handed_out.notify_one();
         // A key that was on offer until now makes room for another, where their number is bounded.
         self.0.room.notify_one();
@@ -267,11 +292,19 @@ impl<W> SharedState<W> {
         self.lock().stop_all_sessions(why);
     }
 
-    /// All active sessions, oldest first.
+    /// All active sessions, in the order of their numbers. Others can have the lock meanwhile, so one that ends or begins at
+    /// this time may be there or not.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
-        let mut sessions = self.lock().sessions();
-        sessions.sort_unstable_by_key(|session| session.id);
-        sessions
+        let mut sessions: Vec<Arc<Session>> = Vec::new();
+        loop {
+            let after = sessions.last().map_or(SessionId(0), |last| last.id);
+            let page = self.lock().sessions_after(after, PAGE);
+            let is_last = page.len() < PAGE;
+            sessions.extend(page);
+            if is_last {
+                return sessions;
+            }
+        }
     }
 
     /// Whether nobody is here and nobody is on the way.
@@ -332,12 +365,14 @@ impl<W> SharedState<W> {
         // Whoever asks the Router for connections and does not come decides how many there are.
         let mut unsaid = 0;
         loop {
-            let next = self.lock().next_expiry();
+            let now = Instant::now();
+            let next = self.lock_at(now).next_expiry();
             match next {
-                Some(at) => tokio::time::sleep_until(at).await,
+                // While keys grow old, the clock is looked at: otherwise a pause of the process could not be told.
+                Some(at) => tokio::time::sleep_until(at.min(now + LOOK)).await,
                 None => self.0.handed_out.notified().await,
             }
-            let expired = self.lock().expire(Instant::now());
+            let expired = self.expire(Instant::now()).await;
             if expired > 0 {
                 self.0.metrics.key_events.add(KeyEvent::Expired, expired);
                 unsaid += expired;
@@ -348,6 +383,23 @@ impl<W> SharedState<W> {
                 self.0.room.notify_one();
                 self.0.left.notify_one();
             }
+        }
+    }
+
+    /// Removes the keys whose time is over at `now`, a few at a time: others need the lock, and the thread, too. Gives how
+    /// many there were.
+    async fn expire(&self, now: Instant) -> usize {
+        let mut expired = 0;
+        loop {
+            let is_done = {
+                let mut state = self.lock_at(now);
+                expired += state.expire_some(now, EXPIRY_BATCH);
+                state.next_expiry().is_none_or(|next| next > now)
+            };
+            if is_done {
+                return expired;
+            }
+            yield_now().await;
         }
     }
 }
@@ -363,5 +415,112 @@ fn warn_of_stricter(limits: Limits, over: usize) {
             limits.longest.map_or("none".to_owned(), |longest| format!("{} s", longest.as_secs())),
             SPREAD.as_secs()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A state with a link and this many keys on offer.
+    fn offering(count: usize) -> (SharedState<()>, Vec<KeyId>) {
+        let metrics = StateMetrics::new(&prometheus::Registry::new()).unwrap();
+        let state = SharedState::new(count, 0, metrics);
+        state.link_up();
+        let mut ids = Vec::new();
+        while let Some(order) = state.order(1000, usize::MAX) {
+            let keys = order.make().unwrap();
+            ids.extend(keys.iter().map(|key| key.id));
+            assert!(state.offer(&order, keys));
+        }
+        (state, ids)
+    }
+
+    #[test]
+    fn the_keys_of_a_lost_link_are_wiped_where_nobody_waits_for_it() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (state, ids) = offering(2 * EXPIRY_BATCH);
+            let key = Arc::downgrade(&state.key(ids[0], Instant::now()).unwrap());
+            // The thread for such work is busy.
+            let (finish, busy) = mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || busy.recv());
+            assert_eq!(state.link_lost(), ids.len());
+            assert_eq!(state.counts().offered, 0);
+            assert!(state.key(ids[0], Instant::now()).is_none());
+            assert_eq!(key.strong_count(), 1, "it was wiped here");
+            drop(finish);
+            let _ = busy.await.unwrap();
+            tokio::task::spawn_blocking(|| {}).await.unwrap();
+            assert_eq!(key.strong_count(), 0);
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thousands_of_keys_that_expire_together_hold_nobody_up() {
+        let (state, ids) = offering(20 * EXPIRY_BATCH);
+        let expiry = state.clone();
+        let expiring = tokio::spawn(async move { expiry.expire_keys().await });
+        let now = Instant::now();
+        for id in &ids {
+            assert_eq!(state.key_used(*id, now), Used::HandedOut);
+        }
+        assert_eq!(state.counts().handed_out, ids.len());
+        tokio::time::sleep(super::super::keys::KEY_LIFETIME - Duration::from_millis(1)).await;
+        assert_eq!(state.counts().handed_out, ids.len());
+        // Somebody else on this thread: it has a turn after each part.
+        let mut seen = BTreeSet::new();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        while state.counts().handed_out > 0 {
+            seen.insert(state.counts().handed_out);
+            if seen.len() > ids.len() {
+                break;
+            }
+            yield_now().await;
+        }
+        assert!(seen.len() >= 18, "{seen:?}");
+        expiring.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_live_on_while_the_process_is_stopped() {
+        let (state, ids) = offering(1);
+        let expiry = state.clone();
+        let expiring = tokio::spawn(async move { expiry.expire_keys().await });
+        state.key_used(ids[0], Instant::now());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // The clock goes on, and nothing runs.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(state.key(ids[0], Instant::now()).is_some());
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(state.counts().handed_out, 1);
+        // And when it has run for 30 s, their time is over.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(state.counts().handed_out, 0);
+        expiring.abort();
+    }
+
+    #[test]
+    fn all_sessions_are_listed_however_many_pages_that_takes() {
+        let (state, _) = offering(1);
+        let record = |number: usize| Record {
+            id: SessionId(number as u64),
+            age: Duration::ZERO,
+            idle: Duration::ZERO,
+            bytes: 0,
+            identity: super::super::sessions::Identity::default(),
+            addresses: [([127, 0, 0, 1], 1).into(); 2],
+        };
+        for count in [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE] {
+            let sessions: Vec<_> =
+                (1..=count).map(|n| state.adopt_session(record(n), Instant::now())).collect();
+            let listed: Vec<_> = state.sessions().iter().map(|session| session.id.0).collect();
+            assert_eq!(listed, (1..=count as u64).collect::<Vec<_>>());
+            drop(sessions);
+        }
     }
 }

@@ -20,6 +20,8 @@ use crate::log::LogHandle;
 use crate::metrics::{counter_of, gauge};
 use crate::peer::metrics::PeerMetrics;
 use crate::peer::session::{Runner, Way};
+#[cfg(target_os = "linux")]
+use crate::process::ProcessMetrics;
 use crate::router::metrics::RouterMetrics;
 use crate::router::status::LinkStatus;
 use crate::state::metrics::StateMetrics;
@@ -92,7 +94,7 @@ impl Handle {
         let Loaded { config, report } = loaded;
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(ProcessMetrics::for_self()))?;
         let options = prometheus::opts!(
             "aspia_relay_build_info",
             "What was built.",

@@ -20,9 +20,10 @@
 //! | surroundings | [`open_files`], [`memory`], [`node`] | what the settings need of the system, what Kubernetes says of the node |
 //! | settings | [`config`] | what the operator wrote, and what the relay runs with |
 //! | traces | [`trace`] | spans, and the way to their collector |
+//! | names | [`dial`] | connects to what a name stands for, and remembers what worked |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | sockets | [`listen`] | sockets to listen on |
-//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`deadline`], [`dial`], [`heap`] | secrets, the log, names to dial, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, the heap |
+//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`deadline`], [`heap`], [`process`] | secrets, the log, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, deadlines of a process that may be stopped, the heap, the process itself |
 //! | text | [`printable`] | what others wrote, made harmless for a terminal |
 //!
 //! `tests/structure.rs` holds the modules to this.
@@ -48,6 +49,7 @@ pub mod node;
 pub mod open_files;
 pub mod peer;
 pub mod printable;
+pub mod process;
 pub mod router;
 pub mod secret;
 #[cfg(windows)]

@@ -31,7 +31,7 @@ use aspia_relay::systemd::{self, let_read as let_service_read};
 use aspia_relay::trace::settings::TraceSettings;
 use aspia_relay::trace::{self, Exporting, Tracer};
 use aspia_relay::workers::Workers;
-use aspia_relay::{clock, memory, open_files, printable};
+use aspia_relay::{clock, memory, open_files, printable, process};
 use clap::Parser;
 use tracing::{error, info, warn};
 
@@ -52,6 +52,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     heap::share();
+    process::keep_memory_private();
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -814,6 +814,63 @@ fn the_limit_on_open_files_is_raised_or_complained_of() {
     assert!(said.contains("only 1623 files may be open") && said.contains("need 1624"), "{said}");
 }
 
+/// Keys and tokens are in its memory. What it says of itself, and what the doctor sees of it, must not suffer from that.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn its_memory_is_in_no_core_dump_and_no_other_process_of_its_user_reads_it() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let [path, program] = ["relay.json", "aspia_relay"].map(|name| directory.path().join(name));
+    std::fs::copy(env!("CARGO_BIN_EXE_aspia_relay"), &program).unwrap();
+    let (port, admin) = (free_port(), free_port());
+    write(&path, 1, port, KEY, &format!(r#", "AdminListen": "127.0.0.1:{admin}""#));
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let command = |script: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).arg(&program).arg(&path).env_clear().stdin(Stdio::null());
+        if is_root {
+            // Whoever owns nothing.
+            command.uid(65534).gid(65534).current_dir("/");
+        }
+        command
+    };
+    let script = "ulimit -c unlimited; exec \"$0\" --config \"$1\"";
+    let mut relay = Running::start(&mut command(script));
+    relay.line("runs: Router");
+    let id = relay.child.id();
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    // The kernel gives what is private of such a process to root.
+    assert_eq!(std::fs::metadata(format!("/proc/{id}/mem")).unwrap().uid(), 0);
+    let address = ([127, 0, 0, 1], admin).into();
+    let metrics = relay_lab::http::get(address, "/metrics").await.unwrap().body;
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("{name}: {metrics}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    assert!(value("process_open_fds") > 5.0, "{metrics}");
+    let cpu = value("process_cpu_seconds_total");
+    assert!(cpu > 0.0 && cpu.fract() != 0.0, "{cpu}");
+    // Its own user still sees which process it is.
+    let doctor = command("exec \"$0\" --config \"$1\" --doctor").output().unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    let held = doctor.lines().find(|line| line.contains("AdminListen:")).unwrap_or_default();
+    assert!(held.contains("the relay that runs"), "{doctor}");
+    relay.signal("ABRT");
+    let status = relay.child.wait().unwrap();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_reload_raises_the_limit_on_open_files_too() {

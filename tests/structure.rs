@@ -18,9 +18,10 @@ const LAYERS: &[&[&str]] = &[
     &["open_files", "memory", "node"],
     &["config"],
     &["trace"],
+    &["dial"],
     &["wire", "crypto", "tls"],
     &["listen"],
-    &["secret", "log", "metrics", "tcp_info", "clock", "deadline", "dial", "heap"],
+    &["secret", "log", "metrics", "tcp_info", "clock", "deadline", "heap", "process"],
     &["printable"],
 ];
 

@@ -70,24 +70,40 @@ fn listening(port: u16) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
     })
 }
 
-/// The processes that listen on `port`; none where they cannot be seen (another user's, another container's).
+/// The name of this program. Only root sees which sockets it has: it keeps its memory private.
+#[cfg(target_os = "linux")]
+const PROGRAM: &str = "aspia_relay";
+
+/// The processes that listen on `port`; none where they cannot be seen (another user's, another container's). Where the only
+/// one that is not seen through, of all that run as the user whose the sockets are, is this program, it is taken for the one.
 #[cfg(target_os = "linux")]
 pub fn find(port: u16) -> Vec<Holder> {
     use procfs::process::FDTarget;
 
-    let inodes: Vec<u64> = listening(port).map(|entry| entry.inode).collect();
+    let (inodes, users): (Vec<u64>, Vec<u32>) =
+        listening(port).map(|entry| (entry.inode, entry.uid)).unzip();
     let holds = |process: &procfs::process::Process| {
         process.fd().is_ok_and(|fds| {
             fds.flatten()
                 .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
         })
     };
+    let may_hold = |process: &procfs::process::Process| {
+        let is_program = process.stat().is_ok_and(|stat| stat.comm == PROGRAM);
+        let is_owner = process.status().is_ok_and(|status| users.contains(&status.euid));
+        is_program && is_owner && process.fd().is_err()
+    };
     let Ok(processes) = procfs::process::all_processes() else {
         return Vec::new();
     };
-    let mut holders: Vec<_> = processes
-        .flatten()
-        .filter(holds)
+    let processes: Vec<_> = processes.flatten().collect();
+    let mut found: Vec<_> = processes.iter().filter(|process| holds(process)).collect();
+    if found.is_empty() {
+        found = processes.iter().filter(|process| may_hold(process)).collect();
+        found.truncate(if found.len() > 1 { 0 } else { 1 });
+    }
+    let mut holders: Vec<_> = found
+        .into_iter()
         .map(|process| Holder {
             pid: process.pid(),
             name: process.stat().map(|stat| stat.comm).unwrap_or_default(),

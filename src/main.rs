@@ -245,7 +245,8 @@ fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>
             let seconds = pace.retry.as_secs();
             let _ = writeln!(
                 io::stderr(),
-                "aspia_relay: waiting for the address that peers dial, asking again every {seconds} s: {reason}"
+                "aspia_relay: waiting for the address that peers dial, asking again every {seconds} s: {}",
+                printable::line(&reason)
             );
         };
         tokio::select! {

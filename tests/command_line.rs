@@ -259,6 +259,85 @@ fn names_and_values_are_shown_without_their_escape_sequences() {
 }
 
 #[test]
+fn what_a_relay_3_0_has_left_is_named_wherever_the_file_is_missed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    for name in ["relay.json.bak", "relay.conf"] {
+        std::fs::write(directory.path().join(name), "").unwrap();
+    }
+    for argument in [None, Some("--check-config"), Some("--doctor")] {
+        let (status, out, err) = run(program().arg("--config").arg(&path).args(argument));
+        assert_ne!(status, 0);
+        let said = out + &err;
+        for part in ["relay.json.bak", "relay.conf", "8063"] {
+            assert!(said.contains(part), "{argument:?}: {part} is not in {said}");
+        }
+    }
+}
+
+/// As the user of the image, in what looks like a container; needs root.
+#[cfg(target_os = "linux")]
+#[test]
+fn advice_for_files_that_may_not_be_read_or_written_fits_a_container() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    const USER: u32 = 65532;
+    let directory = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(directory.path(), 0o755);
+    // The user may not get to the one that was built.
+    let copy = directory.path().join("aspia_relay");
+    std::fs::copy(env!("CARGO_BIN_EXE_aspia_relay"), &copy).unwrap();
+    let program = || {
+        let mut command = Command::new(&copy);
+        command.env_clear().stdin(Stdio::null()).uid(USER).gid(USER);
+        command.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+        command
+    };
+    if program().arg("--version").output().is_err() {
+        relay_lab::skip("advice in a container", "only root can be another user");
+        return;
+    }
+    let path = directory.path().join("relay.json");
+    let check = |arguments: &[&str], variables: &[(&str, &Path)]| {
+        let mut command = program();
+        command.arg("--config").arg(&path).args(arguments).envs(variables.iter().copied());
+        run(&mut command).2
+    };
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, KEY).unwrap();
+    mode(&secret, 0o600);
+    let tls = ("ASPIA_RELAY_METRICS_TLS_PRIVATE_KEY", &*secret);
+    let certificate = ("ASPIA_RELAY_METRICS_TLS_CERTIFICATE", &*secret);
+    let of_file = ("ASPIA_RELAY_ADMIN_TOKEN_FILE", &*secret);
+    // It is missing, and cannot be made; by what cannot be made it is not advised to be made.
+    for arguments in [&["--check-config"][..], &[]] {
+        let said = check(arguments, &[]);
+        assert!(said.contains("put it into the directory that is mounted at"), "{said}");
+        assert!(!said.contains("--create-config"), "{said}");
+    }
+    let said = check(&["--create-config"], &[]);
+    assert!(said.contains("--user 0") && !said.contains("sudo"), "{said}");
+    write(&path, 1, 8070, KEY, "");
+    for (variables, of) in [(&[of_file][..], "AdminToken"), (&[tls, certificate], "MetricsTls")] {
+        let said = check(&["--check-config"], variables);
+        assert!(said.contains(of) && said.contains("as user 65532 in this container"), "{said}");
+    }
+    mode(&path, 0o600);
+    for arguments in [&["--check-config"][..], &[], &["--doctor"]] {
+        let mut command = program();
+        command.arg("--config").arg(&path).args(arguments);
+        let (_, out, err) = run(&mut command);
+        let said = out + &err;
+        assert!(said.contains("as user 65532 in this container"), "{said}");
+        assert!(!said.contains("chgrp aspia-relay"), "{said}");
+    }
+}
+
+#[test]
 fn a_misspelt_variable_is_named_where_a_start_lacks_what_it_was_to_give() {
     let mut command = program();
     command.env("ASPIA_RELAY_ROUTER_ADRESS", "r.example");

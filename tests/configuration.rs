@@ -875,6 +875,8 @@ fn white_space_and_marks_around_a_value_are_no_part_of_it() {
     case.problem(&["RouterPublicKey", "UTF-16"]);
     let named = vec![("ASPIA_RELAY_CONFIG".to_owned(), " /etc/other.json ".to_owned())];
     assert_eq!(Sources::new(None, named).path, Path::new("/etc/other.json"));
+    let blank = vec![("ASPIA_RELAY_CONFIG".to_owned(), " ".to_owned())];
+    assert!(Sources::new(None, blank).path_is_explicit);
 }
 
 #[test]

@@ -232,7 +232,10 @@ mod tests {
         );
         assert_eq!(
             to_mount(&directory.path().join("aspia")),
-            format!("mount a directory that holds it at {there}/aspia")
+            format!(
+                "mount a directory that holds it at {}",
+                directory.path().join("aspia").display()
+            )
         );
         let writable = sources(&directory.path().join("relay.json"), true);
         assert_eq!(how_to_get(&writable), "--create-config writes one");

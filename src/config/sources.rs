@@ -39,10 +39,9 @@ impl Sources {
     pub fn new(argument: Option<PathBuf>, environment: Vec<(String, String)>) -> Self {
         let named = argument.or_else(|| {
             let variable = environment.iter().find(|(name, _)| name == PATH_VARIABLE);
-            variable
-                .map(|(_, value)| value.trim())
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from)
+            // A blank one is a name that somebody meant to fill in: there is no such file.
+            let value = variable.map(|(_, value)| value).filter(|value| !value.is_empty());
+            value.map(|value| PathBuf::from(value.trim()))
         });
         Self {
             path_is_explicit: named.is_some(),

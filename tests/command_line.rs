@@ -275,6 +275,46 @@ fn what_a_relay_3_0_has_left_is_named_wherever_the_file_is_missed() {
     }
 }
 
+/// With a directory of its own at `/etc/aspia`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_gone_when_the_configuration_is_read_again_changes_nothing() {
+    const SCRIPT: &str = "mount -t tmpfs none /etc && mkdir /etc/aspia && mount --bind \"$1\" /etc/aspia && exec \"$2\"";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let in_namespace = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.env_clear().stdin(Stdio::null());
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh"]);
+        command.arg(directory.path()).arg(program).env("PATH", std::env::var_os("PATH").unwrap());
+        command
+    };
+    let can = in_namespace("true").stderr(Stdio::null()).status();
+    if !can.is_ok_and(|status| status.success()) {
+        relay_lab::skip("a file that is gone", "unshare or mount does not work");
+        return;
+    }
+    std::fs::write(&path, r#"{"MaxPeerCount": 7}"#).unwrap();
+    let mut command = in_namespace(env!("CARGO_BIN_EXE_aspia_relay"));
+    command.env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1").env("ASPIA_RELAY_ROUTER_PORT", "1");
+    command.env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", KEY);
+    command.env("ASPIA_RELAY_PEER_ADDRESS", "192.0.2.1");
+    command.env("ASPIA_RELAY_PEER_PORT", free_port().to_string());
+    command.env("ASPIA_RELAY_ADMIN_LISTEN", "off");
+    let relay = Running::start(&mut command);
+    let line = relay.line(" runs: ");
+    assert!(line.contains("up to 7 sessions") && !line.contains("there is no"), "{line}");
+    std::fs::remove_file(&path).unwrap();
+    relay.signal("HUP");
+    let line = relay.line("SIGHUP: nothing is changed");
+    assert!(line.contains("/etc/aspia/relay.json") && line.contains("it is gone"), "{line}");
+    drop(relay);
+    // Where it starts without one, it says so.
+    let line = Running::start(&mut command).line(" runs: ");
+    assert!(line.contains("up to 100 sessions"), "{line}");
+    assert!(line.contains("there is no /etc/aspia/relay.json"), "{line}");
+}
+
 /// As the user of the image, in what looks like a container; needs root.
 #[cfg(target_os = "linux")]
 #[test]

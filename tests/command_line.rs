@@ -763,6 +763,32 @@ async fn what_stderr_does_not_take_reaches_stdout() {
     assert_eq!(lines_lost(admin).await, 0.0);
 }
 
+/// What a service manager or a script may do with the standard descriptors.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_is_closed_from_the_start_is_replaced() {
+    for (closed, open) in [(">&-", "2>"), ("2>&-", ">")] {
+        let router = LabRouter::start(Options::default()).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let from = with_router(&router, free_port());
+        let mut command = Command::new("/bin/sh");
+        command.env_clear().stdin(Stdio::null());
+        command.envs(from.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        // The usual level: only what is fatal is for stdout.
+        command.env("ASPIA_LOG_LEVEL", "2");
+        command.args(["-c", &format!("exec \"$0\" {closed} {open}\"$1\"")]);
+        command.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path);
+        let _relay = Killed(command.spawn().unwrap());
+        router.keys(100).await;
+        router.drop_link().await;
+        let log = || std::fs::read_to_string(&path).unwrap();
+        until("the lost link", || log().contains("Router link: ")).await;
+        assert_eq!(log().matches("runs: Router").count(), 1, "{}", log());
+        assert_eq!(log().contains("stderr is closed"), closed.starts_with('2'), "{}", log());
+    }
+}
+
 #[tokio::test]
 async fn a_log_file_that_was_rotated_away_is_followed_by_a_new_one() {
     let router = LabRouter::start(Options::default()).await.unwrap();

@@ -281,4 +281,7 @@ async fn another_protocol_on_the_port_of_peers_is_named_with_what_to_do() {
         assert!(line.contains("peer refused") && !line.contains("announces"), "{line}");
     }
     assert_eq!(outcome(&lab, "bad_message"), 6.0);
+    // A header has every peer refused: that is a warning, but not each time.
+    let warnings = log.text().lines().filter(|line| line.contains("WARN")).count();
+    assert_eq!(warnings, 1, "{}", log.text());
 }

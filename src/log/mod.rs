@@ -164,8 +164,9 @@ impl LogSettings {
     }
 
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
+        let takes_all = !self.stderr && must_be_seen(event);
         // On a terminal and in the log of a container stdout and stderr are one: what ends the program is said once.
-        self.stdout && event.target() != FATAL && self.handle.would_enable(event)
+        self.stdout && event.target() != FATAL && (takes_all || self.handle.would_enable(event))
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
@@ -195,8 +196,8 @@ impl LogSettings {
         // In this order they take over from each other.
         let stderr = Stdio::stderr().filter(|_| self.stderr).map(|to| outputs.add("stderr", to));
         let stdout = Stdio::stdout().filter(|_| self.stdout).map(|to| outputs.add("stdout", to));
-        // Where it leads nowhere, lines that must be seen go to stderr.
-        self.stdout = stdout.is_some();
+        // Where one leads nowhere, lines that must be seen go to the other.
+        (self.stdout, self.stderr) = (stdout.is_some(), stderr.is_some());
         let file = match self.file {
             false => None,
             true => {
@@ -247,6 +248,9 @@ impl LogSettings {
         tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
         for warning in &self.warnings {
             tracing::warn!("{warning}");
+        }
+        if self.stderr && Stdio::stderr().is_none() {
+            tracing::warn!("stderr is closed: errors and warnings go to stdout or the log files");
         }
         Ok(guard)
     }
@@ -428,6 +432,10 @@ mod tests {
             assert_eq!(service.carried_by_file(&event(target, level)), must_be_seen);
         }
         assert!(service.carried_by_file(&event(FATAL, Level::ERROR)));
+        // A console without stderr has stdout.
+        let closed = LogSettings { stderr: false, ..settings(&[]) };
+        assert_eq!(goes(&closed, HERE, Level::WARN), (true, false));
+        assert_eq!(goes(&closed, HERE, Level::INFO), (false, false));
     }
 
     #[test]

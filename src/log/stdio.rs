@@ -26,9 +26,10 @@ impl Stdio {
         (!is_null(&stdout.to)).then_some(stdout)
     }
 
-    /// Standard error; `None` where it is closed.
+    /// Standard error; `None` where it is closed. One that was led to nowhere is meant to be silent.
     pub(super) fn stderr() -> Option<Self> {
-        Self::of(&io::stderr())
+        let stderr = Self::of(&io::stderr())?;
+        (!was_closed(&stderr.to)).then_some(stderr)
     }
 
     fn of(descriptor: &impl AsFd) -> Option<Self> {
@@ -37,8 +38,17 @@ impl Stdio {
     }
 }
 
-/// Whether a file is the device that swallows everything, which also stands in for a descriptor that was closed at the
-/// start.
+/// Whether a descriptor was closed at the start. Then the standard library has put the device that swallows everything in
+/// its place, and opened it for reading, too, which nobody does for an output.
+#[cfg(unix)]
+fn was_closed(file: &File) -> bool {
+    use rustix::fs::{OFlags, fcntl_getfl};
+
+    let reads = fcntl_getfl(file).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDWR);
+    reads && is_null(file)
+}
+
+/// Whether a file is the device that swallows everything.
 #[cfg(unix)]
 fn is_null(file: &File) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -79,5 +89,8 @@ mod tests {
         assert!(is_null(&open("/dev/null")));
         assert!(!is_null(&open("/dev/full")));
         assert!(!is_null(&tempfile::tempfile().unwrap()));
+        let both = File::options().read(true).write(true).open("/dev/null").unwrap();
+        assert!(was_closed(&both) && !was_closed(&open("/dev/null")));
+        assert!(!was_closed(&tempfile::tempfile().unwrap()));
     }
 }

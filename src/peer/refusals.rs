@@ -13,9 +13,11 @@ use tracing::{info, warn};
 
 use crate::log::limit::LineLimit;
 use crate::metrics::Label;
+use crate::wire::foreign::Foreign;
 
 use super::door::Shut;
 use super::error::PeerError;
+use super::first_message::FirstMessageError;
 use super::metrics::Connection;
 use super::origin::is_private;
 
@@ -37,6 +39,8 @@ const REPEAT: Duration = Duration::from_secs(3600);
 pub(super) struct Refusals {
     /// For each outcome: many of one kind do not hide the others.
     lines: Vec<LineLimit>,
+    /// Of those that say that a proxy in front has every peer refused.
+    proxies: LineLimit,
     seen: Mutex<Seen>,
 }
 
@@ -51,7 +55,8 @@ struct Seen {
 impl Refusals {
     pub(super) fn new() -> Self {
         let lines = Connection::ALL.iter().map(|_| LineLimit::new(LINES, PERIOD)).collect();
-        Self { lines, seen: Mutex::default() }
+        let proxies = LineLimit::new(NonZero::<u32>::MIN, REPEAT);
+        Self { lines, proxies, seen: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -71,7 +76,12 @@ impl Refusals {
         if why.is_shared() {
             self.see(address.ip());
         }
-        self.say(address, outcome, why);
+        if is_proxy(why) && self.proxies.allows() {
+            // It is seldom a stranger, and at the usual level nobody would learn of it.
+            warn!(%address, "peer refused: {why}");
+        } else {
+            self.say(address, outcome, why);
+        }
     }
 
     /// Counts a refusal for a limit that holds for each address.
@@ -139,6 +149,14 @@ impl Refusals {
         seen.warned = Some(Instant::now());
         Some((address, refused, all))
     }
+}
+
+/// Whether a connection was refused for the header of a proxy.
+fn is_proxy(why: &PeerError) -> bool {
+    let PeerError::FirstMessage(FirstMessageError::Foreign(foreign)) = why else {
+        return false;
+    };
+    matches!(foreign, Foreign::ProxyV1 | Foreign::ProxyV2)
 }
 
 #[cfg(test)]

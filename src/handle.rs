@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,17 @@ pub struct Reloaded {
     pub waiting: Vec<&'static str>,
 }
 
+/// What a signal to stop does, by what has been asked before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopStep {
+    /// It begins to drain.
+    Drain,
+    /// The drain that an administrator asked for goes on, with the `DrainTimeout` that began then.
+    ContinueDrain,
+    /// It stops at once, since an earlier signal asked already.
+    AtOnce,
+}
+
 /// What of a relay the others need: made once, before its tasks.
 pub(crate) struct Parts {
     pub(crate) loaded: Loaded,
@@ -78,6 +90,8 @@ struct Inner {
     /// The same moment by the other clock.
     began: SystemTime,
     drain: CancellationToken,
+    /// Whether a signal has asked to stop. A drain alone does not say so: an administrator may have asked for it.
+    stop_signalled: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -158,15 +172,30 @@ impl Handle {
             started: Instant::now(),
             began: SystemTime::now(),
             drain: CancellationToken::new(),
+            stop_signalled: AtomicBool::new(false),
             stop: CancellationToken::new(),
         }));
         handle.configuration_taken();
         Ok(handle)
     }
 
-    /// Stops: no new peers but those on their way, and no new keys; sessions get until `DrainTimeout`.
+    /// Stops: no new peers but those on their way, and no new keys; sessions get until `DrainTimeout`. Asking again
+    /// changes nothing: the time that sessions get has begun.
     pub fn drain(&self) {
         self.0.drain.cancel();
+    }
+
+    /// Does what a signal to stop asks for, or an order of the service manager: the first one drains, the second one
+    /// stops at once. Whoever asks over HTTP sends no signal: a preStop hook or an administrator drains, and the
+    /// SIGTERM that follows must not cut the sessions off.
+    pub fn stop_by_signal(&self) -> StopStep {
+        if self.0.stop_signalled.swap(true, Ordering::Relaxed) {
+            self.stop();
+            return StopStep::AtOnce;
+        }
+        let step = if self.is_draining() { StopStep::ContinueDrain } else { StopStep::Drain };
+        self.drain();
+        step
     }
 
     /// Stops at once.
@@ -186,7 +215,7 @@ impl Handle {
     }
 
     /// Is cancelled when the relay is to stop at once.
-    pub(crate) fn stopping(&self) -> &CancellationToken {
+    pub fn stopping(&self) -> &CancellationToken {
         &self.0.stop
     }
 

@@ -23,7 +23,7 @@
 //! | names | [`dial`] | connects to what a name stands for, and remembers what worked |
 //! | bytes | [`wire`], [`crypto`], [`tls`] | frames and messages; the primitives; certificates |
 //! | sockets | [`listen`] | sockets to listen on |
-//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`deadline`], [`heap`], [`process`] | secrets, the log, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, deadlines of a process that may be stopped, the heap, the process itself |
+//! | leaves | [`secret`], [`log`], [`metrics`], [`tcp_info`], [`clock`], [`deadline`], [`heap`], [`process`], [`signals`] | secrets, the log, what metrics are made of, what the kernel knows of a connection, whether the clock can be right, deadlines of a process that may be stopped, the heap, the process itself, what signals ask |
 //! | text | [`printable`] | what others wrote, made harmless for a terminal |
 //!
 //! `tests/structure.rs` holds the modules to this.
@@ -54,6 +54,7 @@ pub mod router;
 pub mod secret;
 #[cfg(windows)]
 pub mod service;
+pub mod signals;
 pub mod state;
 #[cfg(unix)]
 pub mod systemd;

@@ -16,23 +16,27 @@ use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
 use aspia_relay::config::{self, Config, Loaded, exposed};
 use aspia_relay::doctor::{self, Surroundings};
-use aspia_relay::handle::{Handle, Reloaded};
+use aspia_relay::handle::{Handle, Reloaded, StopStep};
 use aspia_relay::heap;
 use aspia_relay::log::{self, LogHandle, LogSettings};
 use aspia_relay::node::{AddressSource, Cluster, NodeError, Pace, SERVICE_ACCOUNT};
 #[cfg(windows)]
 use aspia_relay::service::{
     self,
-    control::{self, Command, Failed},
+    control::{self, Failed},
     manage::{self, let_read as let_service_read},
 };
 #[cfg(unix)]
+use aspia_relay::signals;
+use aspia_relay::signals::Command;
+#[cfg(unix)]
 use aspia_relay::systemd::{self, let_read as let_service_read};
 use aspia_relay::trace::settings::TraceSettings;
-use aspia_relay::trace::{self, Exporting, Tracer};
+use aspia_relay::trace::{self, Exporting};
 use aspia_relay::workers::Workers;
 use aspia_relay::{clock, memory, open_files, printable, process};
 use clap::Parser;
+use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{error, info, warn};
 
 /// Could not start, or failed.
@@ -332,7 +336,8 @@ fn run_relay(sources: &Sources) -> Outcome {
         let sources = sources.clone();
         let log_settings = log_settings.clone().without_stderr(service::log_directory());
         move || {
-            relay(&sources, &log_settings).map_err(|(status, message)| Failed {
+            let outcome = relay(&sources, &log_settings, Listeners::default(), control::commands);
+            outcome.map_err(|(status, message)| Failed {
                 status,
                 message,
                 is_final: status == CONFIGURATION,
@@ -341,7 +346,7 @@ fn run_relay(sources: &Sources) -> Outcome {
     };
     match control::run(service) {
         Ok(true) => Ok(()),
-        Ok(false) => relay(sources, &log_settings),
+        Ok(false) => relay(sources, &log_settings, Listeners::default(), control::commands),
         Err(error) => Err((FAILED, format!("cannot run as a service: {error}"))),
     }
 }
@@ -349,12 +354,23 @@ fn run_relay(sources: &Sources) -> Outcome {
 /// The relay in the foreground.
 #[cfg(not(windows))]
 fn run_relay(sources: &Sources) -> Outcome {
-    relay(sources, &LogSettings::from_environment(&sources.environment))
+    // Before anything else is opened: they come by their numbers.
+    let listeners = systemd::listener().map_err(|error| (FAILED, error.to_string()))?;
+    let listeners = Listeners { peers: listeners, ..Listeners::default() };
+    let signals = signals::listen()
+        .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
+    let log_settings = LogSettings::from_environment(&sources.environment);
+    relay(sources, &log_settings, listeners, || Ok(signals.for_relay()))
 }
 
-fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
-    // Before anything else is opened.
-    let handed_over = handed_over().map_err(|error| (FAILED, error))?;
+/// The relay, from its log to its last line. `listeners` are the sockets that the service manager made; `commands`, which
+/// is called in a runtime, gives what signals and the like ask.
+fn relay(
+    sources: &Sources,
+    log_settings: &LogSettings,
+    listeners: Listeners,
+    commands: impl FnOnce() -> io::Result<tokio_mpsc::Receiver<Command>>,
+) -> Outcome {
     let (exporting, warnings) = traces(sources);
     let spans = exporting.as_ref().and_then(Exporting::layer);
     let guard = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
@@ -364,11 +380,7 @@ fn relay(sources: &Sources, log_settings: &LogSettings) -> Outcome {
     if let Some(exporting) = &exporting {
         info!("traces go to {}", exporting.endpoint());
     }
-    let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
-    let mut outcome = start(sources, handed_over, log_settings.handle(), tracer);
-    if let Some(exporting) = exporting {
-        exporting.finish();
-    }
+    let mut outcome = start(sources, listeners, log_settings.handle(), exporting, commands);
     if let Err((_, message)) = &mut outcome {
         // Into the log while there is one. Where that does not reach stderr, `main` does.
         error!(target: log::FATAL, "{message}");
@@ -395,7 +407,13 @@ fn traces(sources: &Sources) -> (Option<Exporting>, Vec<String>) {
     (exporting, warnings)
 }
 
-fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Tracer) -> Outcome {
+fn start(
+    sources: &Sources,
+    listeners: Listeners,
+    log: LogHandle,
+    exporting: Option<Exporting>,
+    commands: impl FnOnce() -> io::Result<tokio_mpsc::Receiver<Command>>,
+) -> Outcome {
     let loaded = config::load(sources).map_err(|invalid| {
         // One of them may say why something is missing.
         warn_of(&invalid.0);
@@ -411,7 +429,7 @@ fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Trac
         }
     }
     check_machine(&loaded.config);
-    if let Some(Ok(address)) = handed_over.peers.as_ref().map(TcpListener::local_addr) {
+    if let Some(Ok(address)) = listeners.peers.as_ref().map(TcpListener::local_addr) {
         let startup = &loaded.config.startup;
         let is_other = |interface: IpAddr| interface != address.ip().to_canonical();
         if address.port() != startup.listen_port || startup.listen_interface.is_some_and(is_other) {
@@ -431,19 +449,23 @@ fn start(sources: &Sources, handed_over: Listeners, log: LogHandle, tracer: Trac
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(threads)?;
     let outcome = runtime.block_on(async {
-        let app = App::bind(loaded, handed_over, log, tracer, engine)
+        let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
+        let app = App::bind(loaded, listeners, log, tracer, engine)
             .map_err(|error| (FAILED, error.to_string()))?;
-        let signals = signals(app.handle(), sources.clone())
-            .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
-        let signals = tokio::spawn(signals);
-        #[cfg(unix)]
-        tokio::spawn(systemd::report(app.handle()));
-        let stopped = app.run().await.map_err(|error| (FAILED, error.to_string()))?;
-        signals.abort();
-        if stopped == Stopped::TimedOut {
+        let handle = app.handle();
+        let commands =
+            commands().map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
+        let obeying = tokio::spawn(obey(handle.clone(), sources.clone(), commands));
+        let stopped = app.run().await.map_err(|error| (FAILED, error.to_string()));
+        if let Ok(Stopped::TimedOut) = stopped {
             warn!("DrainTimeout was over before all sessions had ended");
         }
-        Ok(())
+        if let Some(exporting) = exporting {
+            // Signals are still obeyed: the second one does not wait for a collector.
+            exporting.finish(handle.stopping().cancelled()).await;
+        }
+        obeying.abort();
+        stopped.map(drop)
     });
     // A resolver that does not answer, or a file that hangs, keeps a thread of its own; not the program.
     runtime.shutdown_background();
@@ -465,90 +487,44 @@ fn check_machine(config: &Config) {
     }
 }
 
-/// The sockets that the service manager made for this relay.
-#[cfg(unix)]
-fn handed_over() -> Result<Listeners, String> {
-    let peers = systemd::listener().map_err(|error| error.to_string())?;
-    Ok(Listeners { peers, ..Listeners::default() })
-}
-
-/// The sockets that the service manager made for this relay: here none.
-#[cfg(not(unix))]
-fn handed_over() -> Result<Listeners, String> {
-    Ok(Listeners::default())
-}
-
-/// SIGTERM and SIGINT stop, the second at once; SIGHUP reads the configuration again. From the return on, no
-/// signal is missed.
-#[cfg(unix)]
-fn signals(
-    handle: Handle,
-    sources: Sources,
-) -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        // In its own branch: a file that hangs must not make the relay deaf to the other signals.
-        let reloads = async {
-            while hangup.recv().await.is_some() {
-                systemd::reloading().await;
-                reload(&handle, &sources, "SIGHUP").await;
-                systemd::reloaded().await;
-            }
-        };
-        let stops = async {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => stop(&handle, "SIGTERM"),
-                    _ = interrupt.recv() => stop(&handle, "SIGINT"),
+/// Does what signals, the service manager or the console ask, until it is dropped.
+async fn obey(handle: Handle, sources: Sources, mut commands: tokio_mpsc::Receiver<Command>) {
+    let (reloads, mut due) = tokio_mpsc::channel(1);
+    // In its own branch: a file that hangs must not make the relay deaf to the other commands.
+    let reloading = async {
+        while let Some(signal) = due.recv().await {
+            #[cfg(unix)]
+            systemd::reloading(&handle).await;
+            reload(&handle, &sources, signal).await;
+            #[cfg(unix)]
+            systemd::reloaded(&handle).await;
+        }
+    };
+    let listening = async {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Stop(signal) => stop(&handle, signal),
+                Command::Reload(signal) => {
+                    // Where one is due already, it reads what this one would.
+                    let _ = reloads.try_send(signal);
                 }
             }
-        };
-        tokio::join!(reloads, stops);
-    })
-}
-
-/// The service manager's orders, or what is done at the console: stops, the second at once; and `paramchange`, which reads
-/// the configuration again.
-#[cfg(windows)]
-fn signals(
-    handle: Handle,
-    sources: Sources,
-) -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut commands = control::commands()?;
-    Ok(async move {
-        let (reloads, mut due) = tokio::sync::mpsc::channel(1);
-        // In its own branch: a file that hangs must not make the relay deaf to the other orders.
-        let reloading = async {
-            while let Some(signal) = due.recv().await {
-                reload(&handle, &sources, signal).await;
-            }
-        };
-        let listening = async {
-            while let Some(command) = commands.recv().await {
-                match command {
-                    Command::Stop(signal) => stop(&handle, signal),
-                    Command::Reload(signal) => {
-                        // Where one is due already, it reads what this one would.
-                        let _ = reloads.try_send(signal);
-                    }
-                }
-            }
-        };
-        tokio::join!(reloading, listening, control::report(handle.clone()));
-    })
+        }
+    };
+    #[cfg(unix)]
+    let reporting = systemd::report(handle.clone());
+    #[cfg(windows)]
+    let reporting = control::report(handle.clone());
+    tokio::join!(reloading, listening, reporting);
 }
 
 fn stop(handle: &Handle, signal: &str) {
-    if handle.is_draining() {
-        info!("{signal}: stopping at once");
-        handle.stop();
-    } else {
-        info!("{signal}: stopping");
-        handle.drain();
+    match handle.stop_by_signal() {
+        StopStep::Drain => info!("{signal}: stopping"),
+        StopStep::ContinueDrain => {
+            info!("{signal}: the stop that an administrator asked for goes on")
+        }
+        StopStep::AtOnce => info!("{signal}: stopping at once"),
     }
 }
 

@@ -271,6 +271,7 @@ fn every_key_refuses_what_is_wrong_for_it() {
         ("MaxPendingPeersPerAddress", "0", "from 1"),
         ("PeerConnectRate", "-1", "from 0"),
         ("AllowPeers", "10.0.0.0/33", "CIDR"),
+        ("AdminHosts", "https://relays.example.net", "host names"),
         ("DenyPeers", "10.1.0.0/8", "10.0.0.0/8"),
         ("SessionBandwidth", "4MiB", "such as 500KiB/s"),
         ("TotalBandwidth", "1B/s", "from 8KiB/s"),
@@ -526,6 +527,7 @@ fn the_table_of_settings_says_what_a_reload_does() {
         "MetricsTlsCertificate" | "MetricsTlsClientCa" => &other_certificate,
         "MetricsTlsPrivateKey" => &other_key,
         "AllowPeers" | "DenyPeers" => "192.0.2.0/24",
+        "AdminHosts" => "relays.example.net",
         "SessionBandwidth" | "TotalBandwidth" => "33MiB/s",
         _ => "33",
     };

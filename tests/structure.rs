@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["dial"],
     &["wire", "crypto", "tls"],
     &["listen"],
-    &["secret", "log", "metrics", "tcp_info", "clock", "deadline", "heap", "process"],
+    &["secret", "log", "metrics", "tcp_info", "clock", "deadline", "heap", "process", "signals"],
     &["printable"],
 ];
 

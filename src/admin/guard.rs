@@ -3,39 +3,56 @@
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
 
+use crate::config::admin_hosts::AdminHosts;
 use crate::config::parse::Token;
 
 /// What a browser says of where a request comes from.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Checks that a request was meant for this relay and not sent by a page of somebody else's: browsers can be made
-/// to ask any address by any page (`Origin`), also under a name of the attacker's (`Host`). `names` are the
-/// names of this relay; any IP address is good, since no name of anybody's stands in between.
-///
-/// # Errors
-/// What is wrong, in words.
-pub(super) fn check_site(headers: &HeaderMap, names: &[String]) -> Result<(), String> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if hosts.next().is_some() || !is_ours(host, names) {
-        return Err(format!(
-            "the Host header {host:?} is no name of this relay; use an IP address, localhost, the machine's name \
-             or PeerAddress"
-        ));
-    }
-    check_origin(headers)
+/// The names of this relay.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names<'a> {
+    /// Its own; on any port.
+    pub(super) own: &'a [String],
+    /// Those of a proxy in front of it.
+    pub(super) of_proxies: &'a AdminHosts,
 }
 
-/// Checks that no page of another site sent a request.
+/// Checks that a request was meant for this relay and not sent by a page of somebody else's: browsers can be made
+/// to ask any address by any page (`Origin`), also under a name of the attacker's (`Host`). Any IP address is good, since
+/// no name of anybody's stands in between.
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), String> {
+pub(super) fn check_site(headers: &HeaderMap, names: Names<'_>) -> Result<(), String> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if hosts.next().is_some() || !(is_ours(host, names.own) || names.of_proxies.allow_host(host)) {
+        return Err(format!(
+            "the Host header {host:?} is no name of this relay; use an IP address, localhost, the machine's name \
+             or PeerAddress. If it is the name of a proxy in front, put it into AdminHosts"
+        ));
+    }
+    check_origin(headers, names.of_proxies)
+}
+
+/// Checks that no page of another site sent a request. A page that a proxy shows under another name than the one by
+/// which it asks is none of another site if that name is among `of_proxies`.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check_origin(headers: &HeaderMap, of_proxies: &AdminHosts) -> Result<(), String> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if let Some(origin) = headers.get(ORIGIN) {
-        let same = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-        if !same.is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host)) {
-            return Err("requests from pages of other sites are refused (Origin)".into());
+    let mut origins = headers.get_all(ORIGIN).iter();
+    if let Some(origin) = origins.next() {
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        let is_same = authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host));
+        if origins.next().is_some() || !(is_same || of_proxies.allow_origin(origin)) {
+            return Err(format!(
+                "requests from pages of other sites are refused (Origin {origin:?}). If that is a proxy in front of this \
+                 relay, put its name into AdminHosts"
+            ));
         }
     }
     match headers.get(SEC_FETCH_SITE).map(|site| site.as_bytes()) {
@@ -79,8 +96,18 @@ mod tests {
             .collect()
     }
 
+    fn site_behind(lines: &[(&'static str, &str)], proxies: &str) -> Result<(), String> {
+        let of_proxies = if proxies.is_empty() {
+            AdminHosts::default()
+        } else {
+            AdminHosts::parse(proxies).unwrap()
+        };
+        let own = ["relay.example.com".into()];
+        check_site(&headers(lines), Names { own: &own, of_proxies: &of_proxies })
+    }
+
     fn site(lines: &[(&'static str, &str)]) -> Result<(), String> {
-        check_site(&headers(lines), &["relay.example.com".into()])
+        site_behind(lines, "")
     }
 
     #[test]
@@ -110,7 +137,44 @@ mod tests {
         assert!(site(&[]).is_err());
         let mut twice = headers(&[("host", "127.0.0.1")]);
         twice.append(HOST, "127.0.0.1".parse().unwrap());
-        assert!(check_site(&twice, &[]).is_err());
+        let of_proxies = AdminHosts::default();
+        assert!(check_site(&twice, Names { own: &[], of_proxies: &of_proxies }).is_err());
+    }
+
+    #[test]
+    fn a_proxy_keeps_the_host_or_writes_its_own() {
+        let page = ("origin", "https://relays.example.net");
+        let fetched = ("sec-fetch-site", "same-origin");
+        for host in ["relays.example.net", "127.0.0.1:8071", "relay.example.com"] {
+            let request = [("host", host), page, fetched];
+            assert_eq!(site_behind(&request, "relays.example.net"), Ok(()), "{host}");
+            assert!(site(&request).is_err(), "{host}");
+            assert!(site_behind(&request, "other.example.net").is_err(), "{host}");
+        }
+        let refused =
+            |lines: &[(&'static str, &str)]| site_behind(lines, "relays.example.net").is_err();
+        // Whoever else asks is refused as before.
+        assert!(refused(&[("host", "evil.example"), page]));
+        for host in ["relays.example.net", "127.0.0.1:8071"] {
+            for origin in [
+                "https://evil.example",
+                "https://relays.example.net:8443",
+                "null",
+                "https://localhost",
+            ] {
+                assert!(refused(&[("host", host), ("origin", origin)]), "{host} {origin}");
+            }
+            for site in ["cross-site", "same-site"] {
+                assert!(
+                    refused(&[("host", host), page, ("sec-fetch-site", site)]),
+                    "{host} {site}"
+                );
+            }
+        }
+        let mut twice = headers(&[("host", "127.0.0.1"), page]);
+        twice.append(ORIGIN, "https://evil.example".parse().unwrap());
+        let of_proxies = AdminHosts::parse("relays.example.net").unwrap();
+        assert!(check_site(&twice, Names { own: &[], of_proxies: &of_proxies }).is_err());
     }
 
     #[test]

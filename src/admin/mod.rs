@@ -5,19 +5,19 @@
 
 pub mod certificates;
 pub mod client;
+mod connections;
 mod greeting;
 mod guard;
 mod history;
 pub mod kind;
 mod page;
-mod places;
 mod routes;
 mod scrapes;
 mod view;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,9 +44,9 @@ use crate::log::limit::LineLimit;
 use crate::wire::foreign::Foreign;
 
 use certificates::Certificates;
+use connections::{ConnectionPermit, Connections};
 use history::History;
 use kind::Kind;
-use places::Places;
 use routes::Routes;
 use scrapes::Scrapes;
 
@@ -117,7 +117,17 @@ impl Admin {
 
     /// Serves one connection, whatever it is made of; returns when it is over.
     pub async fn serve(&self, kind: Kind, stream: impl AsyncRead + AsyncWrite + Unpin) {
-        serve(stream, kind, self.routes.clone(), self.stop.clone()).await;
+        let permit = Connections::default().admit(Ipv4Addr::LOCALHOST.into());
+        self.serve_permitted(kind, stream, &permit).await;
+    }
+
+    async fn serve_permitted(
+        &self,
+        kind: Kind,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        permit: &ConnectionPermit,
+    ) {
+        serve(stream, kind, self.routes.clone(), permit, self.stop.clone()).await;
     }
 
     /// Says why a caller is not served, unless that has been said often enough: strangers may call.
@@ -130,22 +140,26 @@ impl Admin {
     }
 
     async fn accept(&self, kind: Kind, listener: &Acceptor) {
-        let places = Places::default();
+        let connections = Connections::default();
         let accepting = Accepting::default();
         accept(
             listener,
             kind.purpose().callers,
             &accepting,
-            || Room::Enough,
+            // Before one is evicted it has had its turn: a request that is there is answered, however many wait behind it.
+            || if connections.is_full() { Room::Crowded } else { Room::Enough },
             |stream, address| {
-                let Some(place) = places.take(address.ip()) else {
-                    self.not_served(kind, address, &"too many connections are open");
-                    return;
-                };
+                let permit = connections.admit(address.ip());
                 let this = self.clone();
                 self.tasks.spawn(async move {
-                    this.connection(kind, stream, address).await;
-                    drop(place);
+                    tokio::select! {
+                        // A request that is there is answered.
+                        biased;
+                        () = this.connection(kind, stream, address, &permit) => {}
+                        () = permit.evicted() => {
+                            debug!(%address, "an HTTP connection is closed in favour of a new one");
+                        }
+                    }
                 });
             },
         )
@@ -153,7 +167,13 @@ impl Admin {
     }
 
     /// Takes a connection from accepting to its end.
-    async fn connection(&self, kind: Kind, stream: std::net::TcpStream, address: SocketAddr) {
+    async fn connection(
+        &self,
+        kind: Kind,
+        stream: std::net::TcpStream,
+        address: SocketAddr,
+        permit: &ConnectionPermit,
+    ) {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -188,12 +208,12 @@ impl Admin {
             return;
         }
         let Some(tls) = tls else {
-            return self.serve(kind, stream).await;
+            return self.serve_permitted(kind, stream, permit).await;
         };
         let handshake = timeout(TLS_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
         match self.stop.run_until_cancelled(handshake).await {
             None => {}
-            Some(Ok(Ok(stream))) => self.serve(kind, stream).await,
+            Some(Ok(Ok(stream))) => self.serve_permitted(kind, stream, permit).await,
             Some(Ok(Err(error))) => {
                 self.not_served(kind, address, &format_args!("no TLS with it: {error}"));
             }
@@ -207,8 +227,13 @@ fn no_handshake() -> String {
 }
 
 /// Serves one connection.
-async fn serve<S>(stream: S, kind: Kind, routes: Routes, stop: CancellationToken)
-where
+async fn serve<S>(
+    stream: S,
+    kind: Kind,
+    routes: Routes,
+    permit: &ConnectionPermit,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut stream = TimeoutStream::new(stream);
@@ -217,7 +242,10 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         asked.notify_one();
         let routes = routes.clone();
-        async move { Ok::<_, Infallible>(routes.answer(kind, request).await) }
+        async move {
+            let _answering = permit.begin_request();
+            Ok::<_, Infallible>(routes.answer(kind, request).await)
+        }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()

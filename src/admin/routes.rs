@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::config::admin_hosts::AdminHosts;
 use crate::config::parse::Token;
 use crate::handle::Handle;
 use crate::log::limit::LineLimit;
 use crate::state::sessions::{End, SessionId};
 
-use super::guard;
+use super::guard::{self, Names};
 use super::history::History;
 use super::kind::Kind;
 use super::page::PAGE;
@@ -94,7 +95,7 @@ impl Route {
         }
     }
 
-    /// Whether it is answered to those who show no token.
+    /// Whether it is answered to everybody.
     fn is_open(self) -> bool {
         matches!(self, Self::Live | Self::Ready)
     }
@@ -108,18 +109,16 @@ impl Routes {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let good = match kind {
-            Kind::Admin => guard::check_site(&head.headers, &self.names()),
-            // It is scraped under names that only its operator knows; but no page of anybody's has to read it.
-            Kind::Metrics => guard::check_origin(&head.headers),
-        };
-        if let Err(why) = good {
+        let route = Route::find(kind, head.uri.path());
+        // Whether it lives and is ready may be known by anybody: load balancers ask with no Host, or with one of their own.
+        let is_open = route.is_some_and(Route::is_open);
+        if !is_open && let Err(why) = self.check_site(kind, &head.headers) {
             return problem(StatusCode::FORBIDDEN, &why);
         }
-        let Some(route) = Route::find(kind, head.uri.path()) else {
+        let Some(route) = route else {
             return problem(StatusCode::NOT_FOUND, "there is nothing under this path");
         };
-        if !route.is_open() && !guard::is_authorized(&head.headers, self.token(kind).as_ref()) {
+        if !is_open && !guard::is_authorized(&head.headers, self.token(kind).as_ref()) {
             return unauthorized(route);
         }
         let asked = if head.method == Method::HEAD { &Method::GET } else { &head.method };
@@ -149,9 +148,17 @@ impl Routes {
         }
     }
 
-    /// Names of this relay that may stand in `Host`.
-    fn names(&self) -> [String; 2] {
-        [self.host_name.to_string(), self.handle.config().router.peer_address.to_string()]
+    /// Checks that no page of another site asks.
+    fn check_site(&self, kind: Kind, headers: &HeaderMap) -> Result<(), String> {
+        let config = self.handle.config();
+        match kind {
+            Kind::Admin => {
+                let own = [self.host_name.to_string(), config.router.peer_address.to_string()];
+                guard::check_site(headers, Names { own: &own, of_proxies: &config.admin_hosts })
+            }
+            // It is scraped under names that only its operator knows; but no page of anybody's has to read it.
+            Kind::Metrics => guard::check_origin(headers, &AdminHosts::default()),
+        }
     }
 
     fn token(&self, kind: Kind) -> Option<Token> {
@@ -243,7 +250,9 @@ impl Routes {
     }
 
     fn drain(&self) -> Answer {
-        if !self.handle.is_draining() {
+        if self.handle.is_draining() {
+            info!("an administrator asks the relay to stop, which it is doing already");
+        } else {
             info!("an administrator stops the relay");
         }
         self.handle.drain();

@@ -3,6 +3,7 @@
 //! [`load`] merges defaults, `relay.json` and the environment through figment, checks everything and reports all
 //! problems at once. A [`Config`] that exists is valid: nothing downstream checks a setting again.
 
+pub mod admin_hosts;
 pub mod exposed;
 mod file;
 mod json;
@@ -22,6 +23,7 @@ use std::time::{Duration, SystemTime};
 use crate::crypto::PublicKey;
 use crate::tls::{Part, ServerFiles, Source};
 
+use admin_hosts::AdminHosts;
 use networks::Networks;
 use parse::{Bandwidth, HostName, ListenAddress, Protocol, Token};
 use raw::{DEFAULT, RawSettings, RawValue};
@@ -77,6 +79,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `AdminToken`.
     pub admin_token: Option<Token>,
+    /// `AdminHosts`: names by which a proxy in front of the admin interface is known.
+    pub admin_hosts: AdminHosts,
     /// `MetricsToken`.
     pub metrics_token: Option<Token>,
     /// `MetricsTlsCertificate`, `MetricsTlsPrivateKey` and `MetricsTlsClientCa`; `None` is no TLS.
@@ -219,6 +223,7 @@ fn check(raw: &RawSettings, sources: &Sources, report: &mut Report) -> Option<Co
     let mut admin_listen = get.optional("AdminListen", parse::listen_address).map(Option::flatten);
     let metrics_listen = get.optional("MetricsListen", parse::listen_address).map(Option::flatten);
     let admin_token = get.optional("AdminToken", parse::token);
+    let admin_hosts = get.optional("AdminHosts", AdminHosts::parse);
     let metrics_token = get.optional("MetricsToken", parse::token);
     let metrics_tls = get.metrics_tls();
 
@@ -291,6 +296,13 @@ fn check(raw: &RawSettings, sources: &Sources, report: &mut Report) -> Option<Co
                 "{key} travels to {listen} without TLS: whoever is on the way can read it; {remedy}"
             ));
         }
+    }
+    if let (Some(Some(_)), Some(None)) = (&admin_hosts, &admin_token) {
+        report.warnings.push(
+            "AdminHosts is set without AdminToken: whoever reaches the proxy can see and stop everything, unless the \
+             proxy asks for a password itself"
+                .into(),
+        );
     }
     if let (Some(None), Some(Some(_))) = (metrics_listen, &metrics_token) {
         report.warn("MetricsToken is set, but MetricsListen is off");
@@ -371,6 +383,7 @@ fn check(raw: &RawSettings, sources: &Sources, report: &mut Report) -> Option<Co
             .then_some(Duration::from_secs(statistics_seconds?)),
         drain_timeout: drain_timeout?,
         admin_token: admin_token?,
+        admin_hosts: admin_hosts?.unwrap_or_default(),
         metrics_token: metrics_token?,
         metrics_tls: metrics_tls?,
         trace_peer_identity: trace_peer_identity?,
@@ -694,6 +707,7 @@ impl Config {
             ("TotalBandwidth", old.total_bandwidth != new.total_bandwidth),
             ("AdminListen", old.startup.admin_listen != new.startup.admin_listen),
             ("AdminToken", old.admin_token != new.admin_token),
+            ("AdminHosts", old.admin_hosts != new.admin_hosts),
             ("MetricsListen", old.startup.metrics_listen != new.startup.metrics_listen),
             ("MetricsToken", old.metrics_token != new.metrics_token),
             ("MetricsTlsCertificate", tls(old).0 != tls(new).0),

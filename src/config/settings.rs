@@ -71,6 +71,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("TotalBandwidth", None, Reload::Now),
     setting("AdminListen", Some("127.0.0.1:8071"), Reload::Restart),
     secret("AdminToken", Reload::Now),
+    list("AdminHosts"),
     setting("MetricsListen", Some("off"), Reload::Restart),
     secret("MetricsToken", Reload::Now),
     setting("MetricsTlsCertificate", None, Reload::Now),

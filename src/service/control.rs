@@ -27,6 +27,7 @@ use windows_sys::Win32::Foundation::{
 };
 
 use crate::handle::Handle;
+use crate::signals::{Command, MAX_WAITING};
 
 use super::{NAME, event_log};
 
@@ -36,17 +37,6 @@ const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(15);
 /// How often the manager hears that a stop goes on.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// Orders that may wait for the relay, which takes each at once.
-const MAX_WAITING: usize = 16;
-
-/// What somebody asks of the running relay, with what to call it in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    /// To stop; asked again, at once.
-    Stop(&'static str),
-    /// To read the configuration again.
-    Reload(&'static str),
-}
 
 /// Why the relay ended, with its exit status.
 pub struct Failed {

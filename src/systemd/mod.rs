@@ -38,14 +38,21 @@ pub async fn report(handle: Handle) {
 }
 
 /// Says that a reload has begun; [`reloaded`] must follow.
-pub async fn reloading() {
+pub async fn reloading(handle: &Handle) {
+    // One that stops is not ready again afterwards.
+    if handle.is_draining() {
+        return;
+    }
     // systemd wants to know from which moment on the new settings are read.
     let Ok(now) = NotifyState::monotonic_usec_now() else { return };
     tell(&[NotifyState::Reloading, now]).await;
 }
 
 /// Says that a reload is over, whatever came of it.
-pub async fn reloaded() {
+pub async fn reloaded(handle: &Handle) {
+    if handle.is_draining() {
+        return;
+    }
     tell(&[NotifyState::Ready]).await;
 }
 

@@ -124,9 +124,15 @@ impl Exporting {
         Some(layer.boxed())
     }
 
-    /// Delivers what is left, within a few seconds. Blocks; not for a thread of a runtime.
-    pub fn finish(self) {
-        let _ = self.provider.shutdown_with_timeout(LAST_DELIVERY);
+    /// Delivers what is left, within a few seconds, and no longer than until `at_once` is ready.
+    pub async fn finish(self, at_once: impl Future<Output = ()>) {
+        let provider = self.provider.clone();
+        let delivery =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_DELIVERY));
+        tokio::select! {
+            _ = delivery => {}
+            () = at_once => {}
+        }
         let (ended, delivered) = self.outcome.counts();
         if delivered < ended {
             warn!(

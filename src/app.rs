@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+#[cfg(target_os = "linux")]
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -101,6 +103,8 @@ impl Engine {
 pub struct App {
     peers: TcpListener,
     http: Vec<(Kind, TcpListener)>,
+    #[cfg(target_os = "linux")]
+    commands: Option<UnixListener>,
     certificates: Certificates,
     tracer: Tracer,
     handle: Handle,
@@ -146,7 +150,21 @@ impl App {
         let parts = Parts { loaded, key_base, address, log, workers, method, max_pipes };
         let handle = Handle::new(parts)?;
         let certificates = Certificates::load(handle.clone())?;
-        Ok(Self { peers, http, certificates, tracer, handle })
+        Ok(Self {
+            peers,
+            http,
+            #[cfg(target_os = "linux")]
+            commands: None,
+            certificates,
+            tracer,
+            handle,
+        })
+    }
+
+    /// Is found by commands on this machine through `listener`.
+    #[cfg(target_os = "linux")]
+    pub fn with_commands(self, listener: UnixListener) -> Self {
+        Self { commands: Some(listener), ..self }
     }
 
     /// Where it listens.
@@ -164,7 +182,9 @@ impl App {
     /// # Errors
     /// [`Failure`] when a part of it fails, which none should; the others are told to end.
     pub async fn run(self) -> Result<Stopped, Failure> {
-        let Self { peers: listener, http, certificates, tracer, handle } = self;
+        #[cfg(target_os = "linux")]
+        let commands = self.commands;
+        let Self { peers: listener, http, certificates, tracer, handle, .. } = self;
         let places = places(&listener, &http);
         let listen = |listener| Acceptor::new(listener).map_err(|_| Failure("accepting"));
         let listener = listen(listener)?;
@@ -195,6 +215,10 @@ impl App {
             everyone.clone(),
         );
         let admin = Admin::new(handle.clone(), certificates, everyone.clone());
+        #[cfg(target_os = "linux")]
+        if let Some(commands) = commands {
+            admin.serve_commands(commands);
+        }
         let mut router = tokio::spawn(router.run());
         let mut peers = tokio::spawn(async move { peers.run(listener).await });
         let mut admin = tokio::spawn(async move { admin.run(http).await });

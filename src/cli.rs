@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::node::AddressSource;
 
@@ -25,9 +25,16 @@ pub struct Arguments {
     #[arg(long, group = "action")]
     pub check_config: bool,
 
-    /// Ask the relay that runs here with the same configuration whether it works; exit status 0 or 1
-    #[arg(long, group = "action")]
-    pub healthcheck: bool,
+    /// Ask the relay that runs here whether it works (live), or whether it can serve peers (ready); exit status 0 or 1
+    #[arg(
+        long,
+        group = "action",
+        value_name = "PROBE",
+        value_enum,
+        num_args = 0..=1,
+        default_missing_value = "live"
+    )]
+    pub healthcheck: Option<Probe>,
 
     /// Check the whole installation step by step, and say what to do about each failure; exit status 0 or 1
     #[arg(long, group = "action")]
@@ -65,6 +72,15 @@ pub struct Arguments {
     /// Stop the Windows service
     #[arg(long, group = "action")]
     pub stop: bool,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Whether the process works: `/livez`
+    Live,
+    /// Whether it has a link to the Router and takes peers: `/readyz`
+    Ready,
 }
 
 impl Arguments {

@@ -9,12 +9,14 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use aspia_relay::admin::client;
+#[cfg(target_os = "linux")]
+use aspia_relay::admin::local;
 use aspia_relay::app::{App, Engine, Listeners, Stopped};
-use aspia_relay::cli::Arguments;
+use aspia_relay::cli::{Arguments, Probe};
 use aspia_relay::config::report::Report;
 use aspia_relay::config::settings::{self, Reload};
 use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
-use aspia_relay::config::{self, Config, Loaded, exposed};
+use aspia_relay::config::{self, Config, exposed};
 use aspia_relay::doctor::{self, Surroundings};
 use aspia_relay::handle::{Handle, Reloaded, StopStep};
 use aspia_relay::heap;
@@ -119,8 +121,8 @@ fn run(arguments: &Arguments) -> Outcome {
         create_config(&sources)
     } else if arguments.check_config {
         check_config(&sources, arguments.json)
-    } else if arguments.healthcheck {
-        healthcheck(&sources)
+    } else if let Some(probe) = arguments.healthcheck {
+        healthcheck(&sources, probe)
     } else if let Some(source) = &arguments.node_address {
         noted(&sources, node_address(&sources, source, arguments.output.as_deref()))
     } else if arguments.doctor {
@@ -217,15 +219,15 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
     result.and(answered)
 }
 
-fn healthcheck(sources: &Sources) -> Outcome {
+fn healthcheck(sources: &Sources, probe: Probe) -> Outcome {
     let failed = |message: String| (FAILED, message);
-    let Loaded { config, .. } =
-        config::load(sources).map_err(|invalid| failed(describe(&invalid)))?;
+    let loaded = config::load(sources);
+    let config = loaded.as_ref().map(|loaded| &loaded.config).map_err(|why| describe(why));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failed(error.to_string()))?;
-    runtime.block_on(client::healthcheck(&config)).map_err(failed)
+    runtime.block_on(client::healthcheck(sources, config, probe)).map_err(failed)
 }
 
 /// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address.
@@ -453,6 +455,14 @@ fn start(
         let app = App::bind(loaded, listeners, log, tracer, engine)
             .map_err(|error| (FAILED, error.to_string()))?;
         let handle = app.handle();
+        #[cfg(target_os = "linux")]
+        let app = match local::publish(sources, app.address().port()) {
+            Ok(listener) => app.with_commands(listener),
+            Err(error) => {
+                info!("commands find this relay by its configuration only: {error}");
+                app
+            }
+        };
         let commands =
             commands().map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
         let obeying = tokio::spawn(obey(handle.clone(), sources.clone(), commands));
@@ -522,7 +532,7 @@ fn stop(handle: &Handle, signal: &str) {
     match handle.stop_by_signal() {
         StopStep::Drain => info!("{signal}: stopping"),
         StopStep::ContinueDrain => {
-            info!("{signal}: the stop that an administrator asked for goes on")
+            info!("{signal}: the stop that an administrator asked for goes on");
         }
         StopStep::AtOnce => info!("{signal}: stopping at once"),
     }

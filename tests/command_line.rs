@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use relay_lab::router::{LabRouter, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const KEY: &str = include_str!("vectors/router.pub");
 
@@ -578,6 +579,133 @@ async fn one_signal_is_enough_when_nobody_is_here() {
     }
 }
 
+/// The pieces of a process's start that a signal may come in, slowed down: the process reads its environment's settings
+/// from a pipe that nobody has written to yet.
+#[tokio::test]
+async fn a_signal_during_the_start_is_not_lost_and_harms_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("relay.json");
+    for signals in [&["HUP", "HUP", "TERM"][..], &["INT"], &["TERM", "TERM"]] {
+        let _ = std::fs::remove_file(&pipe);
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let relay = Running::start(program().arg("--config").arg(&pipe));
+        handles_signals(&relay);
+        for signal in signals {
+            relay.signal(signal);
+        }
+        assert_eq!(relay.status(), Some(0), "{signals:?}");
+    }
+    // What was asked before the relay ran is done when it does.
+    let _ = std::fs::remove_file(&pipe);
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let relay = Running::start(program().arg("--config").arg(&pipe));
+    handles_signals(&relay);
+    relay.signal("HUP");
+    write(&pipe, 1, free_port(), KEY, "");
+    relay.line(" runs: ");
+    // The reload reads the pipe once more, and finds something wrong there: its end.
+    std::fs::write(&pipe, "{").unwrap();
+    relay.line("SIGHUP: nothing is changed");
+    relay.signal("TERM");
+    assert_eq!(relay.status(), Some(0));
+}
+
+/// Waits until a process has handlers for SIGHUP, SIGINT and SIGTERM.
+fn handles_signals(relay: &Running) {
+    const WANTED: u64 = 1 << 0 | 1 << 1 | 1 << 14;
+
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        if u64::from_str_radix(caught.trim(), 16).unwrap() & WANTED == WANTED {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it handles no signals: {caught}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// As in a container: the first process of a namespace ignores what it does not handle.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_first_process_of_a_container_stops_by_a_signal_at_its_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("relay.json");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--fork", "--pid", "--kill-child", env!("CARGO_BIN_EXE_aspia_relay")]);
+    unshare.arg("--config").arg(&pipe).env_clear().env("PATH", std::env::var("PATH").unwrap());
+    let mut outer = unshare.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", outer.id());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let inner = loop {
+        let child = std::fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        // SIGTERM is handled.
+        if caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << 14 != 0) {
+            break child;
+        }
+        if outer.try_wait().unwrap().is_some() {
+            relay_lab::skip("a first process", "unshare makes no namespace here");
+            return;
+        }
+        assert!(Instant::now() < deadline, "it handles no signals");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(Command::new("kill").args(["-s", "TERM", &inner]).status().unwrap().success());
+    assert_eq!(outer.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_drain_by_an_administrator_outlives_the_first_signal() {
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let more = r#", "DrainTimeout": "600s""#;
+    write(&path, router.address().port(), free_port(), &router.public_key().to_string(), more);
+    let mut command = program();
+    command.arg("--config").arg(&path).env("ASPIA_RELAY_ADMIN_LISTEN", admin.to_string());
+    let relay = Running::start(
+        command
+            .env("RUST_LOG", "info")
+            .env("ASPIA_LOG_TO_STDOUT", "0")
+            .env("ASPIA_LOG_TO_FILE", "1")
+            .env("TMPDIR", directory.path()),
+    );
+    relay.line(" runs: ");
+    router.keys(100).await;
+    let (mut client, mut host) = router.introduce().await.unwrap().connect_both().await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    host.read_exact(&mut [0]).await.unwrap();
+    let log = || {
+        let logs = std::fs::read_dir(directory.path().join("aspia")).unwrap();
+        logs.map(|log| std::fs::read_to_string(log.unwrap().path()).unwrap()).collect::<String>()
+    };
+    let logged = async |line: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !log().contains(line) {
+            assert!(Instant::now() < deadline, "{line} is not in {}", log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let drain = relay_lab::http::request(admin, "POST /drain", &[], "").await.unwrap();
+    assert_eq!(drain.status, 202);
+    relay.signal("TERM");
+    logged("SIGTERM: the stop that an administrator asked for goes on").await;
+    // The session goes on, and a reload is harmless.
+    relay.signal("HUP");
+    logged("SIGHUP: the configuration was read").await;
+    host.write_all(b"y").await.unwrap();
+    client.read_exact(&mut [0]).await.unwrap();
+    relay.signal("INT");
+    assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+    assert_eq!(relay.status(), Some(0));
+    assert!(log().contains("SIGINT: stopping at once"), "{}", log());
+}
+
 /// A descriptor for each of `count` silent connections to `port`.
 fn connections(port: u16, count: usize) -> Vec<std::net::TcpStream> {
     (0..count).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect()
@@ -914,6 +1042,62 @@ fn healthcheck_asks_the_admin_listener_or_the_peer_port() {
     assert_eq!(status, 1);
     assert!(stderr.contains("404") && stderr.contains("AdminListen"), "{stderr}");
     thread.join().unwrap();
+}
+
+/// A health check asks the relay that runs, whatever the file says by now; and that relay, not another one.
+#[cfg(target_os = "linux")]
+#[test]
+fn healthcheck_asks_the_relay_that_runs_whatever_the_file_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let (peer_port, admin_port) = (free_port(), free_port());
+    let admin = |port: u16| format!(r#", "AdminToken": "t", "AdminListen": "127.0.0.1:{port}""#);
+    write(&path, 1, peer_port, KEY, &admin(admin_port));
+    let command = |path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
+        command.env_clear().stdin(Stdio::null()).arg("--config").arg(path);
+        command
+    };
+    let healthcheck = |path: &Path, probe: &[&str]| {
+        let (status, _, stderr) = run(command(path).arg("--healthcheck").args(probe));
+        (status, stderr)
+    };
+    // Another relay with another file, beside it all the time.
+    let other_path = directory.path().join("other.json");
+    write(&other_path, 1, free_port(), KEY, r#", "AdminListen": "off""#);
+    let other = Running::start(&mut command(&other_path));
+    other.line(" runs: ");
+    assert_eq!(healthcheck(&path, &[]).0, 1);
+    let relay = Running::start(&mut command(&path));
+    relay.line(" runs: ");
+    let all_is_well = |what: &str| {
+        for probe in [&[][..], &["live"]] {
+            assert_eq!(healthcheck(&path, probe), (0, String::new()), "{what}");
+            assert_eq!(healthcheck(&other_path, probe), (0, String::new()), "{what}");
+        }
+        // There is no Router.
+        for path in [&path, &other_path] {
+            let (status, stderr) = healthcheck(path, &["ready"]);
+            assert!(status == 1 && stderr.contains("not ready: router-link"), "{what}: {stderr}");
+        }
+    };
+    all_is_well("as started");
+    std::fs::write(&path, "{\"AdminListen\": ").unwrap();
+    all_is_well("half a file");
+    write(&path, 1, free_port(), KEY, &admin(free_port()));
+    relay.signal("HUP");
+    relay.line("a restart is needed for");
+    all_is_well("what waits for a restart");
+    std::fs::remove_file(&path).unwrap();
+    all_is_well("no file");
+    // A relay that hangs is not well, and one that was killed leaves nothing behind.
+    relay.signal("STOP");
+    let (status, stderr) = healthcheck(&path, &[]);
+    assert!(status == 1 && stderr.contains("does not answer within 5 s"), "{stderr}");
+    drop(relay);
+    let (status, stderr) = healthcheck(&path, &[]);
+    assert!(status == 1 && stderr.contains("no relay that was started with"), "{stderr}");
+    assert_eq!(healthcheck(&other_path, &[]), (0, String::new()));
 }
 
 #[test]

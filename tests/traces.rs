@@ -651,6 +651,53 @@ async fn the_program_delivers_what_is_left_when_it_stops() {
     }
 }
 
+/// The program with a collector that takes connections and answers nobody: a second signal does not wait for it.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_does_not_wait_for_the_last_spans() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let router = LabRouter::start(Options::default()).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let port = relay_lab::port::free_port().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_aspia_relay"))
+            .env_clear()
+            .env("ASPIA_LOG_LEVEL", "0")
+            .env("ASPIA_RELAY_ADMIN_LISTEN", "off")
+            .env("ASPIA_RELAY_ROUTER_ADDRESS", "127.0.0.1")
+            .env("ASPIA_RELAY_ROUTER_PORT", router.address().port().to_string())
+            .env("ASPIA_RELAY_ROUTER_PUBLIC_KEY", router.public_key().to_string())
+            .env("ASPIA_RELAY_PEER_ADDRESS", "127.0.0.1")
+            .env("ASPIA_RELAY_PEER_PORT", port.to_string())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name())
+            .env("OTEL_BSP_SCHEDULE_DELAY", "600000")
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&log).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        router.wait_for(|view| !view.pool.is_empty()).await;
+        let pid = child.id().to_string();
+        let signal = |name: &str| {
+            assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        };
+        signal("TERM");
+        // Nobody is here, so that the relay itself has stopped at once: what is left is the span of the Router link.
+        let text = || std::fs::read_to_string(&log).unwrap();
+        while !text().contains("stopped=Drained") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        signal("TERM");
+        let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+        assert!(status.success(), "{protocol:?}");
+        assert!(text().contains("SIGTERM: stopping at once"), "{protocol:?}: {}", text());
+        assert!(text().contains("1 of 1 spans were not delivered"), "{protocol:?}: {}", text());
+    }
+}
+
 #[cfg(unix)]
 async fn check_program(protocol: Protocol) {
     let mut collector = Collector::start(protocol, None).await;

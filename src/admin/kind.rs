@@ -1,4 +1,4 @@
-//! The two listeners.
+//! The two listeners, and the socket of commands.
 
 use crate::listen::bind::Purpose;
 
@@ -27,4 +27,13 @@ impl Kind {
             },
         }
     }
+}
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interface {
+    /// At a listener.
+    Listener(Kind),
+    /// At the socket of commands on this machine: `/livez`, `/readyz` and `/instance`.
+    Commands,
 }

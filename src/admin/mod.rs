@@ -1,4 +1,4 @@
-//! HTTP: the admin listener and the metrics listener.
+//! HTTP: the admin listener, the metrics listener, and the socket of commands on this machine.
 //!
 //! Both are bounded in everything, so that whoever asks cannot hurt the relay: connections, the size of a head and of
 //! a body, the time for each, the life of a connection.
@@ -9,7 +9,10 @@ mod connections;
 mod greeting;
 mod guard;
 mod history;
+pub mod instance;
 pub mod kind;
+#[cfg(target_os = "linux")]
+pub mod local;
 mod page;
 mod routes;
 mod scrapes;
@@ -46,7 +49,7 @@ use crate::wire::foreign::Foreign;
 use certificates::Certificates;
 use connections::{ConnectionPermit, Connections};
 use history::History;
-use kind::Kind;
+use kind::{Interface, Kind};
 use routes::Routes;
 use scrapes::Scrapes;
 
@@ -115,19 +118,40 @@ impl Admin {
         self.tasks.wait().await;
     }
 
+    /// Answers commands on this machine, until `stop` is cancelled.
+    #[cfg(target_os = "linux")]
+    pub fn serve_commands(&self, listener: std::os::unix::net::UnixListener) {
+        let this = self.clone();
+        let connections = Connections::default();
+        let accept = local::accept(listener, move |stream| {
+            let (this, permit) = (this.clone(), connections.admit(Ipv4Addr::LOCALHOST.into()));
+            this.tasks.clone().spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = this.serve_permitted(Interface::Commands, stream, &permit) => {}
+                    () = permit.evicted() => {}
+                }
+            });
+        });
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(accept).await;
+        });
+    }
+
     /// Serves one connection, whatever it is made of; returns when it is over.
     pub async fn serve(&self, kind: Kind, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let permit = Connections::default().admit(Ipv4Addr::LOCALHOST.into());
-        self.serve_permitted(kind, stream, &permit).await;
+        self.serve_permitted(Interface::Listener(kind), stream, &permit).await;
     }
 
     async fn serve_permitted(
         &self,
-        kind: Kind,
+        interface: Interface,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         permit: &ConnectionPermit,
     ) {
-        serve(stream, kind, self.routes.clone(), permit, self.stop.clone()).await;
+        serve(stream, interface, self.routes.clone(), permit, self.stop.clone()).await;
     }
 
     /// Says why a caller is not served, unless that has been said often enough: strangers may call.
@@ -157,7 +181,8 @@ impl Admin {
                         biased;
                         () = this.connection(kind, stream, address, &permit) => {}
                         () = permit.evicted() => {
-                            debug!(%address, "an HTTP connection is closed in favour of a new one");
+                            let why = "too many connections are open, and it was idle the longest";
+                            this.not_served(kind, address, &why);
                         }
                     }
                 });
@@ -208,12 +233,14 @@ impl Admin {
             return;
         }
         let Some(tls) = tls else {
-            return self.serve_permitted(kind, stream, permit).await;
+            return self.serve_permitted(Interface::Listener(kind), stream, permit).await;
         };
         let handshake = timeout(TLS_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
         match self.stop.run_until_cancelled(handshake).await {
             None => {}
-            Some(Ok(Ok(stream))) => self.serve_permitted(kind, stream, permit).await,
+            Some(Ok(Ok(stream))) => {
+                self.serve_permitted(Interface::Listener(kind), stream, permit).await;
+            }
             Some(Ok(Err(error))) => {
                 self.not_served(kind, address, &format_args!("no TLS with it: {error}"));
             }
@@ -229,7 +256,7 @@ fn no_handshake() -> String {
 /// Serves one connection.
 async fn serve<S>(
     stream: S,
-    kind: Kind,
+    interface: Interface,
     routes: Routes,
     permit: &ConnectionPermit,
     stop: CancellationToken,
@@ -244,7 +271,7 @@ async fn serve<S>(
         let routes = routes.clone();
         async move {
             let _answering = permit.begin_request();
-            Ok::<_, Infallible>(routes.answer(kind, request).await)
+            Ok::<_, Infallible>(routes.answer(interface, request).await)
         }
     });
     let mut connection = std::pin::pin!(

@@ -21,6 +21,7 @@ use crate::state::sessions::{End, SessionId};
 
 use super::guard::{self, Names};
 use super::history::History;
+use super::kind::Interface::{self, Commands, Listener};
 use super::kind::Kind;
 use super::page::PAGE;
 use super::scrapes::Scrapes;
@@ -64,22 +65,25 @@ enum Route {
     Config,
     LogLevel,
     Drain,
+    Instance,
 }
 
 impl Route {
-    fn find(kind: Kind, path: &str) -> Option<Self> {
-        match (kind, path) {
+    fn find(interface: Interface, path: &str) -> Option<Self> {
+        match (interface, path) {
             (_, "/livez") => Some(Self::Live),
             (_, "/readyz") => Some(Self::Ready),
+            (Commands, "/instance") => Some(Self::Instance),
+            (Commands, _) => None,
             (_, "/metrics") => Some(Self::Metrics),
-            (Kind::Metrics, _) => None,
-            (Kind::Admin, "/") => Some(Self::Page),
-            (Kind::Admin, "/status") => Some(Self::Status),
-            (Kind::Admin, "/sessions") => Some(Self::Sessions),
-            (Kind::Admin, "/config") => Some(Self::Config),
-            (Kind::Admin, "/log-level") => Some(Self::LogLevel),
-            (Kind::Admin, "/drain") => Some(Self::Drain),
-            (Kind::Admin, path) => {
+            (Listener(Kind::Metrics), _) => None,
+            (Listener(Kind::Admin), "/") => Some(Self::Page),
+            (Listener(Kind::Admin), "/status") => Some(Self::Status),
+            (Listener(Kind::Admin), "/sessions") => Some(Self::Sessions),
+            (Listener(Kind::Admin), "/config") => Some(Self::Config),
+            (Listener(Kind::Admin), "/log-level") => Some(Self::LogLevel),
+            (Listener(Kind::Admin), "/drain") => Some(Self::Drain),
+            (Listener(Kind::Admin), path) => {
                 let number = path.strip_prefix("/sessions/")?;
                 Some(Self::Session(SessionId(number.parse().ok()?)))
             }
@@ -97,28 +101,28 @@ impl Route {
 
     /// Whether it is answered to everybody.
     fn is_open(self) -> bool {
-        matches!(self, Self::Live | Self::Ready)
+        matches!(self, Self::Live | Self::Ready | Self::Instance)
     }
 }
 
 impl Routes {
     /// Answers a request.
-    pub(super) async fn answer<B>(&self, kind: Kind, request: Request<B>) -> Answer
+    pub(super) async fn answer<B>(&self, interface: Interface, request: Request<B>) -> Answer
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let route = Route::find(kind, head.uri.path());
+        let route = Route::find(interface, head.uri.path());
         // Whether it lives and is ready may be known by anybody: load balancers ask with no Host, or with one of their own.
         let is_open = route.is_some_and(Route::is_open);
-        if !is_open && let Err(why) = self.check_site(kind, &head.headers) {
+        if !is_open && let Err(why) = self.check_site(interface, &head.headers) {
             return problem(StatusCode::FORBIDDEN, &why);
         }
         let Some(route) = route else {
             return problem(StatusCode::NOT_FOUND, "there is nothing under this path");
         };
-        if !is_open && !guard::is_authorized(&head.headers, self.token(kind).as_ref()) {
+        if !is_open && !guard::is_authorized(&head.headers, self.token(interface).as_ref()) {
             return unauthorized(route);
         }
         let asked = if head.method == Method::HEAD { &Method::GET } else { &head.method };
@@ -145,27 +149,32 @@ impl Routes {
             Route::Config => json_answer(StatusCode::OK, &self.handle.report().json()),
             Route::LogLevel => self.set_log_level(&head.headers, body).await,
             Route::Drain => self.drain(),
+            Route::Instance => json_answer(StatusCode::OK, &view::instance(&self.handle)),
         }
     }
 
     /// Checks that no page of another site asks.
-    fn check_site(&self, kind: Kind, headers: &HeaderMap) -> Result<(), String> {
+    fn check_site(&self, interface: Interface, headers: &HeaderMap) -> Result<(), String> {
         let config = self.handle.config();
-        match kind {
-            Kind::Admin => {
+        match interface {
+            Listener(Kind::Admin) => {
                 let own = [self.host_name.to_string(), config.router.peer_address.to_string()];
                 guard::check_site(headers, Names { own: &own, of_proxies: &config.admin_hosts })
             }
             // It is scraped under names that only its operator knows; but no page of anybody's has to read it.
-            Kind::Metrics => guard::check_origin(headers, &AdminHosts::default()),
+            Listener(Kind::Metrics) | Commands => {
+                guard::check_origin(headers, &AdminHosts::default())
+            }
         }
     }
 
-    fn token(&self, kind: Kind) -> Option<Token> {
+    fn token(&self, interface: Interface) -> Option<Token> {
         let config = self.handle.config();
-        match kind {
-            Kind::Admin => config.admin_token.clone(),
-            Kind::Metrics => config.metrics_token.clone(),
+        match interface {
+            Listener(Kind::Admin) => config.admin_token.clone(),
+            Listener(Kind::Metrics) => config.metrics_token.clone(),
+            // It has nothing that would need one.
+            Commands => None,
         }
     }
 

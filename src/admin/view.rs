@@ -70,6 +70,19 @@ pub(super) fn status(handle: &Handle, history: &History) -> Value {
     })
 }
 
+/// `GET /instance`, for commands on this machine: where the relay listens, by the settings in force. `admin` and `metrics`
+/// are addresses by which this machine reaches them.
+pub(super) fn instance(handle: &Handle) -> Value {
+    let startup = handle.config().startup.clone();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "peers": handle.address().to_string(),
+        "admin": startup.admin_listen.map(|listen| listen.local().to_string()),
+        "metrics": startup.metrics_listen.map(|listen| listen.local().to_string()),
+    })
+}
+
 /// `GET /sessions`: at most `limit` of those with a number above `after`.
 pub(super) fn sessions(handle: &Handle, after: u64, limit: usize) -> Value {
     let all = handle.state().sessions();

@@ -222,6 +222,7 @@ mod tests {
             missing: Vec::new(),
             status: Err("401".to_owned()),
             settings: Vec::new(),
+            listens_on: None,
             holders: Vec::new(),
         }))
     }

@@ -86,7 +86,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
         let (config, report) = self.configuration(sources);
         self.secrets(sources, &report);
         match config {
-            Some(config) => self.installation(&config, &report).await,
+            Some(config) => self.installation(sources, &config, &report).await,
             None => self.note_all(NEED_CONFIGURATION.iter().map(|step| {
                 Step::skipped(step, "not looked at: the configuration is wrong, mend that first")
             })),
@@ -96,12 +96,12 @@ impl<S: FnMut(&Step)> Doctor<S> {
     }
 
     /// The steps of [`NEED_CONFIGURATION`].
-    async fn installation(&mut self, config: &Config, report: &ConfigReport) {
+    async fn installation(&mut self, sources: &Sources, config: &Config, report: &ConfigReport) {
         self.note_all(router::check(config).await);
         let addresses = address::resolve(config).await;
         self.note(addresses.step.clone());
         let site = self.surroundings.site;
-        let running = Running::ask(config, site).await;
+        let running = Running::ask(sources, config, site).await;
         let (port, listener) = Port::look(config, &running, site);
         self.note(port.step(config));
         // From here to the end of the pairing a relay that starts would find the port taken.

@@ -138,6 +138,7 @@ mod tests {
                 .map(|listen| json!({ "peers": { "listen": listen } }))
                 .ok_or_else(|| "401".to_owned()),
             settings: Vec::new(),
+            listens_on: None,
             holders: holders.to_vec(),
         }))
     }

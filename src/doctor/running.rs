@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::admin::client;
 use crate::config::report::Report as ConfigReport;
+use crate::config::sources::Sources;
 use crate::config::{Config, Startup};
 use crate::listen::port_holder::{self, Holder, Owner};
 
@@ -32,17 +33,55 @@ pub(super) struct Relay {
     pub(super) status: Result<Value, String>,
     /// Keys and values of `/config`.
     pub(super) settings: Vec<(String, String)>,
+    /// Where it listens for peers, as it has published.
+    pub(super) listens_on: Option<SocketAddr>,
     /// The processes that hold the port of the admin listener, as far as they can be seen.
     pub(super) holders: Vec<Holder>,
 }
 
+/// What a relay has published.
+struct Instance {
+    peers: SocketAddr,
+    admin: Option<SocketAddr>,
+    /// What `/readyz` misses.
+    missing: Vec<String>,
+}
+
+impl Instance {
+    async fn find(sources: &Sources, config: &Config) -> Option<Self> {
+        let relay = client::Relay::find(sources, Some(config)).await?;
+        let (_, body) = relay.ask("/instance").await.ok()?;
+        let told: Value = serde_json::from_slice(&body).ok()?;
+        let address = |key: &str| told[key].as_str().and_then(|address| address.parse().ok());
+        let (_, ready) = relay.ask("/readyz").await.ok()?;
+        let (peers, admin) = (address("peers")?, address("admin"));
+        Some(Self { peers, admin, missing: missing(&ready)? })
+    }
+
+    fn without_admin_interface(&self) -> Running {
+        let why = "AdminListen is off there: with it, the doctor can say whether the key pool is empty, and why";
+        Running::Relay(Box::new(Relay {
+            missing: self.missing.clone(),
+            status: Err(why.to_owned()),
+            settings: Vec::new(),
+            listens_on: Some(self.peers),
+            holders: port_holder::find(self.peers.port()),
+        }))
+    }
+}
+
 impl Running {
-    /// Asks.
-    pub(super) async fn ask(config: &Config, site: Site) -> Self {
-        let Some(listen) = config.startup.admin_listen else {
-            return Self::Off;
+    /// Asks the relay that `sources` are of; where it has not published itself, the one that `config` leads to.
+    pub(super) async fn ask(sources: &Sources, config: &Config, site: Site) -> Self {
+        let instance = Instance::find(sources, config).await;
+        let address = match &instance {
+            Some(Instance { admin: Some(admin), .. }) => *admin,
+            Some(instance) => return instance.without_admin_interface(),
+            None => match config.startup.admin_listen {
+                Some(listen) => listen.local(),
+                None => return Self::Off,
+            },
         };
-        let address = listen.local();
         let missing = match client::ask(address, "/readyz", None).await {
             Ok((status, body)) => match missing(&body) {
                 Some(missing) => missing,
@@ -75,7 +114,8 @@ impl Running {
             missing,
             status: get("/status").await,
             settings,
-            holders: port_holder::find(listen.port),
+            listens_on: instance.map(|instance| instance.peers),
+            holders: port_holder::find(address.port()),
         }))
     }
 
@@ -185,7 +225,9 @@ fn settings(config: &Value) -> Vec<(String, String)> {
 impl Relay {
     /// Where it says that it listens for peers.
     pub(super) fn listens_on(&self) -> Option<SocketAddr> {
-        self.status.as_ref().ok()?["peers"]["listen"].as_str()?.parse().ok()
+        let status = self.status.as_ref().ok();
+        let told = status.and_then(|status| status["peers"]["listen"].as_str()?.parse().ok());
+        told.or(self.listens_on)
     }
 
     fn judge(&self, config: &Config, report: &ConfigReport, site: Site) -> Step {
@@ -358,6 +400,7 @@ mod tests {
                 "sessions": { "active": active, "limit": 10 },
             })),
             settings: Vec::new(),
+            listens_on: None,
             holders: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aspia_relay::app::Stopped;
+use aspia_relay::handle::StopStep;
 use relay_lab::log::CapturedLog;
 use relay_lab::relay::{Lab, config};
 use relay_lab::traffic;
@@ -150,18 +151,61 @@ async fn without_a_drain_timeout_everything_ends_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_request_stops_at_once() {
+async fn a_second_signal_stops_at_once() {
     let lab = lab(&[("DrainTimeout", "600s")]).await;
     let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
     let handle = lab.relay.handle().clone();
     let start = Instant::now();
-    handle.drain();
+    assert_eq!(handle.stop_by_signal(), StopStep::Drain);
     sleep(5 * SECOND).await;
     assert!(handle.is_draining());
-    handle.stop();
+    assert_eq!(handle.stop_by_signal(), StopStep::AtOnce);
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
     assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::AtOnce);
     assert!(start.elapsed() < 6 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_signal_continues_a_drain_and_gives_it_no_more_time() {
+    let lab = lab(&[("DrainTimeout", "20s")]).await;
+    let (mut client, mut host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+    let handle = lab.relay.handle().clone();
+    let start = Instant::now();
+    // A preStop hook or an administrator, perhaps twice; then the signal of whoever stops the process.
+    handle.drain();
+    sleep(5 * SECOND).await;
+    handle.drain();
+    assert_eq!(handle.stop_by_signal(), StopStep::ContinueDrain);
+    sleep(5 * SECOND).await;
+    host.write_all(b"x").await.unwrap();
+    client.read_exact(&mut [0]).await.unwrap();
+    // An administrator who asks again does not make it the second signal either.
+    handle.drain();
+    sleep(5 * SECOND).await;
+    host.write_all(b"x").await.unwrap();
+    client.read_exact(&mut [0]).await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+    assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::TimedOut);
+    assert!((19 * SECOND..21 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_signal_counts_also_where_a_drain_came_before_or_between() {
+    for drains_first in [true, false] {
+        let lab = lab(&[("DrainTimeout", "600s")]).await;
+        let (mut client, _host) = lab.router.introduce().await.unwrap().session().await.unwrap();
+        let handle = lab.relay.handle().clone();
+        if drains_first {
+            handle.drain();
+            assert_eq!(handle.stop_by_signal(), StopStep::ContinueDrain);
+        } else {
+            assert_eq!(handle.stop_by_signal(), StopStep::Drain);
+            handle.drain();
+        }
+        assert_eq!(handle.stop_by_signal(), StopStep::AtOnce);
+        assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+        assert_eq!(lab.relay.stopped().await.unwrap(), Stopped::AtOnce);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,7 +105,7 @@ impl Proxy {
             }
         }
         assert_eq!(self.request("GET /status", &[&host, same]).await.status, 401, "{program}");
-        assert_eq!(self.request("GET /readyz", &[&host]).await.status, 200, "{program}");
+        assert_eq!(self.request("GET /livez", &[&host]).await.status, 200, "{program}");
     }
 }
 

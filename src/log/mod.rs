@@ -164,9 +164,10 @@ impl LogSettings {
     }
 
     fn carried_by_stdout(&self, event: &Metadata<'_>) -> bool {
-        let takes_all = !self.stderr && must_be_seen(event);
         // On a terminal and in the log of a container stdout and stderr are one: what ends the program is said once.
-        self.stdout && event.target() != FATAL && (takes_all || self.handle.would_enable(event))
+        let on_stderr = self.stderr && event.target() == FATAL;
+        let takes_all = !self.stderr && must_be_seen(event);
+        self.stdout && !on_stderr && (takes_all || self.handle.would_enable(event))
     }
 
     fn carried_by_stderr(&self, event: &Metadata<'_>) -> bool {
@@ -217,8 +218,7 @@ impl LogSettings {
             // Spans are for traces: lines do not repeat what is in them.
             let filter = filter_fn(move |event| event.is_event() && carries(&settings, event));
             let index = index?;
-            let writer =
-                outputs.writer(index, |event| must_be_seen(event) && event.target() != FATAL);
+            let writer = outputs.writer(index, must_be_seen);
             Some((writer, filter))
         };
         let stdout = layer(stdout, Self::carried_by_stdout);
@@ -436,6 +436,7 @@ mod tests {
         let closed = LogSettings { stderr: false, ..settings(&[]) };
         assert_eq!(goes(&closed, HERE, Level::WARN), (true, false));
         assert_eq!(goes(&closed, HERE, Level::INFO), (false, false));
+        assert_eq!(goes(&closed, FATAL, Level::ERROR), (true, false));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::config::admin_hosts::AdminHosts;
 use crate::config::parse::Token;
 use crate::handle::Handle;
 use crate::log::limit::LineLimit;
+use crate::printable;
 use crate::state::sessions::{End, SessionId};
 
 use super::guard::{self, Names};
@@ -146,7 +147,11 @@ impl Routes {
             }
             Route::Sessions => self.sessions(head.uri.query().unwrap_or_default()).await,
             Route::Session(id) => self.end_session(id),
-            Route::Config => json_answer(StatusCode::OK, &self.handle.report().json()),
+            // Often read on a terminal, where its values must not act.
+            Route::Config => {
+                let config = printable::json(&self.handle.report().json().to_string());
+                answer(StatusCode::OK, "application/json", config)
+            }
             Route::LogLevel => self.set_log_level(&head.headers, body).await,
             Route::Drain => self.drain(),
             Route::Instance => json_answer(StatusCode::OK, &view::instance(&self.handle)),

@@ -27,30 +27,32 @@ pub(super) fn read(sources: &Sources, was_there: bool, report: &mut Report) -> O
             report.file = FileState::Read;
             return Some(content);
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let advice = how_to_get(sources);
-            match dangling(&sources.path) {
-                Some((link, target)) => format!(
-                    "a file, but {} is a link to {}, which does not exist; correct the link, or remove it",
-                    link.display(),
-                    target.display()
-                ),
-                None if was_there => format!(
-                    "the file that the relay has read before, and it is gone; put it back. To run without it, \
-                     restart the relay ({advice})"
-                ),
-                None if sources.path_is_explicit => format!(
-                    "an existing file, since --config or ASPIA_RELAY_CONFIG names it; {advice}"
-                ),
-                None => {
-                    report.file = FileState::Absent;
-                    return None;
-                }
+        Err(error) if error.kind() == ErrorKind::NotFound => match dangling(&sources.path) {
+            Some((link, target)) => format!(
+                "a file, but {} is a link to {}, which does not exist; correct the link, or remove it",
+                link.display(),
+                target.display()
+            ),
+            None if was_there => {
+                let left = left_by_version_3(&sources.path);
+                format!(
+                    "the file that the relay has read before, and it is gone; put it back, or restart the relay to run \
+                     without it{}",
+                    left.map_or(String::new(), |left| format!(" ({left})"))
+                )
             }
-        }
+            None if sources.path_is_explicit => format!(
+                "an existing file, since --config or ASPIA_RELAY_CONFIG names it; {}",
+                how_to_get(sources)
+            ),
+            None => {
+                report.file = FileState::Absent;
+                return None;
+            }
+        },
         Err(error) => format!(
             "a file that can be read ({error}){}",
-            to_let_read(&error, &sources.path, sources)
+            how_to_read(&error, &sources.path, sources)
         ),
     };
     report.problems.push(Problem {
@@ -141,10 +143,16 @@ pub(super) fn left_by_version_3(path: &Path) -> Option<String> {
     }
 }
 
-/// How to let this process read a file, where that is what is wrong; to stand behind other words.
-pub(super) fn to_let_read(error: &io::Error, path: &Path, sources: &Sources) -> String {
-    if error.kind() != ErrorKind::PermissionDenied {
-        return String::new();
+/// What to do about a file that this process cannot read, to stand behind other words; empty where the error says it all.
+pub(super) fn how_to_read(error: &io::Error, path: &Path, sources: &Sources) -> String {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {}
+        ErrorKind::IsADirectory => {
+            return "; it is a directory, which Docker makes where a file is to be mounted that does not exist: remove it, \
+                    and mount the directory that holds the file"
+                .to_owned();
+        }
+        _ => return String::new(),
     }
     let file = path.display();
     if cfg!(windows) {
@@ -165,7 +173,7 @@ pub(super) fn to_let_read(error: &io::Error, path: &Path, sources: &Sources) -> 
 }
 
 /// What to do where no default file can be written, to stand behind other words.
-pub(super) fn to_let_write(error: &io::Error, in_container: bool) -> &'static str {
+pub(super) fn how_to_write(error: &io::Error, in_container: bool) -> &'static str {
     match error.kind() {
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied if in_container => {
             "; in a container it is the host's to write: there, docker run --rm --user 0 -v DIRECTORY:/etc/aspia IMAGE \
@@ -218,11 +226,13 @@ mod tests {
         let denied = io::Error::from(ErrorKind::PermissionDenied);
         let read_only = io::Error::from(ErrorKind::ReadOnlyFilesystem);
         let file = Path::new("/etc/aspia/relay.json");
-        let inside = to_let_read(&denied, file, &sources(file, true));
+        let inside = how_to_read(&denied, file, &sources(file, true));
         assert!(inside.contains("in this container") && !inside.contains("chgrp"), "{inside}");
-        assert_eq!(to_let_read(&read_only, file, &sources(file, true)), "");
+        assert_eq!(how_to_read(&read_only, file, &sources(file, true)), "");
+        let directory = io::Error::from(ErrorKind::IsADirectory);
+        assert!(how_to_read(&directory, file, &sources(file, true)).contains("Docker makes"));
         for error in [&denied, &read_only] {
-            assert!(to_let_write(error, true).contains("--user 0"), "{error}");
+            assert!(how_to_write(error, true).contains("--user 0"), "{error}");
         }
         let directory = tempfile::tempdir().unwrap();
         let there = directory.path().display();

@@ -520,7 +520,7 @@ impl Getter<'_> {
         if let Some(Source::File(path)) = value.map(|value| Source::new(&value.text))
             && let Err(error) = std::fs::File::open(&path)
         {
-            expected += &file::to_let_read(&error, &path, self.sources);
+            expected += &file::how_to_read(&error, &path, self.sources);
         }
         self.report.problems.push(Problem {
             key: key.into(),
@@ -632,7 +632,7 @@ impl CreateError {
     /// What to do about it, to stand behind the error; empty where that says it all.
     pub fn advice(&self, in_container: bool) -> &'static str {
         match self {
-            Self::Io { error, .. } => file::to_let_write(error, in_container),
+            Self::Io { error, .. } => file::how_to_write(error, in_container),
             Self::Exists(_) | Self::Dangling(_) => "",
         }
     }

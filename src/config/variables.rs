@@ -188,7 +188,7 @@ fn note_misspelt(environment: &[(String, String)], report: &mut Report) {
 fn read_value_file(path: &str, sources: &Sources) -> Result<String, String> {
     let path = Path::new(path);
     let content = file::read_at_most(path, MAX_VALUE_FILE).map_err(|error| {
-        let advice = file::to_let_read(&error, path, sources);
+        let advice = file::how_to_read(&error, path, sources);
         format!("the path of a file that can be read ({error}){advice}")
     })?;
     let text = file::text(&content).map_err(|why| format!("a file of UTF-8 text; it is {why}"))?;

@@ -238,6 +238,28 @@ mod tests {
         choice.tries(router).into_iter().map(|(dialect, _)| dialect.name()).collect()
     }
 
+    #[tokio::test]
+    async fn what_worked_belongs_to_one_router_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = listener.local_addr().unwrap();
+        let at = |host| RouterConfig {
+            address: parse::host(host).unwrap(),
+            ..router(Protocol::Auto, there.port())
+        };
+        let mut choice = Choice::default();
+        let (address, _) = choice.dial(&at("127.0.0.1")).await.unwrap();
+        assert_eq!(address, there);
+        choice.dialer.as_mut().unwrap().worked(address);
+        let known = |choice: &Choice| format!("{:?}", choice.dialer.as_ref().unwrap());
+        // Another port of the same Router: its address is the same.
+        let elsewhere = RouterConfig { port: 1, ..at("127.0.0.1") };
+        assert!(choice.dial(&elsewhere).await.is_err());
+        assert!(known(&choice).contains(&there.to_string()), "{}", known(&choice));
+        // Another Router.
+        assert!(choice.dial(&at("127.0.0.2")).await.is_err());
+        assert_eq!(known(&choice), "Dialer(127.0.0.2, last good: None)");
+    }
+
     #[test]
     fn every_dialect_can_be_set_and_every_setting_is_a_dialect() {
         let dialects = DIALECTS.map(|dialect| dialect.generation());

@@ -130,6 +130,15 @@ impl Withdrawn {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Drops them, `batch` at a time, and calls `pause` after each batch: whoever frees memory without a pause keeps other
+    /// threads from the heap.
+    pub fn wipe(self, batch: usize, mut pause: impl FnMut()) {
+        let mut keys = self.0.into_values();
+        while keys.by_ref().take(batch).map(drop).count() > 0 {
+            pause();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -390,6 +399,19 @@ mod tests {
         assert_eq!(keys.expire(now + KEY_LIFETIME, ALL), [KeyId(0)]);
         assert_eq!(keys.used(KeyId(0), now), Used::Unknown);
         assert_eq!(keys.order(9, ALL).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn withdrawn_keys_are_wiped_with_pauses() {
+        let mut keys = Keys::new(10, 0);
+        drop(keys.link_up());
+        let ids = fill(&mut keys);
+        let held: Vec<_> =
+            ids.iter().map(|id| Arc::downgrade(&keys.find(*id, Instant::now()).unwrap())).collect();
+        let left = || held.iter().filter(|key| key.strong_count() > 0).count();
+        let mut seen = Vec::new();
+        keys.link_lost().wipe(4, || seen.push(left()));
+        assert_eq!(seen, [6, 2, 0]);
     }
 
     #[test]

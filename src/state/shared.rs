@@ -24,6 +24,8 @@ use super::{Admission, ReadyPeer, Refusal, State};
 
 /// Keys that expire under one hold of the lock.
 const EXPIRY_BATCH: usize = 256;
+/// Pause after each [`EXPIRY_BATCH`] of keys that are wiped on another thread: the heap has one lock for all.
+const WIPING_PAUSE: Duration = Duration::from_millis(1);
 /// Sessions that are listed under one hold of the lock.
 const PAGE: usize = 512;
 /// Sessions end at most this much later than their time: they are looked at together.
@@ -153,7 +155,9 @@ fn drop_elsewhere(withdrawn: Withdrawn) {
     if withdrawn.len() > EXPIRY_BATCH
         && let Ok(runtime) = Handle::try_current()
     {
-        runtime.spawn_blocking(move || drop(withdrawn));
+        runtime.spawn_blocking(move || {
+            withdrawn.wipe(EXPIRY_BATCH, || std::thread::sleep(WIPING_PAUSE));
+        });
     }
 }
 

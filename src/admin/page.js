@@ -194,7 +194,7 @@ function showState() {
   $("draining").hidden = locked || !status?.draining;
   if (state === "fresh") {
     const waits = isUnconfirmed(status.router);
-    const word = (name) => (name === "router-link" && waits ? "waiting whether the Router keeps the link" : MISSING[name] ?? name);
+    const word = (name) => (name === "router-link" && waits ? "waiting to see whether the Router keeps the link" : MISSING[name] ?? name);
     const words = status.missing.map(word).join(", ");
     if (status.ready) tone($("ready"), "ok", "Ready");
     else tone($("ready"), status.draining || waits ? "warn" : "bad", `Not ready: ${words}`);

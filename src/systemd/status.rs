@@ -15,7 +15,7 @@ pub(super) fn running(link: &LinkStatus, counts: Counts) -> String {
             let waiting = if *is_confirmed {
                 ""
             } else {
-                "; authenticated, waiting whether it keeps the link"
+                "; authenticated, waiting to see whether it keeps the link"
             };
             format!("Router {address} ({version}, {dialect} dialect){waiting}")
         }
@@ -64,7 +64,8 @@ mod tests {
             cipher: Cipher::Aes256Gcm,
         });
         let expected = "7 of 100 sessions; Router 192.0.2.1:8060 (2.7.0, 2.x dialect)";
-        let waiting = format!("{expected}; authenticated, waiting whether it keeps the link");
+        let waiting =
+            format!("{expected}; authenticated, waiting to see whether it keeps the link");
         assert_eq!(running(&link, COUNTS), waiting);
         link.link.as_mut().unwrap().is_confirmed = true;
         assert_eq!(running(&link, COUNTS), expected);

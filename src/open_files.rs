@@ -10,8 +10,9 @@ const PIPE: u64 = 2;
 /// Descriptors of a thread that forwards, as measured: what its runtime watches sockets with and is woken by.
 const WORKER: u64 = 4;
 /// Descriptors that are open while the relay runs, whatever it does: the standard ones and their copies for the log (5), a
-/// log file, the runtimes of the main thread and of traces with what signals wake them by (12), the listening sockets (3),
-/// the Router link, the collector, the service manager. There are 40 at most; the rest is for what nobody has thought of.
+/// log file, the runtimes of the main thread, of signals and of traces with what signals wake them by (16), the listening
+/// sockets (3), that of commands with its connections (9), the Router link, the collector, the service manager. There are 53
+/// at most; the rest is for what nobody has thought of.
 const BASE: u64 = 64;
 /// Connections to both HTTP listeners.
 const HTTP: u64 = 2 * 64;

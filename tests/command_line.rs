@@ -1084,6 +1084,9 @@ fn healthcheck_asks_the_relay_that_runs_whatever_the_file_says() {
     all_is_well("as started");
     std::fs::write(&path, "{\"AdminListen\": ").unwrap();
     all_is_well("half a file");
+    let (status, stdout, _) = run(command(&path).arg("--doctor"));
+    assert_eq!(status, 1);
+    assert!(stdout.contains("it goes on with the configuration that it read before"), "{stdout}");
     write(&path, 1, free_port(), KEY, &admin(free_port()));
     relay.signal("HUP");
     relay.line("a restart is needed for");
@@ -1096,7 +1099,10 @@ fn healthcheck_asks_the_relay_that_runs_whatever_the_file_says() {
     assert!(status == 1 && stderr.contains("does not answer within 5 s"), "{stderr}");
     drop(relay);
     let (status, stderr) = healthcheck(&path, &[]);
-    assert!(status == 1 && stderr.contains("no relay that was started with"), "{stderr}");
+    assert!(
+        status == 1 && stderr.contains("no relay, or more than one, that was started with"),
+        "{stderr}"
+    );
     assert_eq!(healthcheck(&other_path, &[]), (0, String::new()));
 }
 

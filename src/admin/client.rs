@@ -56,7 +56,8 @@ pub async fn healthcheck(
     }
     let config = config.map_err(|why| {
         format!(
-            "no relay that was started with {} runs here, and where one may listen is not known: {why}",
+            "no relay, or more than one, that was started with {} runs here, and where the one that is meant may listen is not \
+             known: {why}",
             sources.path.display()
         )
     })?;

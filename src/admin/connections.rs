@@ -20,8 +20,18 @@ const IPV6_PREFIX: u32 = 64;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The connections of one listener; cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Connections(Arc<Mutex<Table>>);
+#[derive(Debug, Clone)]
+pub(super) struct Connections {
+    table: Arc<Mutex<Table>>,
+    /// Most at once.
+    limit: usize,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self::new(MAX_CONNECTIONS)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -65,15 +75,20 @@ pub(super) struct ConnectionPermit {
 pub(super) struct RequestGuard<'a>(&'a ConnectionPermit);
 
 impl Connections {
+    /// None yet; at most `limit` at once.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { table: Arc::default(), limit }
+    }
+
     /// Takes a new connection from `address`, and evicts another one where there are too many.
     pub(super) fn admit(&self, address: IpAddr) -> ConnectionPermit {
         let caller = caller(address);
-        let limit = if caller.is_loopback() { MAX_CONNECTIONS } else { MAX_PER_ADDRESS };
+        let own_limit = if caller.is_loopback() { self.limit } else { MAX_PER_ADDRESS };
         let mut table = self.lock();
         let now = Instant::now();
-        if table.open.iter().filter(|entry| entry.caller == caller).count() >= limit {
+        if table.open.iter().filter(|entry| entry.caller == caller).count() >= own_limit {
             table.evict(now, |entry| entry.caller == caller);
-        } else if table.open.len() >= MAX_CONNECTIONS {
+        } else if table.open.len() >= self.limit {
             table.evict(now, |_| true);
         }
         let (number, evicted) = (table.next_number, CancellationToken::new());
@@ -91,11 +106,11 @@ impl Connections {
 
     /// Whether the next connection evicts one.
     pub(super) fn is_full(&self) -> bool {
-        self.lock().open.len() >= MAX_CONNECTIONS
+        self.lock().open.len() >= self.limit
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -31,6 +31,10 @@ impl Kind {
 
 /// Where a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "only Linux has the socket of commands")
+)]
 pub(super) enum Interface {
     /// At a listener.
     Listener(Kind),

@@ -61,6 +61,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Commands on this machine that are answered at once: few descriptors are kept for them.
+#[cfg(target_os = "linux")]
+const MAX_COMMANDS: usize = 8;
 /// Longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection is kept; then it ends with the request that it is at.
@@ -122,7 +125,7 @@ impl Admin {
     #[cfg(target_os = "linux")]
     pub fn serve_commands(&self, listener: std::os::unix::net::UnixListener) {
         let this = self.clone();
-        let connections = Connections::default();
+        let connections = Connections::new(MAX_COMMANDS);
         let accept = local::accept(listener, move |stream| {
             let (this, permit) = (this.clone(), connections.admit(Ipv4Addr::LOCALHOST.into()));
             this.tasks.clone().spawn(async move {

@@ -25,7 +25,9 @@ use crate::trace;
 use crate::trace::settings::TraceSettings;
 
 use port::Port;
-use report::{CONFIGURATION, NEED_CONFIGURATION, Report, SECRET_FILES, Step, TRACE_COLLECTOR};
+use report::{
+    CONFIGURATION, NEED_CONFIGURATION, RUNNING_RELAY, Report, SECRET_FILES, Step, TRACE_COLLECTOR,
+};
 use running::Running;
 use site::Site;
 
@@ -87,9 +89,16 @@ impl<S: FnMut(&Step)> Doctor<S> {
         self.secrets(sources, &report);
         match config {
             Some(config) => self.installation(sources, &config, &report).await,
-            None => self.note_all(NEED_CONFIGURATION.iter().map(|step| {
-                Step::skipped(step, "not looked at: the configuration is wrong, mend that first")
-            })),
+            None => {
+                let running = running::without_configuration(sources).await;
+                self.note_all(NEED_CONFIGURATION.iter().map(|step| match &running {
+                    Some(running) if *step == RUNNING_RELAY => running.clone(),
+                    _ => Step::skipped(
+                        step,
+                        "not looked at: the configuration is wrong, mend that first",
+                    ),
+                }));
+            }
         }
         self.collector(sources).await;
         self.note(machine::pipes(pipe::probe()));

@@ -39,6 +39,22 @@ pub(super) struct Relay {
     pub(super) holders: Vec<Holder>,
 }
 
+/// The step where the configuration is wrong; `None` where no relay has published itself. A relay that runs has read an
+/// earlier one.
+pub(super) async fn without_configuration(sources: &Sources) -> Option<Step> {
+    let Instance { peers, missing, .. } = Instance::find(sources, None).await?;
+    let beginning = format!(
+        "one listens on {peers}; it goes on with the configuration that it read before this one was wrong"
+    );
+    Some(match missing.as_slice() {
+        [] => Step::hint(RUNNING_RELAY, format!("{beginning}, and is ready")),
+        missing => Step::failed(
+            RUNNING_RELAY,
+            format!("{beginning}, and is not ready ({}); its log says why", missing.join(", ")),
+        ),
+    })
+}
+
 /// What a relay has published.
 struct Instance {
     peers: SocketAddr,
@@ -48,8 +64,8 @@ struct Instance {
 }
 
 impl Instance {
-    async fn find(sources: &Sources, config: &Config) -> Option<Self> {
-        let relay = client::Relay::find(sources, Some(config)).await?;
+    async fn find(sources: &Sources, config: Option<&Config>) -> Option<Self> {
+        let relay = client::Relay::find(sources, config).await?;
         let (_, body) = relay.ask("/instance").await.ok()?;
         let told: Value = serde_json::from_slice(&body).ok()?;
         let address = |key: &str| told[key].as_str().and_then(|address| address.parse().ok());
@@ -73,7 +89,7 @@ impl Instance {
 impl Running {
     /// Asks the relay that `sources` are of; where it has not published itself, the one that `config` leads to.
     pub(super) async fn ask(sources: &Sources, config: &Config, site: Site) -> Self {
-        let instance = Instance::find(sources, config).await;
+        let instance = Instance::find(sources, Some(config)).await;
         let address = match &instance {
             Some(Instance { admin: Some(admin), .. }) => *admin,
             Some(instance) => return instance.without_admin_interface(),

@@ -1,6 +1,6 @@
 //! What the kernel knows of a TCP connection: round-trip time, retransmissions, what is unsent.
 //!
-//! Unsafe code is here, in `listen::acceptor`, in `systemd::activation`, in `heap` and, on Windows, in `service` only. The
+//! Unsafe code is here, in `listen::acceptor`, in `systemd::activation`, in `heap`, in a test of `forward::half_closed` and, on Windows, in `service` only. The
 //! option `TCP_INFO` cannot be read without it: neither the standard library nor `socket2` has it, and the structure of the
 //! C library ends before the fields that matter here. The kernel writes as many bytes as it knows of, at offsets that
 //! never change (`struct tcp_info` of linux/tcp.h).

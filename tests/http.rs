@@ -87,7 +87,7 @@ async fn every_metric_and_value_is_there_from_the_start() {
     let key_events = "issued paired expired dropped";
     series.extend(outcomes("aspia_relay_key_events_total", "event", key_events));
     let peers = "paired timeout unknown_key bad_message bad_secret rate_limited denied \
-                 pending_limit closed draining";
+                 pending_limit closed error draining";
     series.extend(outcomes("aspia_relay_peer_connections_total", "outcome", peers));
     let all_ends = "closed reset idle disconnected max_duration drain error";
     series.extend(outcomes("aspia_relay_sessions_total", "end", all_ends));

@@ -19,6 +19,7 @@ const REASONS = {
   denied: "The address is not allowed here.",
   pending_limit: "Too many connections wait to be paired (MaxPendingPeers).",
   closed: "Went away before it was paired.",
+  error: "The relay or its system failed; the log says at what.",
   draining: "Came while the relay was draining.",
 };
 

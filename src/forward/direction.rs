@@ -306,7 +306,7 @@ impl Direction {
             }
             Err(error) => {
                 pipe.give_back();
-                work.pipes.refused(&error);
+                work.pipes.refused(&error, from);
                 self.pace = Pace::Copying(0);
                 self.copy(from, to, most, work)
             }
@@ -338,7 +338,7 @@ impl Direction {
                     Err(error) => {
                         // What is in the pipe is taken out again, and written at the next turn.
                         let bytes = Rest::keep(&pipe.empty(count)?);
-                        work.pipes.refused(&error);
+                        work.pipes.refused(&error, to);
                         self.pace = Pace::Copying(0);
                         Some(Held::Bytes { bytes, done: 0 })
                     }

@@ -38,7 +38,7 @@ impl Ending {
 }
 
 /// Whether an error can only say that the connection is over, and not that the system refused the call.
-pub(super) fn is_of_connection(error: &io::Error) -> bool {
+pub fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
 
     matches!(
@@ -55,11 +55,14 @@ pub(super) fn is_of_connection(error: &io::Error) -> bool {
     )
 }
 
+/// What Windows says where it refuses a call: WSAEFAULT, WSAEINVAL, WSAENOTSOCK, WSAENOBUFS. It has more names for
+/// connections that are over than the standard library has kinds.
+const OF_WINDOWS: [i32; 4] = [10014, 10022, 10038, 10055];
+
 /// Whether the error of a read or a write says that the connection of `stream` is over.
 fn is_end_of(error: &io::Error, stream: &TcpStream) -> bool {
     is_of_connection(error)
-        // Windows has more names for connections that are over than the standard library has kinds.
-        || cfg!(windows)
+        || (cfg!(windows) && !error.raw_os_error().is_some_and(|code| OF_WINDOWS.contains(&code)))
         // A router on the way can have a connection fail with nearly any error (EACCES, EPROTO, EMSGSIZE ...), which a
         // sandbox may choose as well: the state of the connection tells the two apart.
         || tcp_info::read(stream).is_some_and(|info| info.closed)

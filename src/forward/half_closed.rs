@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::state::sessions::Traffic;
 use crate::tcp_info;
 
 use super::failure::Ending;
+use super::socket::Sockets;
 
 /// The watch of one peer.
 pub(super) struct HalfClosed {
@@ -27,9 +27,6 @@ pub(super) struct HalfClosed {
     /// Ends when the connection has failed; why, where the system says. `None` where the sockets had to be let go.
     failure: Option<Failure>,
 }
-
-/// The two connections of a session.
-type Sockets = [TcpStream; 2];
 
 type Failure = Pin<Box<dyn Future<Output = Option<std::io::Error>> + Send>>;
 
@@ -50,9 +47,10 @@ impl HalfClosed {
         self.failure = None;
     }
 
-    /// When the partner was told that nothing more comes.
-    pub(super) fn since(&self) -> Instant {
-        self.since
+    /// Since when the partner has been told that nothing more comes, if nothing was moved after that: otherwise it may not
+    /// have noticed yet.
+    pub(super) fn silent_since(&self, traffic: &Traffic) -> Option<Instant> {
+        (traffic.bytes() == self.bytes).then_some(self.since)
     }
 
     /// Ready with how the connection of the peer with this number ended.
@@ -94,7 +92,7 @@ mod tests {
     use std::time::Duration;
 
     use socket2::{SockRef, TcpKeepalive};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     /// The relay's end of a connection, and the peer's.
     async fn connection() -> (TcpStream, TcpStream) {

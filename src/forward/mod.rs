@@ -10,7 +10,7 @@
 
 mod direction;
 mod discard;
-mod failure;
+pub mod failure;
 mod half_closed;
 pub mod metrics;
 #[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
@@ -28,8 +28,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
+use crate::deadline::timeout_at;
 use crate::state::sessions::{End, Traffic};
 use crate::tcp_info;
 
@@ -42,6 +43,7 @@ use throttle::{Account, Throttle};
 
 pub use direction::{BUDGET, Method};
 pub use discard::{LINGER, QUIET, RATE as DISCARD_RATE};
+pub use socket::Sockets;
 
 /// How soon, and later how often, it is looked whether everything is delivered: less than the time to most peers and
 /// back, and not a load for those who take long.
@@ -59,9 +61,6 @@ pub struct Forwarding {
     /// Limits on bandwidth.
     pub throttle: Arc<Throttle>,
 }
-
-/// The two connections of a session.
-pub type Sockets = [TcpStream; 2];
 
 /// Both directions of a session: the first is from the first socket to the second. Whenever it is not being polled, it
 /// can be taken apart, and nothing is lost when another one goes on with the same sockets.
@@ -213,7 +212,10 @@ impl Forward {
         };
         let watch = self.half_closed.get_or_insert_with(|| Box::new(HalfClosed::new(traffic, now)));
         let ending = ready!(watch.poll(context, sockets, finished, traffic));
-        let since = watch.since();
+        // A partner that still sends has to be given the whole time from now on.
+        let partner = &sockets[1 - finished];
+        let silent_since = watch.silent_since(traffic).filter(|_| !readiness::has_unread(partner));
+        let since = silent_since.unwrap_or(now);
         self.half_closed = None;
         self.directions[1 - finished].receiver_lost(ending, &sockets[finished], since);
         Poll::Ready(())

@@ -30,7 +30,7 @@ impl Pipes {
     }
 
     /// Nobody has a pipe that could be refused.
-    pub(super) fn refused(&self, _error: &io::Error) {}
+    pub(super) fn refused(&self, _error: &io::Error, _stream: &TcpStream) {}
 }
 
 /// A pipe in use, which cannot be.

@@ -17,7 +17,10 @@ use rustix::io::Errno;
 use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
 };
+use tokio::net::TcpStream;
 use tracing::warn;
+
+use crate::tcp_info;
 
 use super::metrics::ForwardMetrics;
 
@@ -165,13 +168,15 @@ impl Pipes {
         Some(Lease { pipe: Some(pipe?), pipes: self.clone() })
     }
 
-    /// The kernel refused to move bytes through a pipe, which the caller then copies. Where it will refuse again, nobody gets
-    /// a pipe any more.
-    pub(super) fn refused(&self, error: &io::Error) {
+    /// The kernel refused to move bytes of `stream` through a pipe, which the caller then copies. Where it will refuse again,
+    /// nobody gets a pipe any more. The error of a connection that is over says nothing of others: a router on the way can
+    /// have it fail with nearly any error.
+    pub(super) fn refused(&self, error: &io::Error, stream: &TcpStream) {
         self.fallbacks().inc();
-        let is_for_good =
-            Errno::from_io_error(error).is_some_and(|errno| FOR_GOOD.contains(&errno));
-        if is_for_good {
+        if tcp_info::read(stream).is_some_and(|info| info.closed) {
+            return;
+        }
+        if Errno::from_io_error(error).is_some_and(|errno| FOR_GOOD.contains(&errno)) {
             let is_first = !self.0.refused.swap(true, Ordering::Relaxed);
             let kept = std::mem::take(&mut *self.kept());
             kept.iter().for_each(|_| self.closed());
@@ -266,5 +271,37 @@ impl Drop for Lease {
         if self.pipe.take().is_some() {
             self.pipes.closed();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::Registry;
+
+    #[tokio::test]
+    async fn only_a_connection_that_is_alive_shows_that_splice_is_refused_for_good() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (there, _) = listener.accept().await.unwrap();
+        let pipes = Pipes::new(2, ForwardMetrics::new(&Registry::new()).unwrap());
+        socket2::SockRef::from(&there).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(there);
+        while !tcp_info::read(&here).unwrap().closed {
+            tokio::task::yield_now().await;
+        }
+        for errno in FOR_GOOD {
+            pipes.refused(&errno.into(), &here);
+            assert!(pipes.take().is_some(), "{errno:?} of a dead connection");
+        }
+        let alive = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        for errno in [Errno::NOMEM, Errno::IO, Errno::NOBUFS] {
+            pipes.refused(&errno.into(), &alive);
+            assert!(pipes.take().is_some(), "{errno:?} may pass");
+        }
+        pipes.take().unwrap().give_back();
+        pipes.refused(&Errno::PERM.into(), &alive);
+        assert!(pipes.take().is_none());
+        assert_eq!(pipes.gauge().get(), 0, "no pipe is kept that is of no use");
     }
 }

@@ -7,6 +7,9 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+/// The two connections of a session.
+pub type Sockets = [TcpStream; 2];
+
 /// Bytes copied at a time, at most.
 const CHUNK: usize = 64 * 1024;
 

@@ -2,6 +2,7 @@
 
 use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
+use crate::forward::failure::is_of_connection;
 use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
 use crate::state::Refusal;
 use crate::state::pairing::PairingError;
@@ -30,6 +31,8 @@ labels! {
         PendingLimit = "pending_limit",
         /// It closed, or its connection failed.
         Closed = "closed",
+        /// The relay or its system failed.
+        Error = "error",
         /// The relay stops.
         Draining = "draining",
     }
@@ -38,6 +41,11 @@ labels! {
 impl From<&PeerError> for Connection {
     fn from(error: &PeerError) -> Self {
         match error {
+            PeerError::FirstMessage(FirstMessageError::Io(error)) | PeerError::Io(error)
+                if !is_of_connection(error) =>
+            {
+                Self::Error
+            }
             PeerError::FirstMessage(FirstMessageError::Closed | FirstMessageError::Io(_))
             | PeerError::WentAway
             | PeerError::Io(_) => Self::Closed,
@@ -116,5 +124,27 @@ impl PeerMetrics {
     /// How many connections had each outcome.
     pub fn connections(&self) -> &Counters<Connection> {
         &self.connections
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    use crate::metrics::Label;
+
+    #[test]
+    fn what_the_system_fails_at_is_not_counted_as_a_peer_that_closed() {
+        let outcome = |error: &PeerError| Connection::from(error).name();
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        // As when the kernel registers no more sockets.
+        let system = || io::Error::from(io::ErrorKind::OutOfMemory);
+        assert_eq!(outcome(&PeerError::Io(reset())), "closed");
+        assert_eq!(outcome(&PeerError::Io(system())), "error");
+        let reading = |error| PeerError::FirstMessage(FirstMessageError::Io(error));
+        assert_eq!(outcome(&reading(reset())), "closed");
+        assert_eq!(outcome(&reading(system())), "error");
+        assert_eq!(outcome(&FirstMessageError::Closed.into()), "closed");
     }
 }

@@ -96,7 +96,12 @@ impl Refusals {
 
     /// Says why, unless too much has been said already.
     fn say(&self, address: SocketAddr, outcome: Connection, why: &dyn fmt::Display) {
-        if self.lines.get(outcome.index()).is_some_and(LineLimit::allows) {
+        if !self.lines.get(outcome.index()).is_some_and(LineLimit::allows) {
+            return;
+        }
+        if outcome == Connection::Error {
+            warn!(%address, "peer lost, by a failure of this system: {why}");
+        } else {
             info!(%address, "peer refused: {why}");
         }
     }

@@ -17,6 +17,7 @@ pub mod shared;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -132,6 +133,11 @@ impl<W> State<W> {
         self.pauses.look(now);
     }
 
+    /// Time in which nobody looked at the clock, since the last call.
+    pub fn take_unreported_pause(&mut self) -> Duration {
+        self.pauses.take_unreported()
+    }
+
     /// The Router gave a key to two peers.
     pub fn key_used(&mut self, id: KeyId, now: Instant) -> Used {
         self.keys.used(id, self.pauses.running(now))
@@ -216,12 +222,12 @@ impl<W> State<W> {
 
     /// Asks sessions to end that last too long; see [`Overdue::end`].
     pub fn end_overdue(&self, overdue: &mut Overdue, now: Instant) -> Instant {
-        overdue.end(&self.sessions, now)
+        overdue.end(&self.sessions, &self.pauses, now)
     }
 
     /// Changes how long sessions may last; see [`Overdue::set_limits`].
     pub fn set_limits(&self, overdue: &mut Overdue, limits: Limits, now: Instant) -> usize {
-        overdue.set_limits(limits, &self.sessions, now)
+        overdue.set_limits(limits, &self.sessions, &self.pauses, now)
     }
 
     /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.

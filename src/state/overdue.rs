@@ -9,15 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::pauses::Pauses;
 use super::sessions::{End, Session, SessionId, Sessions};
 
 /// Where new limits are stricter, those that are over them already end one after the other within this time, so that their
 /// peers do not come back all at once. Longer than at the end of a drain: nobody waits for it.
 pub const SPREAD: Duration = Duration::from_secs(10);
-
-/// A task that runs so much later than it wanted to was not merely behind others: the process was stopped or suspended, or
-/// got no CPU.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// How soon a session that is suspected to be idle is looked at again, if it is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -35,8 +32,6 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Overdue {
     limits: Limits,
-    /// From when to when the process did not run, the last time that it did not.
-    pause: Option<(Instant, Instant)>,
     /// Sessions that may not end before this time, though they are over a limit.
     spared: HashMap<SessionId, Instant>,
 }
@@ -44,42 +39,38 @@ pub struct Overdue {
 impl Overdue {
     /// Decides by these limits.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, pause: None, spared: HashMap::new() }
-    }
-
-    /// The process runs at `now`, and wanted to run at `wanted`. Gives for how long it did not, where that is long.
-    pub fn note_run(&mut self, wanted: Instant, now: Instant) -> Option<Duration> {
-        let late = now.saturating_duration_since(wanted);
-        if late < PAUSE {
-            return None;
-        }
-        self.pause = Some((wanted, now));
-        Some(late)
+        Self { limits, spared: HashMap::new() }
     }
 
     /// Decides by other limits from `now` on. Gives the number of sessions that are over them already and were not over the
-    /// earlier ones: those end within [`SPREAD`], the oldest first.
-    pub fn set_limits(&mut self, limits: Limits, sessions: &Sessions, now: Instant) -> usize {
+    /// earlier ones: those end within [`SPREAD`], the oldest first. Those that had to wait for their end still do.
+    pub fn set_limits(
+        &mut self,
+        limits: Limits,
+        sessions: &Sessions,
+        pauses: &Pauses,
+        now: Instant,
+    ) -> usize {
         let earlier = std::mem::replace(&mut self.limits, limits);
         if limits == earlier {
             return 0;
         }
-        let is_over = |limits, session: &Session| self.deadline(limits, session) <= now;
+        let is_over = |limits, session: &Session| deadline(limits, session, pauses) <= now;
         let mut over: Vec<SessionId> = sessions
             .iter()
-            .filter(|session| session.is_forwarding())
+            .filter(|session| session.is_forwarding() && !self.spared.contains_key(&session.id))
             .filter(|session| is_over(limits, session) && !is_over(earlier, session))
             .map(|session| session.id)
             .collect();
         over.sort_unstable();
         let count = u32::try_from(over.len()).unwrap_or(u32::MAX).max(1);
-        self.spared = (0..).zip(&over).map(|(i, id)| (*id, now + SPREAD * i / count)).collect();
+        self.spared.extend((0..).zip(&over).map(|(i, id)| (*id, now + SPREAD * i / count)));
         over.len()
     }
 
     /// Asks the sessions to end that are overdue at `now`. Gives when to look again: before that, no session is overdue,
     /// not even one that begins after this. Costs a look at each session.
-    pub fn end(&mut self, sessions: &Sessions, now: Instant) -> Instant {
+    pub fn end(&mut self, sessions: &Sessions, pauses: &Pauses, now: Instant) -> Instant {
         self.spared.retain(|_, until| *until > now);
         let Limits { idle, longest } = self.limits;
         let mut next = now + longest.map_or(idle, |longest| longest.min(idle));
@@ -88,31 +79,27 @@ impl Overdue {
                 next = next.min(*until);
             } else if longest.is_some_and(|longest| session.started + longest <= now) {
                 session.stop(End::MaxDuration);
-            } else if self.idle_end(idle, session) <= now {
+            } else if idle_end(idle, session, pauses) <= now {
                 session.stop_if_idle(session.traffic.last_moved());
                 next = next.min(now + LOOK_AGAIN);
             } else {
-                next = next.min(self.deadline(self.limits, session));
+                next = next.min(deadline(self.limits, session, pauses));
             }
         }
         next
     }
+}
 
-    /// When the session is over one of the limits.
-    fn deadline(&self, Limits { idle, longest }: Limits, session: &Session) -> Instant {
-        let idle_end = self.idle_end(idle, session);
-        longest.map_or(idle_end, |longest| idle_end.min(session.started + longest))
-    }
+/// When a session is over one of the limits.
+fn deadline(Limits { idle, longest }: Limits, session: &Session, pauses: &Pauses) -> Instant {
+    let idle_end = idle_end(idle, session, pauses);
+    longest.map_or(idle_end, |longest| idle_end.min(session.started + longest))
+}
 
-    /// When the session has been idle for too long. A pause of the process does not count.
-    fn idle_end(&self, idle: Duration, session: &Session) -> Instant {
-        let since = session.traffic.last_moved();
-        match self.pause {
-            Some((began, ended)) if since < began => since + idle + (ended - began),
-            Some((_, ended)) if since < ended => ended + idle,
-            _ => since + idle,
-        }
-    }
+/// When a session has been idle for too long. Pauses of the process do not count.
+fn idle_end(idle: Duration, session: &Session, pauses: &Pauses) -> Instant {
+    let since = session.traffic.last_moved();
+    since + idle + pauses.lost_since(since)
 }
 
 #[cfg(test)]
@@ -149,28 +136,29 @@ mod tests {
     fn overdue_sessions_are_asked_to_end_and_the_next_deadline_is_known() {
         let begin = Instant::now();
         let (mut sessions, mut overdue) = (Sessions::default(), Overdue::new(limits(MINUTE, None)));
+        let pauses = Pauses::default();
         // One that begins in the next moment is overdue then.
-        assert_eq!(overdue.end(&sessions, begin), begin + MINUTE);
+        assert_eq!(overdue.end(&sessions, &pauses, begin), begin + MINUTE);
         let quiet = start(&mut sessions, begin);
         let busy = start(&mut sessions, begin + SECOND);
         busy.traffic.record(1, begin + 30 * SECOND);
-        assert_eq!(overdue.end(&sessions, begin + 59 * SECOND), begin + MINUTE);
+        assert_eq!(overdue.end(&sessions, &pauses, begin + 59 * SECOND), begin + MINUTE);
         assert_eq!(asked(&quiet), (None, None));
         // It may turn out not to be idle.
-        assert_eq!(overdue.end(&sessions, begin + MINUTE), begin + MINUTE + LOOK_AGAIN);
+        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + MINUTE + LOOK_AGAIN);
         assert_eq!(asked(&quiet), (None, Some(begin)));
         quiet.traffic.record_drained(begin + 59 * SECOND);
-        assert_eq!(overdue.end(&sessions, begin + MINUTE), begin + 90 * SECOND);
+        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + 90 * SECOND);
         sessions.end(quiet.id);
 
         let mut overdue = Overdue::new(limits(MINUTE, Some(80 * SECOND)));
-        assert_eq!(overdue.end(&sessions, begin + MINUTE), begin + 81 * SECOND);
+        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + 81 * SECOND);
         // One that was told to end is not waited for.
-        assert_eq!(overdue.end(&sessions, begin + 81 * SECOND), begin + 141 * SECOND);
+        assert_eq!(overdue.end(&sessions, &pauses, begin + 81 * SECOND), begin + 141 * SECOND);
         assert_eq!(asked(&busy), (Some(End::MaxDuration), None));
         let lingering = start(&mut sessions, begin);
         lingering.over.store(true, Ordering::Relaxed);
-        overdue.end(&sessions, begin + 200 * SECOND);
+        overdue.end(&sessions, &pauses, begin + 200 * SECOND);
         assert_eq!(asked(&lingering), (None, None));
     }
 
@@ -179,23 +167,23 @@ mod tests {
         let begin = Instant::now();
         let (mut sessions, mut overdue) = (Sessions::default(), Overdue::new(limits(MINUTE, None)));
         let session = start(&mut sessions, begin);
-        assert_eq!(overdue.note_run(begin + 10 * SECOND, begin + 11 * SECOND), None);
-        let paused = overdue.note_run(begin + 30 * SECOND, begin + 300 * SECOND);
-        assert_eq!(paused, Some(270 * SECOND));
-        // Half a minute of idle time was left.
-        assert_eq!(overdue.end(&sessions, begin + 300 * SECOND), begin + 330 * SECOND);
+        let mut pauses = Pauses::default();
+        pauses.look(begin + 30 * SECOND);
+        // Stopped for 272 seconds, and soon once more, for 32; two of each could have passed in a process that runs.
+        pauses.look(begin + 302 * SECOND);
+        let end = overdue.end(&sessions, &pauses, begin + 302 * SECOND);
+        assert_eq!(end, begin + MINUTE + 270 * SECOND);
+        pauses.look(begin + 304 * SECOND);
+        pauses.look(begin + 336 * SECOND);
+        let end = overdue.end(&sessions, &pauses, begin + 336 * SECOND);
+        assert_eq!(end, begin + MINUTE + 300 * SECOND);
         assert_eq!(asked(&session), (None, None));
-        overdue.end(&sessions, begin + 330 * SECOND);
+        overdue.end(&sessions, &pauses, begin + 360 * SECOND);
         assert_eq!(asked(&session), (None, Some(begin)));
-        // What moved after the pause counts as always.
-        session.traffic.record(1, begin + 310 * SECOND);
-        assert_eq!(overdue.end(&sessions, begin + 330 * SECOND), begin + 370 * SECOND);
-        // One whose last byte is from within the pause, by the clock of a thread that went on.
-        let other = start(&mut sessions, begin + 100 * SECOND);
-        overdue.end(&sessions, begin + 359 * SECOND);
-        assert_eq!(asked(&other), (None, None));
-        overdue.end(&sessions, begin + 360 * SECOND);
-        assert_eq!(asked(&other), (None, Some(begin + 100 * SECOND)));
+        // What moved after the pauses counts as always.
+        session.traffic.record(1, begin + 340 * SECOND);
+        let end = overdue.end(&sessions, &pauses, begin + 360 * SECOND);
+        assert_eq!(end, begin + 400 * SECOND);
     }
 
     #[test]
@@ -203,18 +191,22 @@ mod tests {
         let stricter = [limits(MINUTE, Some(90 * SECOND)), limits(SECOND, None)];
         for (stricter, causes) in stricter.into_iter().zip([true, false]) {
             let begin = Instant::now();
-            let mut sessions = Sessions::default();
+            let (mut sessions, pauses) = (Sessions::default(), Pauses::default());
             let mut overdue = Overdue::new(limits(10 * MINUTE, None));
             let old: Vec<_> = (0..5).map(|_| start(&mut sessions, begin)).collect();
             let now = begin + 5 * MINUTE;
             old.iter().for_each(|session| session.traffic.record(1, now - 50 * SECOND));
             let young = start(&mut sessions, now);
-            assert_eq!(overdue.set_limits(stricter, &sessions, now), 5);
-            assert_eq!(overdue.set_limits(stricter, &sessions, now), 0, "nothing has changed");
+            assert_eq!(overdue.set_limits(stricter, &sessions, &pauses, now), 5);
+            assert_eq!(
+                overdue.set_limits(stricter, &sessions, &pauses, now),
+                0,
+                "nothing has changed"
+            );
             let mut ended = Vec::new();
             for step in 0_u32..40 {
                 let now = now + SPREAD * step / 40;
-                overdue.end(&sessions, now);
+                overdue.end(&sessions, &pauses, now);
                 let is_asked = |session: &&Arc<Session>| match asked(session) {
                     (None, None) => false,
                     asked => {
@@ -238,13 +230,32 @@ mod tests {
     #[test]
     fn sessions_that_are_spared_go_on_when_the_limits_are_relaxed_again() {
         let begin = Instant::now();
-        let mut sessions = Sessions::default();
+        let (mut sessions, pauses) = (Sessions::default(), Pauses::default());
         let mut overdue = Overdue::new(limits(10 * MINUTE, None));
         let both = [start(&mut sessions, begin), start(&mut sessions, begin)];
         let now = begin + 5 * MINUTE;
-        assert_eq!(overdue.set_limits(limits(MINUTE, None), &sessions, now), 2);
-        assert_eq!(overdue.set_limits(limits(10 * MINUTE, None), &sessions, now), 0);
-        overdue.end(&sessions, now + SPREAD);
+        assert_eq!(overdue.set_limits(limits(MINUTE, None), &sessions, &pauses, now), 2);
+        assert_eq!(overdue.set_limits(limits(10 * MINUTE, None), &sessions, &pauses, now), 0);
+        overdue.end(&sessions, &pauses, now + SPREAD);
         assert!(both.iter().all(|session| asked(session) == (None, None)));
+    }
+
+    #[test]
+    fn a_second_reload_does_not_end_at_once_those_that_wait_for_their_end() {
+        let begin = Instant::now();
+        let (mut sessions, pauses) = (Sessions::default(), Pauses::default());
+        let mut overdue = Overdue::new(limits(10 * MINUTE, None));
+        let old: Vec<_> = (0..5).map(|_| start(&mut sessions, begin)).collect();
+        let first = begin + 5 * MINUTE;
+        let second = first + 3 * SECOND;
+        assert_eq!(overdue.set_limits(limits(2 * MINUTE, None), &sessions, &pauses, first), 5);
+        // Stricter still, when one has been asked to end.
+        overdue.end(&sessions, &pauses, first + SECOND);
+        assert_eq!(overdue.set_limits(limits(MINUTE, None), &sessions, &pauses, second), 0);
+        overdue.end(&sessions, &pauses, second);
+        let is_asked = |session: &&Arc<Session>| asked(session) != (None, None);
+        assert_eq!(old.iter().filter(is_asked).count(), 2);
+        overdue.end(&sessions, &pauses, first + SPREAD);
+        assert_eq!(old.iter().filter(is_asked).count(), 5);
     }
 }

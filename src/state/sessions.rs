@@ -185,9 +185,14 @@ impl Path {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what is seen now. Gives what was seen before.
+    /// Notes what is seen now. Gives what was seen before. Of two that look at the same time, the later one counts, whichever
+    /// comes first.
     pub fn update(&self, info: TcpInfo) -> Option<TcpInfo> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(info)
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *seen {
+            Some(before) if before.retransmits > info.retransmits => Some(before),
+            _ => seen.replace(info),
+        }
     }
 }
 

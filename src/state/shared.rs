@@ -30,8 +30,6 @@ const WIPING_PAUSE: Duration = Duration::from_millis(1);
 const PAGE: usize = 512;
 /// Sessions end at most this much later than their time: they are looked at together.
 const LOOK_AT_SESSIONS: Duration = Duration::from_millis(250);
-/// How often it is noticed that the process runs: a longer time without that is a pause, which is no idle time.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Lines about expired keys, in this time; the next one counts those that were left out.
 const EXPIRY_LINES: (NonZero<u32>, Duration) =
     (NonZero::new(20).expect("it is not 0"), Duration::from_secs(10));
@@ -339,26 +337,30 @@ impl<W> SharedState<W> {
         let mut next = Instant::now();
         loop {
             let now = Instant::now();
-            if next <= now {
-                next = self.lock().end_overdue(&mut overdue, now).max(now + LOOK_AT_SESSIONS);
+            let pause = {
+                let mut state = self.lock_at(now);
+                if next <= now {
+                    next = state.end_overdue(&mut overdue, now).max(now + LOOK_AT_SESSIONS);
+                }
+                state.take_unreported_pause()
+            };
+            if !pause.is_zero() {
+                warn!(
+                    seconds = pause.as_secs_f32().ceil(),
+                    "the relay did not run for a while: it was stopped or suspended, or got no CPU; that time counts neither \
+                     as idle time of sessions nor for keys"
+                );
             }
-            let wake = next.min(now + HEARTBEAT);
             tokio::select! {
-                () = tokio::time::sleep_until(wake) => {}
+                // At least this often, so that a pause of the process is noticed.
+                () = tokio::time::sleep_until(next.min(now + LOOK)) => {}
                 Ok(()) = config.changed() => {
-                    let limits = limits(&config.borrow_and_update());
-                    let over = self.lock().set_limits(&mut overdue, limits, Instant::now());
+                    let (limits, now) = (limits(&config.borrow_and_update()), Instant::now());
+                    let over = self.lock_at(now).set_limits(&mut overdue, limits, now);
                     warn_of_stricter(limits, over);
-                    next = Instant::now();
+                    next = now;
                 }
                 () = self.0.adopted.notified() => next = Instant::now(),
-            }
-            if let Some(pause) = overdue.note_run(wake, Instant::now()) {
-                warn!(
-                    seconds = pause.as_secs(),
-                    "the relay did not run for a while: it was stopped or suspended, or got no CPU; that time does not \
-                     count as idle time of sessions"
-                );
             }
         }
     }

@@ -277,13 +277,14 @@ async fn a_reset_of_a_peer_that_has_finished_sending_is_noticed() {
             host.write_all(b"!").await.unwrap();
             client.read_exact(&mut [0]).await.unwrap();
         }
-        sleep(30 * SECOND).await;
+        sleep(90 * SECOND).await;
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
         // The partner says nothing and does not close.
         let start = Instant::now();
         let line = log.line("session ended").await;
-        assert!(line.contains(if replies { "end=" } else { "end=reset" }), "{line}");
+        // The system says the same of a peer that closes in order and is then sent something.
+        assert!(line.contains(if replies { "end=closed" } else { "end=reset" }), "{line}");
         assert!(start.elapsed() < 600 * SECOND, "{:?}", start.elapsed());
         lab.router.keys(100).await;
     }

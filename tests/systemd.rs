@@ -119,6 +119,8 @@ async fn a_service_manager_hears_of_the_whole_life_of_a_relay() {
     assert_eq!(message[0], "READY=1");
     assert!(message[1].starts_with("STATUS=0 of 100 sessions; "), "{message:?}");
     router.keys(100).await;
+    let waiting = manager.expect("STATUS=0 of 100 sessions; authenticated to Router ");
+    assert!(waiting[0].ends_with("waiting to see whether it keeps the link"), "{waiting:?}");
     let status =
         format!("STATUS=0 of 100 sessions; Router {} (2.7.0, 2.x dialect)", router.address());
     assert_eq!(manager.expect(&status), [status]);

@@ -12,12 +12,12 @@ const LONGEST: usize = 300;
 pub(super) fn running(link: &LinkStatus, counts: Counts) -> String {
     let router = match (&link.link, &link.last_error) {
         (Some(LinkFacts { address, version, dialect, is_confirmed, .. }), _) => {
-            let waiting = if *is_confirmed {
-                ""
+            let router = format!("Router {address} ({version}, {dialect} dialect)");
+            if *is_confirmed {
+                router
             } else {
-                "; authenticated, waiting to see whether it keeps the link"
-            };
-            format!("Router {address} ({version}, {dialect} dialect){waiting}")
+                format!("authenticated to {router}, waiting to see whether it keeps the link")
+            }
         }
         (None, Some((_, error))) => format!("no link to the Router: {error}"),
         (None, None) => "no link to the Router yet".to_owned(),
@@ -63,12 +63,13 @@ mod tests {
             version: Version { major: 2, minor: 7, ..Version::default() },
             cipher: Cipher::Aes256Gcm,
         });
-        let expected = "7 of 100 sessions; Router 192.0.2.1:8060 (2.7.0, 2.x dialect)";
-        let waiting =
-            format!("{expected}; authenticated, waiting to see whether it keeps the link");
+        let router = "Router 192.0.2.1:8060 (2.7.0, 2.x dialect)";
+        let waiting = format!(
+            "7 of 100 sessions; authenticated to {router}, waiting to see whether it keeps the link"
+        );
         assert_eq!(running(&link, COUNTS), waiting);
         link.link.as_mut().unwrap().is_confirmed = true;
-        assert_eq!(running(&link, COUNTS), expected);
+        assert_eq!(running(&link, COUNTS), format!("7 of 100 sessions; {router}"));
         let left = Duration::from_millis(21_900);
         assert_eq!(stopping(COUNTS, left), "stopping: 7 sessions are left, for up to 21 s");
         let one = Counts { active: 1, ..COUNTS };

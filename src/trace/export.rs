@@ -374,8 +374,16 @@ impl SpanExporter for Delivery {
             let exporting = tokio::time::timeout(limit, inner.export(batch)).await;
             exporting.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
         });
-        // The thread ends before this only at the very end.
-        match delivering.await.unwrap_or_else(|error| Err(error.to_string())) {
+        let delivered = match delivering.await {
+            Ok(delivered) => delivered,
+            // The thread has ended, at the very end: the last line says how many spans are left, and the collector is not
+            // to blame.
+            Err(error) if error.is_cancelled() => {
+                return Err(OTelSdkError::InternalFailure(error.to_string()));
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match delivered {
             Ok(answer) => {
                 self.outcome.answered(spans, &answer);
                 Ok(())

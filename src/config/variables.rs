@@ -6,6 +6,8 @@ use std::path::Path;
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
+use crate::log;
+
 use super::file;
 use super::report::{Problem, Report, beginning};
 use super::settings::{self, SETTINGS, Setting};
@@ -18,15 +20,8 @@ const MAX_VALUE_FILE: u64 = 64 * 1024;
 const PREFIX: &str = "ASPIA_RELAY_";
 /// Behind a variable that names a file with the value.
 const OF_FILE: &str = "_FILE";
-/// Variables of [`crate::log`], whose names may be misspelt as well.
-const OF_LOG: &[&str] = &[
-    "ASPIA_LOG_LEVEL",
-    "ASPIA_LOG_TO_STDOUT",
-    "ASPIA_LOG_TO_FILE",
-    "ASPIA_LOG_FORMAT",
-    "ASPIA_MAX_LOG_FILE_SIZE",
-    "ASPIA_MAX_LOG_FILE_AGE",
-];
+/// What the variables of the log begin with, whose names may be misspelt as well.
+const PREFIX_OF_LOG: &str = "ASPIA_";
 /// Variables that `compose.yaml` itself reads, and passes on with the others of `.env`.
 const OF_COMPOSE: &[&str] = &["ASPIA_RELAY_IMAGE", "ASPIA_RELAY_LAB_IMAGE"];
 /// Most letters that differ where a name outside of [`PREFIX`] is taken for a misspelt one.
@@ -123,12 +118,17 @@ fn closest(name: &str) -> Option<String> {
         Some(rest) => (rest, OF_FILE),
         None => (rest, ""),
     };
-    let path = PATH_VARIABLE.strip_prefix(PREFIX)?;
-    let known = SETTINGS.iter().map(|setting| setting.key).chain([path]);
-    match settings::most_alike(rest, known)? {
-        key if key == path => Some(PATH_VARIABLE.to_owned()),
-        key => Some(format!("{}{of_file}", settings::variable(key))),
-    }
+    // Variables that name no setting, by what they are without our prefix; those of the log have another one.
+    let path = (PATH_VARIABLE.strip_prefix(PREFIX)?, PATH_VARIABLE);
+    let of_log = log::VARIABLES.iter().filter_map(|name| {
+        let rest = name.strip_prefix(PREFIX_OF_LOG)?;
+        Some((rest.strip_suffix(OF_FILE).unwrap_or(rest), *name))
+    });
+    let others: BTreeMap<&str, &str> = of_log.chain([path]).collect();
+    let known = SETTINGS.iter().map(|setting| setting.key).chain(others.keys().copied());
+    let meant = settings::most_alike(rest, known)?;
+    let other = others.get(meant).map(|name| (*name).to_owned());
+    Some(other.unwrap_or_else(|| format!("{}{of_file}", settings::variable(meant))))
 }
 
 /// Whether it is one of the variables that Kubernetes, or an old Docker, makes for a Service whose name begins as ours.
@@ -156,11 +156,11 @@ fn note_misspelt(environment: &[(String, String)], report: &mut Report) {
     let variables = SETTINGS.iter().map(|setting| settings::variable(setting.key));
     let known: Vec<(String, String)> = variables
         .flat_map(|name| [format!("{name}{OF_FILE}"), name])
-        .chain([PATH_VARIABLE].into_iter().chain(OF_LOG.iter().copied()).map(ToOwned::to_owned))
+        .chain([PATH_VARIABLE].iter().chain(log::VARIABLES).map(|name| (*name).to_owned()))
         .map(|name| (plain(&name), name))
         .collect();
     for (name, value) in environment {
-        let is_ours = name.starts_with(PREFIX) || OF_LOG.contains(&name.as_str());
+        let is_ours = name.starts_with(PREFIX) || log::VARIABLES.contains(&name.as_str());
         if value.is_empty() || is_ours {
             continue;
         }
@@ -221,6 +221,12 @@ mod tests {
             ("ASPIA_RELAY_ALLOW_PEER", Some("ASPIA_RELAY_ALLOW_PEERS")),
             ("ASPIA_RELAY_MAXPEERCOUNT", Some("ASPIA_RELAY_MAX_PEER_COUNT")),
             ("ASPIA_RELAY_CONFIG_PATH", Some("ASPIA_RELAY_CONFIG")),
+            ("ASPIA_RELAY_LOG_LEVEL", Some("ASPIA_LOG_LEVEL")),
+            ("ASPIA_RELAY_LOGLEVL", Some("ASPIA_LOG_LEVEL")),
+            ("ASPIA_RELAY_LOG_TO_FILE", Some("ASPIA_LOG_TO_FILE")),
+            ("ASPIA_RELAY_LOG_FORMAT", Some("ASPIA_LOG_FORMAT")),
+            ("ASPIA_RELAY_MAX_LOG_TOTAL_SIZE", Some("ASPIA_MAX_LOG_TOTAL_SIZE")),
+            ("ASPIA_RELAY_ADMIN_TOKEN_FIL", Some("ASPIA_RELAY_ADMIN_TOKEN")),
             ("ASPIA_RELAY_ZEBRA", None),
         ] {
             assert_eq!(closest(name).as_deref(), meant, "{name}");
@@ -263,17 +269,17 @@ mod tests {
             ("ASPIA_ADMIN_TOKEN_FILE", "ASPIA_RELAY_ADMIN_TOKEN_FILE"),
             ("ASPIA_LOG_LEVL", "ASPIA_LOG_LEVEL"),
             ("ASPIA_LOGLEVEL", "ASPIA_LOG_LEVEL"),
+            ("ASPIA_MAX_LOG_TOTALSIZ", "ASPIA_MAX_LOG_TOTAL_SIZE"),
         ] {
             assert!(warnings(name).ends_with(&format!("did you mean {meant}?")), "{name}");
         }
-        for name in [
-            "ASPIA_LOG_LEVEL",
+        for name in log::VARIABLES.iter().copied().chain([
             "ASPIA_RELAY_PEER_PORT",
             "ASPIA_HOST_KEY",
             "PATH",
             "RUST_LOG",
             "HOSTNAME",
-        ] {
+        ]) {
             assert_eq!(warnings(name), "", "{name}");
         }
     }

@@ -61,15 +61,15 @@ pub(super) fn parse(text: &str) -> Filter {
     let parts = unquoted.split(',').map(str::trim).filter(|part| !part.is_empty());
     for part in parts {
         match Directive::parse(part) {
-            Ok(Directive { target: None, level }) => {
+            Ok(Directive { target: None, level, text }) => {
                 targets = targets.with_default(level);
                 is_usable = true;
-                good.push(part);
+                good.push(text);
             }
-            Ok(Directive { target: Some(target), level }) => {
+            Ok(Directive { target: Some(target), level, text }) => {
                 targets = targets.with_target(target, level);
                 is_usable |= is_own(target);
-                good.push(part);
+                good.push(text);
             }
             Err(problem) => problems.push(problem),
         }
@@ -98,26 +98,30 @@ struct Directive<'a> {
     /// `None` is everything.
     target: Option<&'a str>,
     level: LevelFilter,
+    /// How it is shown: only what was checked, so no white space, which may be a line break, around the `=`.
+    text: String,
 }
 
 impl<'a> Directive<'a> {
     fn parse(part: &'a str) -> Result<Self, Problem> {
         let Some((target, level)) = part.split_once('=') else {
+            let text = part.to_owned();
             return match level_of(part) {
-                Some(level) => Ok(Self { target: None, level }),
+                Some(level) => Ok(Self { target: None, level, text }),
                 // The usual short form for everything that a target says; only of this program, since any other word may
                 // be a misspelt level.
                 None if is_own(part) => {
                     check_target(part)?;
-                    Ok(Self { target: Some(part), level: LevelFilter::TRACE })
+                    Ok(Self { target: Some(part), level: LevelFilter::TRACE, text })
                 }
                 None => Err(no_level(part, "")),
             };
         };
         let (target, level) = (target.trim(), level.trim());
         check_target(target)?;
+        let text = format!("{target}={level}");
         let level = level_of(level).ok_or_else(|| no_level(level, &format!("{target}=")))?;
-        Ok(Self { target: Some(target), level })
+        Ok(Self { target: Some(target), level, text })
     }
 }
 
@@ -209,7 +213,7 @@ mod tests {
             ("INFO", "INFO"),
             ("off", "off"),
             ("3", "3"),
-            (" warn , aspia_relay::router = debug ,", "warn,aspia_relay::router = debug"),
+            (" warn , aspia_relay::router = debug ,", "warn,aspia_relay::router=debug"),
             ("aspia_relay", "aspia_relay"),
             ("aspia_relay::peer", "aspia_relay::peer"),
             ("aspia_relay=debug", "aspia_relay=debug"),
@@ -248,6 +252,23 @@ mod tests {
             let found = problems(text);
             assert!(found.iter().any(|problem| problem.contains(expected)), "{text}: {found:?}");
             assert!(!found.iter().any(|problem| problem.contains(char::is_control)), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn white_space_around_the_parts_is_not_shown() {
+        for space in
+            ["\n", "\r\n", "\u{b}", "\u{c}", "\u{85}", "\u{2028}", "\u{2029}", "\u{a0}", "\t"]
+        {
+            for text in [
+                format!("info,aspia_relay::router{space}=debug"),
+                format!("info,aspia_relay::router={space}debug"),
+                format!("{space}info{space},{space}aspia_relay::router{space}={space}debug{space}"),
+            ] {
+                let filter = parse(&text);
+                assert_eq!(problems(&text), Vec::<String>::new(), "{text:?}");
+                assert_eq!(filter.text, "info,aspia_relay::router=debug", "{text:?}");
+            }
         }
     }
 

@@ -19,6 +19,7 @@ pub mod limit;
 mod output;
 mod stdio;
 mod target;
+mod variable;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ use output::{Destination, Output, OutputWriter, Outputs};
 pub use output::{LogGuard, LostLines};
 use stdio::Stdio;
 pub use target::{FATAL, START};
+pub use variable::VARIABLES;
 
 const FILE_SIZES: (u64, u64) = (1024, 10 * 1024 * 1024);
 const DEFAULT_FILE_SIZE: u64 = 2 * 1024 * 1024;
@@ -116,20 +118,19 @@ impl LogSettings {
     /// warning.
     pub fn from_environment(environment: &[(String, String)]) -> Self {
         let mut variables = Variables { environment, warnings: Vec::new() };
-        let level = match variables.number("ASPIA_LOG_LEVEL", 2) {
+        let level = match variables.number(variable::LEVEL, 2) {
             0 => LogHandle::new("info", Targets::new().with_default(LevelFilter::INFO)),
             1 => LogHandle::new("error", Targets::new().with_default(LevelFilter::ERROR)),
             _ => LogHandle::new("fatal", Targets::new().with_target(FATAL, LevelFilter::ERROR)),
         };
-        let stdout = variables.flag("ASPIA_LOG_TO_STDOUT", !cfg!(windows));
-        let file = variables.flag("ASPIA_LOG_TO_FILE", cfg!(windows));
+        let stdout = variables.flag(variable::TO_STDOUT, !cfg!(windows));
+        let file = variables.flag(variable::TO_FILE, cfg!(windows));
         let file_size = variables
-            .number("ASPIA_MAX_LOG_FILE_SIZE", DEFAULT_FILE_SIZE)
+            .number(variable::MAX_FILE_SIZE, DEFAULT_FILE_SIZE)
             .clamp(FILE_SIZES.0, FILE_SIZES.1);
-        let days = variables
-            .number("ASPIA_MAX_LOG_FILE_AGE", DEFAULT_FILE_AGE_DAYS)
-            .min(MAX_FILE_AGE_DAYS);
-        let total = variables.number("ASPIA_MAX_LOG_TOTAL_SIZE", DEFAULT_TOTAL_SIZE);
+        let days =
+            variables.number(variable::MAX_FILE_AGE, DEFAULT_FILE_AGE_DAYS).min(MAX_FILE_AGE_DAYS);
+        let total = variables.number(variable::MAX_TOTAL_SIZE, DEFAULT_TOTAL_SIZE);
         let format = variables.format();
         let handle = variables.filter().unwrap_or(level);
         Self {
@@ -202,7 +203,13 @@ impl LogSettings {
         let file = match self.file {
             false => None,
             true => {
-                let files = LogFiles::create(&self.directory, self.bounds)?;
+                let files = LogFiles::create(&self.directory, self.bounds).map_err(|error| {
+                    let path = self.directory.display();
+                    io::Error::other(format!(
+                        "cannot write log files in {path}: {error}; make it writable, or set {}=0",
+                        variable::TO_FILE
+                    ))
+                })?;
                 let name = format!("the log files in {}", self.directory.display());
                 let index = outputs.add(&name, files);
                 // What must be seen has gone to stdout or stderr already.
@@ -235,16 +242,10 @@ impl LogSettings {
     /// Starts the log of this process, and hands spans to `spans`; it is complete when the result is dropped.
     ///
     /// # Errors
-    /// What the system says when the log file cannot be written, with its path.
+    /// Why there is no log, in words: files that cannot be written, with their path, or threads that cannot be started.
     pub fn start(&self, spans: Option<SpanLayer>) -> io::Result<LogGuard> {
         let report = |text: &str| tracing::warn!("{text}");
-        let (subscriber, guard) = self.clone().subscriber(spans, report).map_err(|error| {
-            let path = self.directory.display();
-            io::Error::other(format!(
-                "cannot write log files in {path}: {error}; \
-                 make it writable, or set ASPIA_LOG_TO_FILE=0"
-            ))
-        })?;
+        let (subscriber, guard) = self.clone().subscriber(spans, report)?;
         tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
         for warning in &self.warnings {
             tracing::warn!("{warning}");
@@ -316,7 +317,7 @@ impl<'a> Variables<'a> {
     }
 
     fn format(&mut self) -> Format {
-        match self.get("ASPIA_LOG_FORMAT") {
+        match self.get(variable::FORMAT) {
             None | Some("text") => Format::Text,
             Some("json") => Format::Json,
             Some(other) => {
@@ -331,7 +332,7 @@ impl<'a> Variables<'a> {
     fn filter(&mut self) -> Option<LogHandle> {
         let Filter { text, targets, problems, is_usable } = filter::parse(self.get("RUST_LOG")?);
         if !problems.is_empty() {
-            let instead = if is_usable { text.as_str() } else { "ASPIA_LOG_LEVEL" };
+            let instead = if is_usable { text.as_str() } else { variable::LEVEL };
             self.warnings.push(format!("RUST_LOG: {}; {instead} is used", listed(&problems)));
         }
         is_usable.then(|| LogHandle::new(&text, targets))
@@ -521,6 +522,21 @@ mod tests {
         let odd = settings(&[("ASPIA_MAX_LOG_FILE_SIZE", "much"), ("ASPIA_LOG_FORMAT", "xml")]);
         assert_eq!((odd.bounds.size, odd.format), (DEFAULT_FILE_SIZE, Format::Text));
         assert_eq!(odd.warnings().len(), 2);
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut set = settings(&[("ASPIA_LOG_TO_FILE", "1")]);
+        set.directory = directory.path().join("aspia");
+        std::fs::write(&set.directory, "in the way").unwrap();
+        let error = set.clone().subscriber(None, |_| {}).map(drop).unwrap_err().to_string();
+        let path = set.directory.display().to_string();
+        assert!(
+            error.starts_with("cannot write log files in ") && error.contains(&path),
+            "{error}"
+        );
+        assert!(error.ends_with("or set ASPIA_LOG_TO_FILE=0"), "{error}");
     }
 
     #[test]

@@ -195,7 +195,12 @@ impl Outputs {
             let this = this.clone();
             std::thread::Builder::new()
                 .name(format!("log-{index}"))
-                .spawn(move || this.write(index, destination, &receiver))?;
+                .spawn(move || this.write(index, destination, &receiver))
+                .map_err(|error| {
+                    io::Error::other(format!(
+                        "cannot start a thread that writes the log: {error}; a limit on threads or memory may be too low"
+                    ))
+                })?;
         }
         Ok((this.clone(), LogGuard(this)))
     }

@@ -74,7 +74,7 @@ impl Answer {
 }
 
 /// Some of a text, as nothing that a terminal would act on; nothing of an empty one.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         _ if text.is_empty() => String::new(),
         Some((end, _)) => format!("{:?}…", &text[..end]),

@@ -21,6 +21,7 @@ use opentelemetry_sdk::trace::{
 };
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
+use tonic::Status;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 use tracing_subscriber::Layer;
@@ -28,7 +29,7 @@ use tracing_subscriber::filter::Targets;
 
 use crate::log::SpanLayer;
 
-use super::answer::Answer;
+use super::answer::{Answer, shown};
 use super::connect::Connector;
 use super::grpc::GrpcExporter;
 use super::settings::{Protocol, TraceSettings};
@@ -191,10 +192,7 @@ impl Exporter {
     /// Why they were not, in words.
     async fn export(&self, batch: Vec<SpanData>) -> Result<Answer, String> {
         match self {
-            Self::Grpc(exporter) => exporter
-                .export(batch)
-                .await
-                .map_err(|status| format!("gRPC status {:?}: {}", status.code(), status.message())),
+            Self::Grpc(exporter) => exporter.export(batch).await.map_err(|status| refusal(&status)),
             Self::Http { exporter, answer } => {
                 exporter.export(batch).await.map_err(|error| error.to_string())?;
                 let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -208,6 +206,14 @@ impl Exporter {
             Self::Grpc(exporter) => exporter.set_resource(resource),
             Self::Http { exporter, .. } => exporter.set_resource(resource),
         }
+    }
+}
+
+/// A gRPC status in words. Its message is the collector's, which may say anything.
+fn refusal(status: &Status) -> String {
+    match status.message() {
+        "" => format!("gRPC status {:?}", status.code()),
+        message => format!("gRPC status {:?}: {}", status.code(), shown(message)),
     }
 }
 
@@ -272,7 +278,9 @@ impl Outcome {
         let rejected = answer.rejected.min(spans);
         self.delivered.fetch_add(spans - rejected, Ordering::Relaxed);
         let all = self.rejected.fetch_add(rejected, Ordering::Relaxed) + rejected;
-        if self.failures.lock().unwrap_or_else(PoisonError::into_inner).is_over() {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        // A collector that rejects everything takes nothing.
+        if rejected < spans && failures.is_over() {
             // Whoever was told of the failure is told of its end.
             warn!("traces are delivered to {} again", self.endpoint);
         }
@@ -421,6 +429,30 @@ mod tests {
         // It is back at once, and nobody is told that what they do not know is over.
         assert!(!reminder.is_due(start + REMINDER / 2) && !reminder.is_over());
         assert!(reminder.is_due(start + REMINDER) && reminder.is_over());
+    }
+
+    #[test]
+    fn traces_are_delivered_again_only_once_a_span_is_taken() {
+        let outcome = Outcome::new("here".into());
+        let is_failing = || outcome.failures.lock().unwrap().is_open;
+        outcome.failed(&"nobody is there");
+        assert!(is_failing());
+        for rejected in [10, 99] {
+            outcome.answered(10, &Answer { rejected, says: String::new() });
+            assert!(is_failing());
+        }
+        outcome.answered(10, &Answer { rejected: 9, says: String::new() });
+        assert!(!is_failing());
+    }
+
+    #[test]
+    fn what_a_collector_says_over_grpc_is_short_and_harmless() {
+        let hostile = format!("\u{1b}[2Jno\nERROR all is lost\u{2028}{}", "x".repeat(10_000));
+        let text = refusal(&Status::unavailable(hostile));
+        assert!(text.starts_with("gRPC status Unavailable: \"\\u{1b}[2Jno\\nERROR"), "{text}");
+        assert!(text.len() < 600 && !text.contains(char::is_control), "{text}");
+        assert!(!text.contains('\u{2028}'), "{text}");
+        assert_eq!(refusal(&Status::unavailable("")), "gRPC status Unavailable");
     }
 
     #[test]

@@ -36,8 +36,9 @@ LABEL org.opencontainers.image.title="aspia-relay" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /build/target/release/aspia_relay /usr/local/bin/aspia_relay
 USER 65532:65532
-# Everything goes to stdout, a JSON object a line.
-ENV ASPIA_LOG_LEVEL=0 \
+# Everything goes to stdout, a JSON object a line. "container" tells the program that its advice is for a container.
+ENV container=oci \
+    ASPIA_LOG_LEVEL=0 \
     ASPIA_LOG_TO_STDOUT=1 \
     ASPIA_LOG_FORMAT=json
 EXPOSE 8070

@@ -115,8 +115,8 @@ pub struct Dialer<N = System> {
     lookup: Option<LookupState>,
     /// Where the other side last turned out to be the right one.
     good: Option<SocketAddr>,
-    /// Where somebody last answered who turned out not to be the right one.
-    doubtful: Option<SocketAddr>,
+    /// Where somebody answered who turned out not to be the right one; the latest comes last.
+    doubtful: Vec<SocketAddr>,
     /// Whether it was said already that the name fails and its last good address is used.
     has_warned: bool,
 }
@@ -143,7 +143,7 @@ impl<N: Network> Dialer<N> {
     /// Like [`Dialer::new`], in another network.
     pub fn with(network: N, host: &str) -> Self {
         let host = host.to_owned();
-        Self { network, host, lookup: None, good: None, doubtful: None, has_warned: false }
+        Self { network, host, lookup: None, good: None, doubtful: Vec::new(), has_warned: false }
     }
 
     /// What is dialled.
@@ -154,12 +154,15 @@ impl<N: Network> Dialer<N> {
     /// Who answers at `address` is the right one: it is dialled first from now on, and also when the name fails.
     pub fn worked(&mut self, address: SocketAddr) {
         self.good = Some(address);
-        self.doubtful = self.doubtful.filter(|doubtful| *doubtful != address);
+        self.doubtful.retain(|doubtful| *doubtful != address);
+        // What it says would be old when it is needed.
+        self.lookup = None;
     }
 
     /// Who answers at `address` is not the right one, or not today: the others are dialled before it.
     pub fn doubt(&mut self, address: SocketAddr) {
-        self.doubtful = Some(address);
+        self.doubtful.retain(|doubtful| *doubtful != address);
+        self.doubtful.push(address);
     }
 
     /// Connects to an address of the name. Can be cancelled: the look-up goes on, and the next call uses it.
@@ -169,16 +172,16 @@ impl<N: Network> Dialer<N> {
     pub async fn dial(&mut self, port: u16) -> Result<(SocketAddr, N::Connection), DialError> {
         let deadline = Instant::now() + LOOKUP_TIMEOUT;
         let good = self.good.map(|address| with_port(address, port));
-        let soon = good.map_or(deadline, |_| Instant::now() + PATIENCE);
+        // Where somebody else answers by now, the name has to say where the right one is.
+        let trusted = good.filter(|good| !self.doubtful.contains(good));
+        let soon = trusted.map_or(deadline, |_| Instant::now() + PATIENCE);
         let mut answer = self.look_up(port, soon).await;
         let mut failed = Vec::new();
-        if let (None, Some(good)) = (&answer, good) {
+        if let (None, Some(good)) = (&answer, trusted) {
             match race(&self.network, vec![good]).await {
                 Ok(connected) => {
                     let text = format!("no answer within {} s", PATIENCE.as_secs());
                     self.warn_once(good, &text);
-                    // Its answer would be old when it is needed.
-                    self.lookup = None;
                     return Ok(connected);
                 }
                 Err(why) => failed = why,
@@ -188,9 +191,7 @@ impl<N: Network> Dialer<N> {
         let error = match answer {
             Some(Ok(addresses)) if !addresses.is_empty() => {
                 self.has_warned = false;
-                let first = good.filter(|_| failed.is_empty());
-                let addresses = in_order(addresses, port, first, self.doubtful);
-                return race(&self.network, addresses).await.map_err(DialError::Connect);
+                return self.dial_answered(addresses, port, good, failed).await;
             }
             Some(Ok(_)) => io::Error::other("the name has no address"),
             Some(Err(error)) => error,
@@ -209,6 +210,32 @@ impl<N: Network> Dialer<N> {
             }
         }
         Err(DialError::Resolve { error, last_good: failed })
+    }
+
+    /// Connects to one of the addresses that the resolver gave; where none answers, to the last good one, if it is not among
+    /// them and has not `failed` just now.
+    async fn dial_answered(
+        &mut self,
+        addresses: Vec<SocketAddr>,
+        port: u16,
+        good: Option<SocketAddr>,
+        failed: Failed,
+    ) -> Result<(SocketAddr, N::Connection), DialError> {
+        let good = good.filter(|_| failed.is_empty());
+        let addresses = in_order(addresses, port, good, &self.doubtful);
+        self.doubtful.retain(|doubtful| addresses.contains(doubtful) || good == Some(*doubtful));
+        let absent = good.filter(|good| !addresses.contains(good));
+        let mut failed = match race(&self.network, addresses).await {
+            Ok(connected) => return Ok(connected),
+            Err(failed) => failed,
+        };
+        if let Some(good) = absent {
+            match race(&self.network, vec![good]).await {
+                Ok(connected) => return Ok(connected),
+                Err(why) => failed.extend(why),
+            }
+        }
+        Err(DialError::Connect(failed))
     }
 
     /// Returns when a look-up that outlived [`Self::dial`] has ended, and dialling makes sense again; never where there is
@@ -249,7 +276,7 @@ impl<N: Network> Dialer<N> {
         if !std::mem::replace(&mut self.has_warned, true) {
             let host = &self.host;
             warn!(
-                "the name {host} does not resolve ({why}); connected to {address}, where it was last"
+                "the name {host} cannot be looked up at the moment ({why}); connected to {address}, where it was last"
             );
         }
     }
@@ -261,12 +288,12 @@ fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
 }
 
 /// The order in which addresses are dialled: the one that worked last, then as the resolver has them, the families in
-/// turns; the doubtful one at the end.
+/// turns; the doubtful ones at the end, those that were not tried for longest before the others.
 fn in_order(
     addresses: Vec<SocketAddr>,
     port: u16,
     first: Option<SocketAddr>,
-    last: Option<SocketAddr>,
+    doubtful: &[SocketAddr],
 ) -> Vec<SocketAddr> {
     let mut ordered = Vec::with_capacity(addresses.len());
     for address in addresses {
@@ -278,7 +305,7 @@ fn in_order(
     // Stable: the others stay as they are.
     ordered.sort_by_key(|address| Some(*address) != first);
     let mut ordered = interleaved(ordered);
-    ordered.sort_by_key(|address| Some(*address) == last);
+    ordered.sort_by_key(|address| doubtful.iter().position(|doubtful| doubtful == address));
     ordered
 }
 
@@ -607,6 +634,52 @@ mod tests {
         dialer.worked(second);
         laboratory.answer(MS, &all);
         assert_eq!(dialer.dial(PORT).await.unwrap().0, second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_address_has_its_turn_however_many_wrong_ones_answer() {
+        let (laboratory, mut dialer) = Laboratory::new();
+        let all = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"];
+        for text in all {
+            laboratory.set(text, MS, Ok(()));
+        }
+        for _ in 0..2 {
+            let mut dialled = Vec::new();
+            for _ in 0..all.len() {
+                laboratory.answer(MS, &all);
+                let (address, ()) = dialer.dial(PORT).await.unwrap();
+                dialer.doubt(address);
+                dialled.push(address);
+            }
+            assert_eq!(dialled, addresses(&all));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_name_says_where_the_router_went_once_a_stranger_answers_where_it_was() {
+        let (laboratory, mut dialer) = Laboratory::new();
+        laboratory.set("192.0.2.1", MS, Ok(()));
+        laboratory.set("192.0.2.2", MS, Ok(()));
+        laboratory.answer(MS, &["192.0.2.1"]);
+        dial(&mut dialer).await.unwrap();
+        laboratory.answer(5 * SECOND, &["192.0.2.2"]);
+        // The address of last time answers first, but it is a stranger's now.
+        let (address, ()) = dialer.dial(PORT).await.unwrap();
+        assert_eq!(address, addresses(&["192.0.2.1"])[0]);
+        dialer.doubt(address);
+        assert_eq!(dial(&mut dialer).await.unwrap(), addresses(&["192.0.2.2"])[0]);
+        assert_eq!(laboratory.look_ups(), 2, "the look-up that was under way is used");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_none_of_the_answered_addresses_answers_the_last_good_one_does() {
+        let (laboratory, mut dialer) = Laboratory::new();
+        laboratory.set("192.0.2.1", MS, Ok(()));
+        laboratory.answer(MS, &["192.0.2.1"]);
+        dial(&mut dialer).await.unwrap();
+        // A sinkhole, or a name server that knows too little.
+        laboratory.answer(MS, &["192.0.2.9"]);
+        assert_eq!(dial(&mut dialer).await.unwrap(), address("192.0.2.1"));
     }
 
     #[tokio::test(start_paused = true)]

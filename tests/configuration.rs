@@ -847,6 +847,23 @@ fn a_list_is_written_in_the_environment_as_in_the_file() {
 }
 
 #[test]
+fn a_blank_variable_does_not_hide_what_the_file_says() {
+    let file = r#""ListenInterface": "127.0.0.7", "PeerPort": "9000", "MaxPeerCount": "7""#;
+    let mut case = Case::new().complete(file);
+    for name in ["LISTEN_INTERFACE", "PEER_PORT", "MAX_PEER_COUNT"] {
+        case = case.variable(&format!("ASPIA_RELAY_{name}"), " \t");
+    }
+    let config = case.config();
+    assert_eq!(config.startup.listen_interface, Some([127, 0, 0, 7].into()));
+    assert_eq!((config.router.peer_port, config.max_sessions), (9000, 7));
+    // A blank token or list is refused: it must not vanish.
+    for name in ["ADMIN_TOKEN", "ALLOW_PEERS"] {
+        let case = Case::new().complete("").variable(&format!("ASPIA_RELAY_{name}"), " ");
+        case.problem(&[&format!("ASPIA_RELAY_{name}")]);
+    }
+}
+
+#[test]
 fn white_space_and_marks_around_a_value_are_no_part_of_it() {
     let case = Case::new()
         .variable("ASPIA_RELAY_ROUTER_ADDRESS", " r.example\n")

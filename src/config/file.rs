@@ -211,6 +211,11 @@ fn is_writable(_directory: &Path) -> bool {
     true
 }
 
+/// The text without the white space around it, and without the mark that some editors put in front of what was pasted.
+pub(super) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

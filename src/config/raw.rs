@@ -77,7 +77,7 @@ impl RawSettings {
     /// Takes a value as it is meant.
     fn add(&mut self, setting: &'static Setting, written: RawValue, report: &mut Report) {
         let mut value = written;
-        let text = trimmed(&value.text);
+        let text = file::trimmed(&value.text);
         // What is blank and may not be is left as it is, to be refused: a token or a list must not vanish by a blank.
         if setting.original || !text.is_empty() {
             value.text = text.to_owned();
@@ -108,11 +108,6 @@ impl RawSettings {
         }
         self.values.insert(setting.key, value);
     }
-}
-
-/// The text without the white space around it, and without the mark that some editors put in front of what was pasted.
-fn trimmed(text: &str) -> &str {
-    text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}')
 }
 
 /// The source of a value that nobody gave.

@@ -57,9 +57,11 @@ impl Sources {
         value.filter(|value| !value.is_empty())
     }
 
-    /// Whether this process seems to run in a container.
+    /// Whether this process seems to run in a container. Podman, LXC, systemd-nspawn and this project's image set the
+    /// variable `container`, whatever the runtime.
     pub fn in_container(&self) -> bool {
         self.variable("KUBERNETES_SERVICE_HOST").is_some()
+            || self.variable("container").is_some()
             || Path::new("/.dockerenv").exists()
             || Path::new("/run/.containerenv").exists()
     }

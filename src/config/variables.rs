@@ -67,6 +67,10 @@ impl Variable {
                 (Some(value), None) if setting.key.ends_with("Port") && is_address(value) => {
                     ignored.push(plain);
                 }
+                // Whoever empties a variable does not mean to open what a file closes.
+                (Some(value), None) if setting.original && file::trimmed(value).is_empty() => {
+                    report.warn(&format!("{plain} is blank: it counts as not set"));
+                }
                 (Some(value), None) => variables.push(Self {
                     setting,
                     text: value.to_owned(),
@@ -161,7 +165,7 @@ fn note_misspelt(environment: &[(String, String)], report: &mut Report) {
         .collect();
     for (name, value) in environment {
         let is_ours = name.starts_with(PREFIX) || log::VARIABLES.contains(&name.as_str());
-        if value.is_empty() || is_ours {
+        if value.is_empty() || is_ours || is_service_link(name, value) {
             continue;
         }
         let given = plain(name);
@@ -282,5 +286,10 @@ mod tests {
         ]) {
             assert_eq!(warnings(name), "", "{name}");
         }
+        // What Kubernetes makes for a Service of the Router.
+        let mut report = Report::default();
+        let link = ("ASPIA_ROUTER_PORT".to_owned(), "tcp://10.0.0.1:8060".to_owned());
+        note_misspelt(&[link], &mut report);
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
     }
 }

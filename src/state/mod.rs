@@ -25,7 +25,6 @@ use crate::crypto::SessionKey;
 use crate::secret::Secret;
 
 use keys::{Counts, KeyId, Keys, OneTimeKey, Order, Used, Withdrawn};
-use overdue::{Limits, Overdue};
 use pairing::{Arrival, Pairing, PairingError, Ticket};
 use pauses::Pauses;
 use sessions::{End, Identity, Record, Session, SessionId, Sessions};
@@ -220,14 +219,9 @@ impl<W> State<W> {
         self.sessions.close(why);
     }
 
-    /// Asks sessions to end that last too long; see [`Overdue::end`].
-    pub fn end_overdue(&self, overdue: &mut Overdue, now: Instant) -> Instant {
-        overdue.end(&self.sessions, &self.pauses, now)
-    }
-
-    /// Changes how long sessions may last; see [`Overdue::set_limits`].
-    pub fn set_limits(&self, overdue: &mut Overdue, limits: Limits, now: Instant) -> usize {
-        overdue.set_limits(limits, &self.sessions, &self.pauses, now)
+    /// What is known of the time in which the process did not run.
+    pub fn pauses(&self) -> &Pauses {
+        &self.pauses
     }
 
     /// Goes on with a session that began elsewhere; it takes a place, even where there is none left.

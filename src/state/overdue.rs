@@ -5,12 +5,13 @@
 //! anybody.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::pauses::Pauses;
-use super::sessions::{End, Session, SessionId, Sessions};
+use super::sessions::{End, Session, SessionId};
 
 /// Where new limits are stricter, those that are over them already end one after the other within this time, so that their
 /// peers do not come back all at once. Longer than at the end of a drain: nobody waits for it.
@@ -42,51 +43,61 @@ impl Overdue {
         Self { limits, spared: HashMap::new() }
     }
 
-    /// Decides by other limits from `now` on. Gives the number of sessions that are over them already and were not over the
-    /// earlier ones: those end within [`SPREAD`], the oldest first. Those that had to wait for their end still do.
-    pub fn set_limits(
-        &mut self,
-        limits: Limits,
-        sessions: &Sessions,
-        pauses: &Pauses,
-        now: Instant,
-    ) -> usize {
+    /// Decides by other limits from now on. Gives the earlier ones, where these differ.
+    pub fn set_limits(&mut self, limits: Limits) -> Option<Limits> {
         let earlier = std::mem::replace(&mut self.limits, limits);
-        if limits == earlier {
-            return 0;
-        }
-        let is_over = |limits, session: &Session| deadline(limits, session, pauses) <= now;
-        let mut over: Vec<SessionId> = sessions
-            .iter()
-            .filter(|session| session.is_forwarding() && !self.spared.contains_key(&session.id))
-            .filter(|session| is_over(limits, session) && !is_over(earlier, session))
-            .map(|session| session.id)
-            .collect();
-        over.sort_unstable();
-        let count = u32::try_from(over.len()).unwrap_or(u32::MAX).max(1);
-        self.spared.extend((0..).zip(&over).map(|(i, id)| (*id, now + SPREAD * i / count)));
-        over.len()
+        (limits != earlier).then_some(earlier)
     }
 
-    /// Asks the sessions to end that are overdue at `now`. Gives when to look again: before that, no session is overdue,
-    /// not even one that begins after this. Costs a look at each session.
-    pub fn end(&mut self, sessions: &Sessions, pauses: &Pauses, now: Instant) -> Instant {
+    /// Those of some sessions that are over the limits at `now` and were not over the `earlier` ones. Those that have to wait for
+    /// their end already still do, and are not among them.
+    pub fn newly_over(
+        &self,
+        earlier: Limits,
+        sessions: &[Arc<Session>],
+        pauses: &Pauses,
+        now: Instant,
+    ) -> Vec<SessionId> {
+        let is_over = |limits, session: &Session| deadline(limits, session, pauses) <= now;
+        sessions
+            .iter()
+            .filter(|session| session.is_forwarding() && !self.spared.contains_key(&session.id))
+            .filter(|session| is_over(self.limits, session) && !is_over(earlier, session))
+            .map(|session| session.id)
+            .collect()
+    }
+
+    /// Has these sessions end within [`SPREAD`] from `now`, in this order, as long as they are over the limits.
+    pub fn spread(&mut self, over: &[SessionId], now: Instant) {
+        let count = u32::try_from(over.len()).unwrap_or(u32::MAX).max(1);
+        self.spared.extend((0..).zip(over).map(|(i, id)| (*id, now + SPREAD * i / count)));
+    }
+
+    /// Begins to look at all sessions at `now`. Gives when to look again, as far as that does not depend on any of them:
+    /// before that, not even one that begins after this is overdue.
+    pub fn begin(&mut self, now: Instant) -> Instant {
         self.spared.retain(|_, until| *until > now);
         let Limits { idle, longest } = self.limits;
-        let mut next = now + longest.map_or(idle, |longest| longest.min(idle));
-        for session in sessions.iter().filter(|session| session.is_forwarding()) {
+        now + longest.map_or(idle, |longest| longest.min(idle))
+    }
+
+    /// Asks those of some sessions to end that are overdue at `now`. Gives when to look at them again, where there is a need.
+    pub fn end(&self, sessions: &[Arc<Session>], pauses: &Pauses, now: Instant) -> Option<Instant> {
+        let Limits { idle, longest } = self.limits;
+        let look_at = |session: &Arc<Session>| {
             if let Some(until) = self.spared.get(&session.id) {
-                next = next.min(*until);
+                Some(*until)
             } else if longest.is_some_and(|longest| session.started + longest <= now) {
                 session.stop(End::MaxDuration);
+                None
             } else if idle_end(idle, session, pauses) <= now {
                 session.stop_if_idle(session.traffic.last_moved());
-                next = next.min(now + LOOK_AGAIN);
+                Some(now + LOOK_AGAIN)
             } else {
-                next = next.min(deadline(self.limits, session, pauses));
+                Some(deadline(self.limits, session, pauses))
             }
-        }
-        next
+        };
+        sessions.iter().filter(|session| session.is_forwarding()).filter_map(look_at).min()
     }
 }
 
@@ -105,9 +116,8 @@ fn idle_end(idle: Duration, session: &Session, pauses: &Pauses) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::sessions::Identity;
+    use crate::state::sessions::{Identity, Sessions};
     use std::net::SocketAddr;
-    use std::sync::Arc;
     use std::sync::atomic::Ordering;
     use std::task::{Context, Poll, Waker};
 
@@ -128,6 +138,26 @@ mod tests {
         }
     }
 
+    /// Looks at all sessions.
+    fn end(overdue: &mut Overdue, sessions: &Sessions, pauses: &Pauses, now: Instant) -> Instant {
+        let next = overdue.begin(now);
+        overdue.end(&sessions.list(), pauses, now).map_or(next, |at| at.min(next))
+    }
+
+    /// Changes the limits. Gives how many sessions are over them by that.
+    fn set_limits(
+        overdue: &mut Overdue,
+        limits: Limits,
+        sessions: &Sessions,
+        pauses: &Pauses,
+        now: Instant,
+    ) -> usize {
+        let Some(earlier) = overdue.set_limits(limits) else { return 0 };
+        let over = overdue.newly_over(earlier, &sessions.list(), pauses, now);
+        overdue.spread(&over, now);
+        over.len()
+    }
+
     fn limits(idle: Duration, longest: Option<Duration>) -> Limits {
         Limits { idle, longest }
     }
@@ -138,27 +168,33 @@ mod tests {
         let (mut sessions, mut overdue) = (Sessions::default(), Overdue::new(limits(MINUTE, None)));
         let pauses = Pauses::default();
         // One that begins in the next moment is overdue then.
-        assert_eq!(overdue.end(&sessions, &pauses, begin), begin + MINUTE);
+        assert_eq!(end(&mut overdue, &sessions, &pauses, begin), begin + MINUTE);
         let quiet = start(&mut sessions, begin);
         let busy = start(&mut sessions, begin + SECOND);
         busy.traffic.record(1, begin + 30 * SECOND);
-        assert_eq!(overdue.end(&sessions, &pauses, begin + 59 * SECOND), begin + MINUTE);
+        assert_eq!(end(&mut overdue, &sessions, &pauses, begin + 59 * SECOND), begin + MINUTE);
         assert_eq!(asked(&quiet), (None, None));
         // It may turn out not to be idle.
-        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + MINUTE + LOOK_AGAIN);
+        assert_eq!(
+            end(&mut overdue, &sessions, &pauses, begin + MINUTE),
+            begin + MINUTE + LOOK_AGAIN
+        );
         assert_eq!(asked(&quiet), (None, Some(begin)));
         quiet.traffic.record_drained(begin + 59 * SECOND);
-        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + 90 * SECOND);
+        assert_eq!(end(&mut overdue, &sessions, &pauses, begin + MINUTE), begin + 90 * SECOND);
         sessions.end(quiet.id);
 
         let mut overdue = Overdue::new(limits(MINUTE, Some(80 * SECOND)));
-        assert_eq!(overdue.end(&sessions, &pauses, begin + MINUTE), begin + 81 * SECOND);
+        assert_eq!(end(&mut overdue, &sessions, &pauses, begin + MINUTE), begin + 81 * SECOND);
         // One that was told to end is not waited for.
-        assert_eq!(overdue.end(&sessions, &pauses, begin + 81 * SECOND), begin + 141 * SECOND);
+        assert_eq!(
+            end(&mut overdue, &sessions, &pauses, begin + 81 * SECOND),
+            begin + 141 * SECOND
+        );
         assert_eq!(asked(&busy), (Some(End::MaxDuration), None));
         let lingering = start(&mut sessions, begin);
         lingering.over.store(true, Ordering::Relaxed);
-        overdue.end(&sessions, &pauses, begin + 200 * SECOND);
+        end(&mut overdue, &sessions, &pauses, begin + 200 * SECOND);
         assert_eq!(asked(&lingering), (None, None));
     }
 
@@ -171,19 +207,19 @@ mod tests {
         pauses.look(begin + 30 * SECOND);
         // Stopped for 272 seconds, and soon once more, for 32; two of each could have passed in a process that runs.
         pauses.look(begin + 302 * SECOND);
-        let end = overdue.end(&sessions, &pauses, begin + 302 * SECOND);
-        assert_eq!(end, begin + MINUTE + 270 * SECOND);
+        let next = end(&mut overdue, &sessions, &pauses, begin + 302 * SECOND);
+        assert_eq!(next, begin + MINUTE + 270 * SECOND);
         pauses.look(begin + 304 * SECOND);
         pauses.look(begin + 336 * SECOND);
-        let end = overdue.end(&sessions, &pauses, begin + 336 * SECOND);
-        assert_eq!(end, begin + MINUTE + 300 * SECOND);
+        let next = end(&mut overdue, &sessions, &pauses, begin + 336 * SECOND);
+        assert_eq!(next, begin + MINUTE + 300 * SECOND);
         assert_eq!(asked(&session), (None, None));
-        overdue.end(&sessions, &pauses, begin + 360 * SECOND);
+        end(&mut overdue, &sessions, &pauses, begin + 360 * SECOND);
         assert_eq!(asked(&session), (None, Some(begin)));
         // What moved after the pauses counts as always.
         session.traffic.record(1, begin + 340 * SECOND);
-        let end = overdue.end(&sessions, &pauses, begin + 360 * SECOND);
-        assert_eq!(end, begin + 400 * SECOND);
+        let next = end(&mut overdue, &sessions, &pauses, begin + 360 * SECOND);
+        assert_eq!(next, begin + 400 * SECOND);
     }
 
     #[test]
@@ -197,16 +233,16 @@ mod tests {
             let now = begin + 5 * MINUTE;
             old.iter().for_each(|session| session.traffic.record(1, now - 50 * SECOND));
             let young = start(&mut sessions, now);
-            assert_eq!(overdue.set_limits(stricter, &sessions, &pauses, now), 5);
+            assert_eq!(set_limits(&mut overdue, stricter, &sessions, &pauses, now), 5);
             assert_eq!(
-                overdue.set_limits(stricter, &sessions, &pauses, now),
+                set_limits(&mut overdue, stricter, &sessions, &pauses, now),
                 0,
                 "nothing has changed"
             );
             let mut ended = Vec::new();
             for step in 0_u32..40 {
                 let now = now + SPREAD * step / 40;
-                overdue.end(&sessions, &pauses, now);
+                end(&mut overdue, &sessions, &pauses, now);
                 let is_asked = |session: &&Arc<Session>| match asked(session) {
                     (None, None) => false,
                     asked => {
@@ -234,9 +270,9 @@ mod tests {
         let mut overdue = Overdue::new(limits(10 * MINUTE, None));
         let both = [start(&mut sessions, begin), start(&mut sessions, begin)];
         let now = begin + 5 * MINUTE;
-        assert_eq!(overdue.set_limits(limits(MINUTE, None), &sessions, &pauses, now), 2);
-        assert_eq!(overdue.set_limits(limits(10 * MINUTE, None), &sessions, &pauses, now), 0);
-        overdue.end(&sessions, &pauses, now + SPREAD);
+        assert_eq!(set_limits(&mut overdue, limits(MINUTE, None), &sessions, &pauses, now), 2);
+        assert_eq!(set_limits(&mut overdue, limits(10 * MINUTE, None), &sessions, &pauses, now), 0);
+        end(&mut overdue, &sessions, &pauses, now + SPREAD);
         assert!(both.iter().all(|session| asked(session) == (None, None)));
     }
 
@@ -248,14 +284,17 @@ mod tests {
         let old: Vec<_> = (0..5).map(|_| start(&mut sessions, begin)).collect();
         let first = begin + 5 * MINUTE;
         let second = first + 3 * SECOND;
-        assert_eq!(overdue.set_limits(limits(2 * MINUTE, None), &sessions, &pauses, first), 5);
+        assert_eq!(
+            set_limits(&mut overdue, limits(2 * MINUTE, None), &sessions, &pauses, first),
+            5
+        );
         // Stricter still, when one has been asked to end.
-        overdue.end(&sessions, &pauses, first + SECOND);
-        assert_eq!(overdue.set_limits(limits(MINUTE, None), &sessions, &pauses, second), 0);
-        overdue.end(&sessions, &pauses, second);
+        end(&mut overdue, &sessions, &pauses, first + SECOND);
+        assert_eq!(set_limits(&mut overdue, limits(MINUTE, None), &sessions, &pauses, second), 0);
+        end(&mut overdue, &sessions, &pauses, second);
         let is_asked = |session: &&Arc<Session>| asked(session) != (None, None);
         assert_eq!(old.iter().filter(is_asked).count(), 2);
-        overdue.end(&sessions, &pauses, first + SPREAD);
+        end(&mut overdue, &sessions, &pauses, first + SPREAD);
         assert_eq!(old.iter().filter(is_asked).count(), 5);
     }
 }

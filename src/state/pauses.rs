@@ -14,7 +14,7 @@ const LONGEST_GAP: Duration = Duration::from_secs(2);
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// Tells the time that ran from the time that passed. While nobody looks, no time runs, and nothing may depend on it then.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Pauses {
     last_look: Option<Instant>,
     lost: Duration,

@@ -397,11 +397,6 @@ impl Sessions {
         self.active.values().for_each(|session| session.bell.end(why));
     }
 
-    /// All active sessions, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
-        self.active.values()
-    }
-
     /// Removes a session that has ended. `false` when there is no such session.
     pub fn end(&mut self, id: SessionId) -> bool {
         let Some(session) = self.active.remove(&id) else {

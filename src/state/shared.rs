@@ -18,7 +18,7 @@ use super::keys::{Counts, KeyId, OneTimeKey, Order, Used, Withdrawn};
 use super::metrics::{KeyEvent, StateMetrics};
 use super::overdue::{Limits, Overdue, SPREAD};
 use super::pairing::Ticket;
-use super::pauses::LOOK;
+use super::pauses::{LOOK, Pauses};
 use super::sessions::{End, Record, Session, SessionId};
 use super::{Admission, ReadyPeer, Refusal, State};
 
@@ -337,13 +337,10 @@ impl<W> SharedState<W> {
         let mut next = Instant::now();
         loop {
             let now = Instant::now();
-            let pause = {
-                let mut state = self.lock_at(now);
-                if next <= now {
-                    next = state.end_overdue(&mut overdue, now).max(now + LOOK_AT_SESSIONS);
-                }
-                state.take_unreported_pause()
-            };
+            let pause = self.lock_at(now).take_unreported_pause();
+            if next <= now {
+                next = self.look_for_overdue(&mut overdue, now).await.max(now + LOOK_AT_SESSIONS);
+            }
             if !pause.is_zero() {
                 warn!(
                     seconds = pause.as_secs_f32().ceil(),
@@ -355,14 +352,51 @@ impl<W> SharedState<W> {
                 // At least this often, so that a pause of the process is noticed.
                 () = tokio::time::sleep_until(next.min(now + LOOK)) => {}
                 Ok(()) = config.changed() => {
-                    let (limits, now) = (limits(&config.borrow_and_update()), Instant::now());
-                    let over = self.lock_at(now).set_limits(&mut overdue, limits, now);
-                    warn_of_stricter(limits, over);
-                    next = now;
+                    let limits = limits(&config.borrow_and_update());
+                    self.apply_limits(&mut overdue, limits).await;
+                    next = Instant::now();
                 }
                 () = self.0.adopted.notified() => next = Instant::now(),
             }
         }
+    }
+
+    /// Looks once at all sessions, some at a time. Gives when to look again.
+    async fn look_for_overdue(&self, overdue: &mut Overdue, now: Instant) -> Instant {
+        let mut next = overdue.begin(now);
+        let mut after = SessionId(0);
+        loop {
+            let (page, pauses) = self.page_after(after);
+            next = overdue.end(&page, &pauses, now).map_or(next, |at| at.min(next));
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = last.id,
+                _ => return next,
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Has sessions keep other limits from now on.
+    async fn apply_limits(&self, overdue: &mut Overdue, limits: Limits) {
+        let Some(earlier) = overdue.set_limits(limits) else { return };
+        let (now, mut over, mut after) = (Instant::now(), Vec::new(), SessionId(0));
+        loop {
+            let (page, pauses) = self.page_after(after);
+            over.extend(overdue.newly_over(earlier, &page, &pauses, now));
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = last.id,
+                _ => break,
+            }
+            yield_now().await;
+        }
+        overdue.spread(&over, now);
+        warn_of_stricter(limits, over.len());
+    }
+
+    /// Some sessions, those with the lowest numbers above `after`; and what is known of pauses.
+    fn page_after(&self, after: SessionId) -> (Vec<Arc<Session>>, Pauses) {
+        let state = self.lock();
+        (state.sessions_after(after, PAGE), state.pauses().clone())
     }
 
     /// Removes keys as their time runs out, for ever; one task does this.

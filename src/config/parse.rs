@@ -328,7 +328,7 @@ pub fn bandwidth(text: &str) -> Result<Bandwidth, String> {
     }
 }
 
-/// The Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` where the Router is a 3.x.
+/// The Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` where the Router was set up as 3.x.
 ///
 /// # Errors
 /// What is expected.
@@ -336,13 +336,13 @@ pub fn public_key(text: &str) -> Result<PublicKey, String> {
     let mut key = [0; KEY_LEN];
     hex::decode_to_slice(text.trim(), &mut key).map_err(|_| {
         format!(
-            "64 hex digits, the content of the Router's router.pub (3.x: relay.pub) (these are {} characters)",
+            "64 hex digits, the content of the Router's router.pub, or relay.pub where it was set up as 3.x (these are {} characters)",
             text.trim().chars().count()
         )
     })?;
     let key = PublicKey(key);
     let unusable = |_| {
-        "the content of the Router's router.pub (3.x: relay.pub); this is no public key".to_owned()
+        "the content of the Router's router.pub, or relay.pub where it was set up as 3.x; this is no public key".to_owned()
     };
     PrivateKey::generate().and_then(|private| private.agree(&key)).map_err(unusable)?;
     Ok(key)

@@ -66,7 +66,8 @@ impl Dialect for Second {
         } else {
             // So does a Router before 2.7, and a 3.x on its port for Hosts.
             "copy the content of router.pub from the Router's machine to RouterPublicKey. If the Router is a 3.x, this is \
-             its port for Hosts: set RouterPort to 8063, and RouterPublicKey to the content of relay.pub"
+             its port for Hosts: set RouterPort to 8063, and, where it was set up as 3.x, RouterPublicKey to the content \
+             of relay.pub (one that was migrated keeps its key)"
         }
     }
 

@@ -18,7 +18,7 @@ const PREFIX: &str = "aspia_relay-";
 const SUFFIX: &str = ".log";
 /// Length of `YYYYMMDD-HHMMSS.mmm`.
 const STAMP_LEN: usize = 19;
-/// How long no new file is tried after one could not be begun.
+/// How long no new file is tried after one could not be begun, or took no line.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What log files may take.
@@ -32,6 +32,14 @@ pub(super) struct Bounds {
     pub(super) age: Option<Duration>,
 }
 
+/// Creates a file to append to.
+type Opener = fn(&Path) -> io::Result<File>;
+
+/// What is emptied while it is written to goes on at its beginning.
+fn open_new(path: &Path) -> io::Result<File> {
+    File::options().append(true).create_new(true).open(path)
+}
+
 /// Writes lines to files, and begins a new one whenever the present one is full, or no longer there under its name.
 pub(super) struct LogFiles {
     directory: PathBuf,
@@ -40,9 +48,10 @@ pub(super) struct LogFiles {
     current: Option<Current>,
     /// The number of the next file.
     next: u64,
-    /// When a file could not be begun, and why.
-    failed: Option<(Instant, io::ErrorKind)>,
+    /// When a file could not be begun, or took no line, and why.
+    failed: Option<(Instant, io::Error)>,
     pause: Duration,
+    open: Opener,
 }
 
 impl LogFiles {
@@ -55,27 +64,40 @@ impl LogFiles {
             next: 0,
             failed: None,
             pause: PAUSE,
+            open: open_new,
         };
         this.begin()?;
         Ok(this)
     }
 
     fn begin(&mut self) -> io::Result<&mut Current> {
-        if let Some((when, why)) = self.failed
+        if let Some((when, why)) = &self.failed
             && when.elapsed() < self.pause
         {
-            return Err(why.into());
+            return Err(same(why));
         }
-        match begin(&self.directory, self.next, self.bounds) {
+        match begin(&self.directory, self.next, self.bounds, self.open) {
             Ok((file, number)) => {
-                self.failed = None;
                 self.next = number + 1;
                 Ok(self.current.insert(file))
             }
             Err(error) => {
-                self.failed = Some((Instant::now(), error.kind()));
+                self.failed = Some((Instant::now(), same(&error)));
                 Err(error)
             }
+        }
+    }
+
+    /// Gives up the present file after an error that another one may not have. Not at once, and without what is empty: on a
+    /// disk that takes names but no lines, every line would leave a file behind.
+    fn give_up(&mut self, error: &io::Error) {
+        self.failed = Some((Instant::now(), same(error)));
+        if let Some(file) = self.current.take()
+            && file.length() == Some(0)
+        {
+            let Current { path, file, .. } = file;
+            drop(file);
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -94,16 +116,25 @@ impl Destination for LogFiles {
             _ => self.begin()?,
         };
         let written = write_whole(&mut file.file, line, &mut file.torn);
-        if let Err(error) = &written {
-            use io::ErrorKind::{QuotaExceeded, StorageFull};
-
+        match &written {
+            Ok(()) => self.failed = None,
             // A new file would not help against a full disk; against anything else it may.
-            if !matches!(error.kind(), StorageFull | QuotaExceeded) {
-                self.current = None;
-            }
+            Err(error) if is_full(error) => {}
+            Err(error) => self.give_up(error),
         }
         written
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
+/// The same error once more, with the words of the system.
+fn same(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// A file that is being written.
@@ -132,7 +163,12 @@ impl Current {
     }
 }
 
-fn begin(directory: &Path, number: u64, bounds: Bounds) -> io::Result<(Current, u64)> {
+fn begin(
+    directory: &Path,
+    number: u64,
+    bounds: Bounds,
+    open: Opener,
+) -> io::Result<(Current, u64)> {
     // Again each time: what tidies temporary directories may have removed it.
     fs::create_dir_all(directory)?;
     make_room(directory, bounds);
@@ -145,8 +181,7 @@ fn begin(directory: &Path, number: u64, bounds: Bounds) -> io::Result<(Current, 
     let mut number = number;
     loop {
         let path = directory.join(format!("{PREFIX}{stamp}.{number}{SUFFIX}"));
-        // What is emptied while it is written to goes on at its beginning.
-        match File::options().append(true).create_new(true).open(&path) {
+        match open(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
             Ok(file) => return Ok((Current { path, file, torn: false }, number)),
@@ -307,6 +342,45 @@ mod tests {
         files.pause = Duration::ZERO;
         files.write_line(b"third\n").unwrap();
         assert_eq!(written(&inside), "third\n");
+    }
+
+    /// A disk that takes names and no lines: what is opened for reading takes none.
+    fn open_unwritable(path: &Path) -> io::Result<File> {
+        File::create_new(path)?;
+        File::open(path)
+    }
+
+    #[test]
+    fn a_disk_that_takes_names_but_no_lines_is_not_filled_with_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut files = create(directory.path(), bounds(1000));
+        files.write_line(b"first\n").unwrap();
+        let begun = names(directory.path());
+        files.open = open_unwritable;
+        let unwritable = File::open(directory.path().join(&begun[0])).unwrap();
+        files.current.as_mut().unwrap().file = unwritable;
+        let first = files.write_line(b"lost\n").unwrap_err();
+        // What it has written stays, and nothing new is begun for a while.
+        files.pause = Duration::MAX;
+        for _ in 0..100 {
+            let error = files.write_line(b"lost\n").unwrap_err();
+            assert_eq!(error.to_string(), first.to_string());
+        }
+        assert_eq!(names(directory.path()), begun);
+        // Then there is one at a time, which does not stay empty.
+        files.pause = Duration::ZERO;
+        for _ in 0..100 {
+            assert!(files.write_line(b"lost\n").is_err());
+            assert_eq!(names(directory.path()), begun);
+        }
+        // Also after such a file nothing new is begun at once.
+        files.pause = Duration::MAX;
+        files.open = open_new;
+        assert!(files.write_line(b"lost\n").is_err());
+        files.pause = Duration::ZERO;
+        files.write_line(b"second\n").unwrap();
+        assert_eq!(written(directory.path()), "first\nsecond\n");
+        assert_eq!(names(directory.path()).len(), 2);
     }
 
     #[test]

@@ -34,7 +34,16 @@ impl LineLimit {
 
     /// Whether one more line may be written; counts it as left out where not.
     pub fn allows(&self) -> bool {
-        let (mut inner, now) = (self.lock(), Instant::now());
+        self.allows_from(Instant::now())
+    }
+
+    /// The same by another clock, for all calls.
+    pub(super) fn allows_at(&self, now: std::time::Instant) -> bool {
+        self.allows_from(Instant::from_std(now))
+    }
+
+    fn allows_from(&self, now: Instant) -> bool {
+        let mut inner = self.lock();
         if inner.since.is_none_or(|since| now - since >= self.period) {
             inner.since = Some(now);
             inner.written = 0;

@@ -62,11 +62,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err((status, message)) => {
-            if message != SAID {
-                last_words(&message);
+        Err(failure) => {
+            if !failure.is_said {
+                last_words(&failure.message);
             }
-            ExitCode::from(status)
+            ExitCode::from(failure.status)
         }
     }
 }
@@ -90,11 +90,23 @@ fn bounded(work: impl FnOnce() + Send + 'static) {
     let _ = wait.recv_timeout(LAST_WORDS);
 }
 
-/// How a command went; where it failed, the exit status and why.
-type Outcome = Result<(), (u8, String)>;
+/// How a command went.
+type Outcome = Result<(), Failure>;
 
-/// Stands for the reason of a failure that somebody has read already.
-const SAID: &str = "";
+/// Why a command failed.
+struct Failure {
+    /// The exit status.
+    status: u8,
+    message: String,
+    /// Whether the message has reached stderr already.
+    is_said: bool,
+}
+
+impl Failure {
+    fn new(status: u8, message: String) -> Self {
+        Self { status, message, is_said: false }
+    }
+}
 
 /// Writes the answer of a command.
 fn answer(text: &str) -> Outcome {
@@ -102,7 +114,7 @@ fn answer(text: &str) -> Outcome {
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
-        .map_err(|error| (FAILED, format!("cannot write the answer: {error}")))
+        .map_err(|error| Failure::new(FAILED, format!("cannot write the answer: {error}")))
 }
 
 fn answer_json(value: &serde_json::Value) -> Outcome {
@@ -114,7 +126,7 @@ fn run(arguments: &Arguments) -> Outcome {
         return outcome;
     }
     if arguments.json && !arguments.check_config && !arguments.doctor {
-        return Err((USAGE, "--json goes with --check-config or --doctor".into()));
+        return Err(Failure::new(USAGE, "--json goes with --check-config or --doctor".into()));
     }
     let sources = Sources::of_process(arguments.config.clone());
     if arguments.create_config {
@@ -138,7 +150,7 @@ fn run(arguments: &Arguments) -> Outcome {
 fn noted(sources: &Sources, outcome: Outcome) -> Outcome {
     let mut environment = sources.environment.iter();
     let path = environment.find(|(name, _)| name == TERMINATION_MESSAGE_PATH);
-    if let (Err((_, message)), Some((_, path))) = (&outcome, path) {
+    if let (Err(Failure { message, .. }), Some((_, path))) = (&outcome, path) {
         let mut end = message.len().min(MAX_TERMINATION_MESSAGE);
         while !message.is_char_boundary(end) {
             end -= 1;
@@ -166,20 +178,24 @@ fn service_command(arguments: &Arguments) -> Option<Outcome> {
     } else {
         return None;
     };
-    Some(done.map_err(|error| (FAILED, error.to_string())).and_then(|said| answer(&said)))
+    Some(
+        done.map_err(|error| Failure::new(FAILED, error.to_string()))
+            .and_then(|said| answer(&said)),
+    )
 }
 
 /// What is for the service manager of Windows, and wrong usage here.
 #[cfg(not(windows))]
 fn service_command(arguments: &Arguments) -> Option<Outcome> {
     let (argument, instead) = arguments.windows_only()?;
-    Some(Err((USAGE, format!("{argument} is for Windows; here use: {instead}"))))
+    Some(Err(Failure::new(USAGE, format!("{argument} is for Windows; here use: {instead}"))))
 }
 
 fn create_config(sources: &Sources) -> Outcome {
     let path = sources.path.as_path();
-    config::create_default(path)
-        .map_err(|error| (FAILED, format!("{error}{}", error.advice(sources.in_container()))))?;
+    config::create_default(path).map_err(|error| {
+        Failure::new(FAILED, format!("{error}{}", error.advice(sources.in_container())))
+    })?;
     // Another file may be for somebody else, but on Windows for a service that was installed with it.
     if (path == Path::new(DEFAULT_PATH) || cfg!(windows))
         && let Err(error) = let_service_read(path)
@@ -201,8 +217,9 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
         Ok(loaded) => (loaded.report, Ok(())),
         Err(invalid) => {
             // Before the values, which nobody should take for good.
-            last_words(&describe(&invalid));
-            (invalid.0, Err((CONFIGURATION, SAID.to_owned())))
+            let message = describe(&invalid);
+            last_words(&message);
+            (invalid.0, Err(Failure { status: CONFIGURATION, message, is_said: true }))
         }
     };
     let answered = if json {
@@ -220,7 +237,7 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
 }
 
 fn healthcheck(sources: &Sources, probe: Probe) -> Outcome {
-    let failed = |message: String| (FAILED, message);
+    let failed = |message: String| Failure::new(FAILED, message);
     let loaded = config::load(sources);
     let config = loaded.as_ref().map(|loaded| &loaded.config).map_err(|why| describe(why));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -232,7 +249,7 @@ fn healthcheck(sources: &Sources, probe: Probe) -> Outcome {
 
 /// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address.
 fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>) -> Outcome {
-    let failed = |message: String| (FAILED, message);
+    let failed = |message: String| Failure::new(FAILED, message);
     let cluster = Cluster::of_pod(&sources.environment, Path::new(SERVICE_ACCOUNT))
         .map_err(|error| failed(error.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -299,7 +316,7 @@ fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
 
 fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
     let json = arguments.json;
-    let failed = |error: io::Error| (FAILED, error.to_string());
+    let failed = |error: io::Error| Failure::new(FAILED, error.to_string());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let say = |step: &doctor::report::Step| {
@@ -317,8 +334,8 @@ fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
     }
     match report.failures() {
         0 => Ok(()),
-        1 => Err((FAILED, "1 step failed (✗)".into())),
-        failures => Err((FAILED, format!("{failures} steps failed (✗)"))),
+        1 => Err(Failure::new(FAILED, "1 step failed (✗)".into())),
+        failures => Err(Failure::new(FAILED, format!("{failures} steps failed (✗)"))),
     }
 }
 
@@ -339,7 +356,7 @@ fn run_relay(sources: &Sources) -> Outcome {
         let log_settings = log_settings.clone().without_stderr(service::log_directory());
         move || {
             let outcome = relay(&sources, &log_settings, Listeners::default(), control::commands);
-            outcome.map_err(|(status, message)| Failed {
+            outcome.map_err(|Failure { status, message, .. }| Failed {
                 status,
                 message,
                 is_final: status == CONFIGURATION,
@@ -349,7 +366,7 @@ fn run_relay(sources: &Sources) -> Outcome {
     match control::run(service) {
         Ok(true) => Ok(()),
         Ok(false) => relay(sources, &log_settings, Listeners::default(), control::commands),
-        Err(error) => Err((FAILED, format!("cannot run as a service: {error}"))),
+        Err(error) => Err(Failure::new(FAILED, format!("cannot run as a service: {error}"))),
     }
 }
 
@@ -357,10 +374,10 @@ fn run_relay(sources: &Sources) -> Outcome {
 #[cfg(not(windows))]
 fn run_relay(sources: &Sources) -> Outcome {
     // Before anything else is opened: they come by their numbers.
-    let listeners = systemd::listener().map_err(|error| (FAILED, error.to_string()))?;
+    let listeners = systemd::listener().map_err(|error| Failure::new(FAILED, error.to_string()))?;
     let listeners = Listeners { peers: listeners, ..Listeners::default() };
     let signals = signals::listen()
-        .map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
+        .map_err(|error| Failure::new(FAILED, format!("cannot listen for signals: {error}")))?;
     let log_settings = LogSettings::from_environment(&sources.environment);
     relay(sources, &log_settings, listeners, || Ok(signals.for_relay()))
 }
@@ -375,7 +392,8 @@ fn relay(
 ) -> Outcome {
     let (exporting, warnings) = traces(sources);
     let spans = exporting.as_ref().and_then(Exporting::layer);
-    let guard = log_settings.start(spans).map_err(|error| (FAILED, error.to_string()))?;
+    let guard =
+        log_settings.start(spans).map_err(|error| Failure::new(FAILED, error.to_string()))?;
     for warning in warnings {
         warn!("{warning}");
     }
@@ -383,12 +401,10 @@ fn relay(
         info!("traces go to {}", exporting.endpoint());
     }
     let mut outcome = start(sources, listeners, log_settings.handle(), exporting, commands);
-    if let Err((_, message)) = &mut outcome {
+    if let Err(failure) = &mut outcome {
         // Into the log while there is one. Where that does not reach stderr, `main` does.
-        error!(target: log::FATAL, "{message}");
-        if log_settings.has_fatal_on_stderr() {
-            SAID.clone_into(message);
-        }
+        error!(target: log::FATAL, "{}", failure.message);
+        failure.is_said = log_settings.has_fatal_on_stderr();
     }
     // Writes what is left of the log.
     bounded(move || drop(guard));
@@ -419,7 +435,7 @@ fn start(
     let loaded = config::load(sources).map_err(|invalid| {
         // One of them may say why something is missing.
         warn_of(&invalid.0);
-        (CONFIGURATION, describe(&invalid))
+        Failure::new(CONFIGURATION, describe(&invalid))
     })?;
     warn_of(&loaded.report);
     for file in exposed::find(sources, &loaded.report) {
@@ -441,7 +457,9 @@ fn start(
             );
         }
     }
-    let threads = |error: io::Error| (FAILED, format!("cannot start the worker threads: {error}"));
+    let threads = |error: io::Error| {
+        Failure::new(FAILED, format!("cannot start the worker threads: {error}"))
+    };
     let (count, warning) = open_files::workers(&loaded.config);
     if let Some(warning) = warning {
         warn!("{warning}");
@@ -453,7 +471,7 @@ fn start(
     let outcome = runtime.block_on(async {
         let tracer = exporting.as_ref().map(Exporting::tracer).unwrap_or_default();
         let app = App::bind(loaded, listeners, log, tracer, engine)
-            .map_err(|error| (FAILED, error.to_string()))?;
+            .map_err(|error| Failure::new(FAILED, error.to_string()))?;
         let handle = app.handle();
         #[cfg(target_os = "linux")]
         let app = match local::publish(sources, app.address().port()) {
@@ -463,10 +481,10 @@ fn start(
                 app
             }
         };
-        let commands =
-            commands().map_err(|error| (FAILED, format!("cannot listen for signals: {error}")))?;
+        let commands = commands()
+            .map_err(|error| Failure::new(FAILED, format!("cannot listen for signals: {error}")))?;
         let obeying = tokio::spawn(obey(handle.clone(), sources.clone(), commands));
-        let stopped = app.run().await.map_err(|error| (FAILED, error.to_string()));
+        let stopped = app.run().await.map_err(|error| Failure::new(FAILED, error.to_string()));
         if let Ok(Stopped::TimedOut) = stopped {
             warn!("DrainTimeout was over before all sessions had ended");
         }

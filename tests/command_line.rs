@@ -65,19 +65,28 @@ fn create_config_writes_what_the_original_writes_and_never_overwrites() {
 /// Kubernetes shows the file with the status of the pod, and of a long one the end.
 #[test]
 fn what_a_container_runs_leaves_the_reason_of_its_failure() {
+    // The image sets the second.
+    for format in ["text", "json"] {
+        leaves_the_reason_of_its_failure(format);
+    }
+}
+
+fn leaves_the_reason_of_its_failure(format: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("termination-log");
     let failed = |set: &dyn Fn(&mut Command)| {
         std::fs::write(&path, "of before").unwrap();
         let mut command = program();
         command.env("TERMINATION_MESSAGE_PATH", &path).env("ASPIA_RELAY_CONFIG", "/dev/null/none");
+        command.env("ASPIA_LOG_FORMAT", format);
         set(&mut command);
         let (status, _, stderr) = run(&mut command);
         assert_ne!(status, 0, "{stderr}");
         (stderr, std::fs::read_to_string(&path).unwrap())
     };
     let (stderr, message) = failed(&|_| ());
-    assert!(!message.is_empty() && stderr.contains(&message), "{message}: {stderr}");
+    assert!(message.contains("/dev/null/none"), "{format}: {message}: {stderr}");
+    assert_eq!(stderr.matches("/dev/null/none").count(), 1, "{format}: once: {stderr}");
     let (stderr, message) = failed(&|command| {
         command.args(["--node-address", "external-ip"]);
     });

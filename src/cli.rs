@@ -1,9 +1,11 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::config::parse::duration;
 use crate::node::AddressSource;
 
 /// A relay for the Aspia remote-desktop system.
@@ -52,6 +54,10 @@ pub struct Arguments {
     /// With --node-address: write it into this file instead
     #[arg(long, value_name = "PATH", requires = "node_address")]
     pub output: Option<PathBuf>,
+
+    /// With --output: wait no longer than this, such as 20s, and then write nothing; exit status 0
+    #[arg(long, value_name = "DURATION", requires = "output", value_parser = duration)]
+    pub wait_at_most: Option<Duration>,
 
     /// With --check-config and --doctor: print JSON
     #[arg(long)]

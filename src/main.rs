@@ -136,9 +136,12 @@ fn run(arguments: &Arguments) -> Outcome {
     } else if let Some(probe) = arguments.healthcheck {
         healthcheck(&sources, probe)
     } else if let Some(source) = &arguments.node_address {
-        noted(&sources, node_address(&sources, source, arguments.output.as_deref()))
+        let pace = Pace { at_most: arguments.wait_at_most, ..Pace::default() };
+        noted(&sources, node_address(&sources, source, pace, arguments.output.as_deref()))
     } else if arguments.doctor {
-        run_doctor(&sources, arguments)
+        let outcome = run_doctor(&sources, arguments);
+        // As the first process it is what the container runs, and not what `kubectl exec` starts beside the relay.
+        if std::process::id() == 1 { noted(&sources, outcome) } else { outcome }
     } else {
         noted(&sources, run_relay(&sources))
     }
@@ -247,8 +250,14 @@ fn healthcheck(sources: &Sources, probe: Probe) -> Outcome {
     runtime.block_on(client::healthcheck(sources, config, probe)).map_err(failed)
 }
 
-/// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address.
-fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>) -> Outcome {
+/// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address, or
+/// as long as `pace` allows: then it leaves it to the reader of the file to say that there is none.
+fn node_address(
+    sources: &Sources,
+    source: &AddressSource,
+    pace: Pace,
+    output: Option<&Path>,
+) -> Outcome {
     let failed = |message: String| Failure::new(FAILED, message);
     let cluster = Cluster::of_pod(&sources.environment, Path::new(SERVICE_ACCOUNT))
         .map_err(|error| failed(error.to_string()))?;
@@ -260,7 +269,6 @@ fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>
         let _runtime = runtime.enter();
         asked_to_stop().map_err(|error| failed(format!("cannot listen for signals: {error}")))?
     };
-    let pace = Pace::default();
     let mut reason = String::new();
     let waited = runtime.block_on(async {
         let say = |error: &NodeError| {
@@ -278,6 +286,10 @@ fn node_address(sources: &Sources, source: &AddressSource, output: Option<&Path>
             () = stop => Ok(None),
         }
     });
+    if let Err(error @ NodeError::GaveUp { .. }) = &waited {
+        last_words(&error.to_string());
+        return Ok(());
+    }
     let Some(address) = waited.map_err(|error| failed(error.to_string()))? else {
         // No success: whoever waits for the address has none.
         return Err(failed(format!("stopped before there was an address: {reason}")));
@@ -332,10 +344,13 @@ fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
     if json {
         answer_json(&report.json())?;
     }
+    let mut failed = report.failed();
+    failed.dedup();
+    let names = failed.join(", ");
     match report.failures() {
         0 => Ok(()),
-        1 => Err(Failure::new(FAILED, "1 step failed (✗)".into())),
-        failures => Err(Failure::new(FAILED, format!("{failures} steps failed (✗)"))),
+        1 => Err(Failure::new(FAILED, format!("1 step failed (✗): {names}"))),
+        failures => Err(Failure::new(FAILED, format!("{failures} steps failed (✗): {names}"))),
     }
 }
 

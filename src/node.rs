@@ -47,11 +47,13 @@ pub struct Pace {
     pub retry: Duration,
     /// Time in which the same reason is reported only once.
     pub remind: Duration,
+    /// After this time nothing more is asked; `None`: asks for ever.
+    pub at_most: Option<Duration>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { retry: Duration::from_secs(5), remind: Duration::from_secs(60) }
+        Self { retry: Duration::from_secs(5), remind: Duration::from_secs(60), at_most: None }
     }
 }
 
@@ -188,6 +190,14 @@ pub enum NodeError {
         /// What should stand there.
         expected: String,
     },
+    /// There was no address within [`Pace::at_most`].
+    #[error("no address after {} s: {reason}", after.as_secs())]
+    GaveUp {
+        /// How long it was asked for.
+        after: Duration,
+        /// Why there was none, as the last answer says.
+        reason: String,
+    },
 }
 
 /// What to do about a refusal.
@@ -208,11 +218,12 @@ fn remedy(status: StatusCode) -> &'static str {
 }
 
 impl NodeError {
-    /// Whether the pod itself is wrong, so that no later answer can be another one: what is mounted into a container and
-    /// stands in its environment does not change.
-    pub fn is_final(&self) -> bool {
+    /// Whether the first question says by this that the pod itself is wrong: its environment never changes, and a service
+    /// account that is not mounted never is. Its files are read for each question, so that one that was read before may
+    /// be unreadable for a moment only.
+    fn is_the_pods(&self) -> bool {
         match self {
-            Self::Environment { .. } | Self::ServiceAccount { .. } => true,
+            Self::Environment { .. } | Self::ServiceAccount { .. } | Self::GaveUp { .. } => true,
             Self::Unreachable { .. }
             | Self::Refused { .. }
             | Self::NoNode { .. }
@@ -290,11 +301,11 @@ impl Cluster {
     }
 
     /// Asks for the address that stands in `source` until there is one. Hands to `say` what it waits for: a new reason at
-    /// once, the same one again only after [`Pace::remind`]. Waits for ever, as the pod cannot do without: Kubernetes shows
-    /// it as `Init`, and ends the wait with the pod.
+    /// once, the same one again only after [`Pace::remind`]. Waits for ever unless told otherwise, as the pod cannot do
+    /// without: Kubernetes shows it as `Init`, and ends the wait with the pod.
     ///
     /// # Errors
-    /// A [`NodeError`] that is [final](NodeError::is_final).
+    /// [`NodeError::ServiceAccount`] where the pod is wrong from the beginning, and [`NodeError::GaveUp`].
     pub async fn wait_for_address(
         &self,
         source: &AddressSource,
@@ -302,14 +313,22 @@ impl Cluster {
         mut say: impl FnMut(&NodeError),
     ) -> Result<String, NodeError> {
         let mut reported = Reported::new(pace.remind);
+        let begin = Instant::now();
+        let mut is_first = true;
         loop {
-            match self.node_address(source).await {
-                Err(error) if !error.is_final() => {
-                    if reported.is_news(error.to_string(), Instant::now()) {
-                        say(&error);
-                    }
-                }
+            let error = match self.node_address(source).await {
+                Err(error) if !(is_first && error.is_the_pods()) => error,
                 answer => return answer,
+            };
+            is_first = false;
+            let reason = error.to_string();
+            if let Some(after) = pace.at_most
+                && begin.elapsed() + pace.retry >= after
+            {
+                return Err(NodeError::GaveUp { after, reason });
+            }
+            if reported.is_news(reason, Instant::now()) {
+                say(&error);
             }
             sleep(pace.retry).await;
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aspia_relay::node::{AddressSource, Cluster, Pace};
+use aspia_relay::node::{AddressSource, Cluster, NodeError, Pace};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -174,7 +174,7 @@ async fn an_api_that_refuses_or_talks_nonsense_is_quoted() {
 }
 
 /// Asks again at once, and repeats nothing.
-const HASTY: Pace = Pace { retry: Duration::ZERO, remind: Duration::MAX };
+const HASTY: Pace = Pace { retry: Duration::ZERO, remind: Duration::MAX, at_most: None };
 
 /// Waits for the annotation `aspia-relay/address`, and returns what was reported meanwhile.
 async fn wait(api: &Api, pace: Pace) -> (Result<String, String>, Vec<String>) {
@@ -257,6 +257,47 @@ async fn what_is_wrong_in_the_pod_itself_is_not_waited_for() {
     let (answer, reported) = wait(&api, HASTY).await;
     assert!(answer.unwrap_err().contains("mounted"));
     assert!(reported.is_empty(), "{reported:?}");
+}
+
+/// Both files are read for each question, and a mount may be away for a moment.
+#[tokio::test]
+async fn a_service_account_that_was_readable_before_is_waited_for() {
+    for file in ["token", "ca.crt"] {
+        let api = scripted(vec![
+            node_with(&json!({})),
+            node_with(&json!({ "aspia-relay/address": "192.0.2.9" })),
+        ])
+        .await;
+        let source = "annotation=aspia-relay/address".parse().unwrap();
+        let cluster = cluster(api.address, api.service_account.path());
+        let (path, aside) =
+            (api.service_account.path().join(file), api.service_account.path().join("aside"));
+        let mut reasons = Vec::new();
+        let say = |error: &NodeError| {
+            match reasons.len() {
+                0 => std::fs::rename(&path, &aside).unwrap(),
+                _ => std::fs::rename(&aside, &path).unwrap(),
+            }
+            reasons.push(error.to_string());
+        };
+        let answer = cluster.wait_for_address(&source, HASTY, say).await;
+        assert_eq!(answer.unwrap(), "192.0.2.9", "{file}");
+        assert!(reasons[1].contains("service account") && reasons.len() == 2, "{reasons:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_bounded_ends_with_the_last_reason() {
+    let api = answering("200 OK", node()).await;
+    let source = "annotation=none".parse().unwrap();
+    let cluster = cluster(api.address, api.service_account.path());
+    let pace = Pace { at_most: Some(Duration::ZERO), ..HASTY };
+    let error = cluster.wait_for_address(&source, pace, |_| ()).await.unwrap_err();
+    assert!(matches!(error, NodeError::GaveUp { .. }), "{error}");
+    assert!(error.to_string().contains("kubectl annotate node node-1 none="), "{error}");
+    // What is there in time is taken.
+    let source = "external-ip".parse().unwrap();
+    assert!(cluster.wait_for_address(&source, pace, |_| ()).await.is_ok());
 }
 
 /// As the first process of a container, which SIGTERM does nothing to by default, with a service account where Kubernetes

@@ -145,7 +145,13 @@ pub struct Report {
 impl Report {
     /// Number of steps that failed.
     pub fn failures(&self) -> usize {
-        self.steps.iter().filter(|step| step.outcome == Outcome::Failed).count()
+        self.failed().len()
+    }
+
+    /// The names of the steps that failed, in their order.
+    pub fn failed(&self) -> Vec<&'static str> {
+        let failed = self.steps.iter().filter(|step| step.outcome == Outcome::Failed);
+        failed.map(|step| step.step).collect()
     }
 
     /// For machines.

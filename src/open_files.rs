@@ -89,7 +89,7 @@ fn workers_within(limit: u64, wanted: usize, needed: u64) -> (usize, Option<Stri
 }
 
 /// What to do where too few files may be open.
-const REMEDY: &str = "Raise the limit (ulimit -n, LimitNOFILE, ulimits of the container)";
+pub const REMEDY: &str = "Raise the limit (ulimit -n, LimitNOFILE, ulimits of the container)";
 
 /// How many files may be open; `None` in it is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,9 +141,14 @@ pub fn raise(_config: &Config) -> Option<String> {
 
 /// What a limit that is too low means, and what to do.
 pub fn warning(config: &Config, limit: u64) -> String {
+    warning_with(config, limit, REMEDY)
+}
+
+/// The same with what to do elsewhere.
+pub fn warning_with(config: &Config, limit: u64, remedy: &str) -> String {
     format!(
         "only {limit} files may be open, but MaxPeerCount {}, MaxPendingPeers {} and {} worker threads need {}: peers \
-         will be kept waiting. {REMEDY}, or lower the settings",
+         will be kept waiting. {remedy}, or lower the settings",
         config.max_sessions,
         config.max_pending_peers,
         config.startup.workers(),

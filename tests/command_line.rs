@@ -114,6 +114,34 @@ fn leaves_the_reason_of_its_failure(format: &str) {
     assert!(!stderr.is_empty() && !missing.exists());
 }
 
+/// The pod of `helm test` runs nothing but the doctor.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_doctor_that_is_the_first_process_leaves_what_failed() {
+    const UNSHARE: [&str; 3] = ["--pid", "--fork", "--kill-child"];
+    let can = Command::new("unshare").args(UNSHARE).arg("true").output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        relay_lab::skip("the doctor as the first process", "namespaces need root");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let message = directory.path().join("termination-log");
+    std::fs::write(&message, "").unwrap();
+    let mut doctor = Command::new("unshare");
+    doctor.args(UNSHARE).arg(env!("CARGO_BIN_EXE_aspia_relay")).args(["--doctor", "--running"]);
+    doctor.env("TERMINATION_MESSAGE_PATH", &message);
+    doctor.env("ASPIA_RELAY_CONFIG", "/dev/null/none").env("KUBERNETES_SERVICE_HOST", "192.0.2.1");
+    let (status, stdout, _) = run(&mut doctor);
+    let message = std::fs::read_to_string(message).unwrap();
+    assert_eq!(status, 1);
+    for step in ["configuration", "running relay"] {
+        assert!(message.contains("failed (✗): ") && message.contains(step), "{message}");
+    }
+    // No configuration is no reason to be silent about the relay that nobody has labelled a node for.
+    let relay = stdout.lines().find(|line| line.contains("running relay: ")).unwrap();
+    assert!(relay.starts_with('✗') && relay.contains("labels of nodeSelector"), "{stdout}");
+}
+
 #[test]
 fn check_config_shows_every_value_with_its_source_and_every_problem() {
     let directory = tempfile::tempdir().unwrap();

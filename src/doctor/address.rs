@@ -10,13 +10,10 @@ use tokio::time::timeout;
 use crate::config::Config;
 
 use super::report::{PEER_ADDRESS, Step};
+use super::site::Site;
 
 /// Time for the resolver.
 const RESOLVE: Duration = Duration::from_secs(60);
-
-/// The file that gives addresses names on this machine alone.
-const HOSTS: &str =
-    if cfg!(windows) { r"C:\Windows\System32\drivers\etc\hosts" } else { "/etc/hosts" };
 
 /// What peers dial.
 pub(super) struct Addresses {
@@ -26,11 +23,11 @@ pub(super) struct Addresses {
 }
 
 /// Resolves `PeerAddress` and compares with this machine.
-pub(super) async fn resolve(config: &Config) -> Addresses {
+pub(super) async fn resolve(config: &Config, site: Site) -> Addresses {
     let (host, port) = (&config.router.peer_address, config.router.peer_port);
     let resolved = timeout(RESOLVE, lookup_host((host.as_str(), port))).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    judge(config, resolved.map(Iterator::collect), own())
+    judge(config, resolved.map(Iterator::collect), own(), site)
 }
 
 /// The addresses of this machine's interfaces.
@@ -48,6 +45,7 @@ fn judge(
     config: &Config,
     resolved: io::Result<Vec<SocketAddr>>,
     own: io::Result<Vec<IpAddr>>,
+    site: Site,
 ) -> Addresses {
     let (host, port) = (&config.router.peer_address, config.router.peer_port);
     let none = |text| Addresses { step: Step::failed(PEER_ADDRESS, text), all: Vec::new() };
@@ -99,9 +97,10 @@ fn judge(
     // Where the setting itself says loopback, the configuration has its warning already.
     if !loopback.is_empty() && !host.is_loopback() {
         hints.push(format!(
-            "{host} is {} here, which leads each machine to itself (does it stand in {HOSTS}?): other machines may \
-             see another address. Look it up on one of them",
-            list(&loopback)
+            "{host} is {} here, which leads each machine to itself (does it stand in {}?): other machines may see \
+             another address. Look it up on one of them",
+            list(&loopback),
+            site.hosts_file()
         ));
     }
     if !elsewhere.is_empty() {
@@ -129,13 +128,18 @@ fn list(addresses: &[SocketAddr]) -> String {
 mod tests {
     use super::*;
     use crate::doctor::report::Outcome;
+    use crate::doctor::site::tests::is_for_a_pod;
     use crate::doctor::testing::config;
 
     fn judged(host: &str, resolved: &[&str]) -> Addresses {
+        judged_at(Site::Machine, host, resolved)
+    }
+
+    fn judged_at(site: Site, host: &str, resolved: &[&str]) -> Addresses {
         let config = config(&[("PEER_ADDRESS", host), ("LISTEN_PORT", "9070")]);
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 8070));
         let own = ["127.0.0.1", "::1", "192.0.2.1"].map(|ip| ip.parse().unwrap());
-        judge(&config, Ok(resolved.collect()), Ok(own.to_vec()))
+        judge(&config, Ok(resolved.collect()), Ok(own.to_vec()), site)
     }
 
     #[test]
@@ -169,6 +173,13 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_has_the_hosts_file_of_its_node() {
+        let in_pod = judged_at(Site::Pod, "p.example", &["127.0.1.1"]).step.seen;
+        assert!(in_pod.contains("/etc/hosts of the node"), "{in_pod}");
+        is_for_a_pod(&in_pod);
+    }
+
+    #[test]
     fn each_address_is_known_as_local_or_not() {
         let local = |host, resolved: &[&str]| {
             judged(host, resolved).all.iter().map(|(_, local)| *local).collect::<Vec<_>>()
@@ -183,7 +194,8 @@ mod tests {
     #[test]
     fn interfaces_that_cannot_be_listed_are_no_verdict() {
         let resolved = Ok(vec![SocketAddr::from(([192, 0, 2, 1], 8070))]);
-        let judged = judge(&config(&[]), resolved, Err(io::Error::other("not here")));
+        let judged =
+            judge(&config(&[]), resolved, Err(io::Error::other("not here")), Site::Machine);
         assert_eq!(judged.step.outcome, Outcome::Hint);
         assert!(judged.step.seen.contains("not here"), "{}", judged.step);
     }

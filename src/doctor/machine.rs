@@ -43,7 +43,8 @@ pub(super) fn http(
         Ok(_) if running.relay().is_some() => {
             let seen = format!(
                 "{listen} is free, so the relay that runs does not listen there: it runs with another {step}, which \
-                 only a restart changes"
+                 only {} changes",
+                site.restart()
             );
             return Step::hint(step, seen);
         }
@@ -51,7 +52,7 @@ pub(super) fn http(
         Err(error) => error,
     };
     if !error.is_taken() {
-        return Step::failed(step, error.to_string());
+        return Step::failed(step, site.cannot_listen(&error));
     }
     if kind == Kind::Admin && running.relay().is_some() {
         return Step::ok(step, format!("the relay that runs answers on {listen}"));
@@ -96,7 +97,7 @@ pub(super) fn tls(config: &Config, now: SystemTime) -> Step {
 }
 
 /// The limit on open files: of the relay that runs where its process is known, otherwise of the doctor itself.
-pub(super) fn open_files(config: &Config, relay: Option<i32>) -> Step {
+pub(super) fn open_files(config: &Config, relay: Option<i32>, site: Site) -> Step {
     let needed = open_files::needed(config);
     // The relay raises the soft limit by itself, at its start and when it reads the configuration again.
     let of_relay = relay.and_then(|pid| Some((pid, hard_limit_of(pid)?)));
@@ -113,7 +114,8 @@ pub(super) fn open_files(config: &Config, relay: Option<i32>) -> Step {
     };
     let step = match limit {
         Some(limit) if limit < needed => {
-            Step::failed(OPEN_FILES, open_files::warning(config, limit))
+            let seen = open_files::warning_with(config, limit, site.more_open_files());
+            Step::failed(OPEN_FILES, seen)
         }
         limit => Step::ok(
             OPEN_FILES,
@@ -180,6 +182,7 @@ pub(super) fn pipes(probed: Result<usize, String>) -> Step {
 mod tests {
     use super::*;
     use crate::doctor::report::Outcome;
+    use crate::doctor::site::tests::is_for_a_pod;
     use crate::doctor::testing::config;
 
     #[test]
@@ -245,6 +248,21 @@ mod tests {
         let free = http(&config, Kind::Metrics, None, &answering(), Site::Machine);
         assert_eq!(free.outcome, Outcome::Hint, "{free}");
         assert!(free.seen.contains("another MetricsListen, which only a restart"), "{free}");
+        let in_pod = http(&config, Kind::Metrics, None, &answering(), Site::Pod).seen;
+        assert!(in_pod.contains("only a new pod changes"), "{in_pod}");
+        is_for_a_pod(&in_pod);
+    }
+
+    #[test]
+    fn a_low_limit_on_open_files_is_raised_where_it_can_be() {
+        let config = config(&[]);
+        let needed = open_files::needed(&config);
+        let in_pod = open_files::warning_with(&config, needed - 1, Site::Pod.more_open_files());
+        assert!(in_pod.contains("container runtime on the node"), "{in_pod}");
+        is_for_a_pod(&in_pod);
+        let here = open_files::warning_with(&config, needed - 1, Site::Machine.more_open_files());
+        assert_eq!(here, open_files::warning(&config, needed - 1));
+        assert!(here.contains("ulimit"), "{here}");
     }
 
     /// Elsewhere there is no such limit.
@@ -252,13 +270,13 @@ mod tests {
     #[test]
     fn it_is_said_whose_limit_on_open_files_it_is() {
         let config = config(&[]);
-        let own = open_files(&config, None);
+        let own = open_files(&config, None, Site::Machine);
         assert!(own.details[0].contains("the doctor's own"), "{own}");
         // One that has gone meanwhile.
-        assert_eq!(open_files(&config, Some(i32::MAX)).details, own.details);
+        assert_eq!(open_files(&config, Some(i32::MAX), Site::Machine).details, own.details);
         if cfg!(target_os = "linux") {
             let pid = i32::try_from(std::process::id()).unwrap();
-            let of_relay = open_files(&config, Some(pid));
+            let of_relay = open_files(&config, Some(pid), Site::Machine);
             assert!(of_relay.details[0].contains(&format!("process {pid}")), "{of_relay}");
         }
     }

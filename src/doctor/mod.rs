@@ -91,8 +91,10 @@ impl<S: FnMut(&Step)> Doctor<S> {
             Some(config) => self.installation(sources, &config, &report).await,
             None => {
                 let running = running::without_configuration(sources).await;
+                let Surroundings { expects_relay, site, .. } = self.surroundings;
                 self.note_all(NEED_CONFIGURATION.iter().map(|step| match &running {
                     Some(running) if *step == RUNNING_RELAY => running.clone(),
+                    None if *step == RUNNING_RELAY && expects_relay => running::unknown(site),
                     _ => Step::skipped(
                         step,
                         "not looked at: the configuration is wrong, mend that first",
@@ -106,10 +108,10 @@ impl<S: FnMut(&Step)> Doctor<S> {
 
     /// The steps of [`NEED_CONFIGURATION`].
     async fn installation(&mut self, sources: &Sources, config: &Config, report: &ConfigReport) {
-        self.note_all(router::check(config).await);
-        let addresses = address::resolve(config).await;
-        self.note(addresses.step.clone());
         let site = self.surroundings.site;
+        self.note_all(router::check(config, site).await);
+        let addresses = address::resolve(config, site).await;
+        self.note(addresses.step.clone());
         let running = Running::ask(sources, config, site).await;
         let (port, listener) = Port::look(config, &running, site);
         self.note(port.step(config));
@@ -123,7 +125,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
             self.note(machine::http(config, kind, relay, &running, site));
         }
         self.note(machine::tls(config, self.surroundings.now));
-        self.note(machine::open_files(config, relay));
+        self.note(machine::open_files(config, relay, site));
         self.note(machine::memory(config, machine::available(relay)));
     }
 

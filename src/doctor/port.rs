@@ -43,7 +43,7 @@ impl Port {
             Err(error) if error.is_taken() => {
                 (Self::held(config, error.holders(), running, site, &error.to_string()), None)
             }
-            Err(error) => (Self::Unusable(error.to_string()), None),
+            Err(error) => (Self::Unusable(site.cannot_listen(&error)), None),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::router::examine::{self, Examined};
 use super::report::{
     DIALECT, RELAY_SESSIONS, ROUTER_KEY, ROUTER_NAME, ROUTER_PORT, Step, WHITE_LIST,
 };
+use super::site::Site;
 
 /// Time for the resolver: the relay lets a look-up finish, too.
 const RESOLVE: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ const SLOW: Duration = Duration::from_secs(3);
 const AUTHENTICATE: Duration = Duration::from_secs(15);
 
 /// Takes the steps, as far as they lead.
-pub(super) async fn check(config: &Config) -> Vec<Step> {
+pub(super) async fn check(config: &Config, site: Site) -> Vec<Step> {
     let mut steps = Vec::new();
     let (host, port) = (&config.router.address, config.router.port);
     let asked = Instant::now();
@@ -43,7 +44,7 @@ pub(super) async fn check(config: &Config) -> Vec<Step> {
             return steps;
         }
     };
-    steps.push(name(host.as_str(), &addresses, asked.elapsed()));
+    steps.push(name(host.as_str(), &addresses, asked.elapsed(), site));
     let attempts = addresses.into_iter().map(async |address| {
         let connected = dial::connect(&dial::System, address).await;
         (address, connected.map(drop))
@@ -70,7 +71,7 @@ pub(super) async fn check(config: &Config) -> Vec<Step> {
 }
 
 /// What the resolver says, and how long that took.
-fn name(host: &str, addresses: &[SocketAddr], took: Duration) -> Step {
+fn name(host: &str, addresses: &[SocketAddr], took: Duration, site: Site) -> Step {
     let list: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
     let seen = format!("{host} is {}", list.join(", "));
     if took < SLOW {
@@ -80,8 +81,9 @@ fn name(host: &str, addresses: &[SocketAddr], took: Duration) -> Step {
         ROUTER_NAME,
         format!(
             "{seen}, but the look-up took {} s, and the relay needs it whenever it connects anew. Does the first name server \
-             not answer, or are many search domains tried (nameserver, search and ndots in /etc/resolv.conf)?",
-            took.as_secs()
+             not answer, or are many search domains tried ({})?",
+            took.as_secs(),
+            site.resolver()
         ),
     )
 }
@@ -249,13 +251,18 @@ async fn judge(
 mod tests {
     use super::*;
     use crate::doctor::report::Outcome;
+    use crate::doctor::site::tests::is_for_a_pod;
 
     #[test]
     fn a_slow_look_up_is_worth_a_word() {
         let address: SocketAddr = "192.0.2.1:8060".parse().unwrap();
-        let fast = name("router.example", &[address], Duration::from_millis(2999));
+        let fast = name("router.example", &[address], Duration::from_millis(2999), Site::Machine);
         assert_eq!(fast.outcome, Outcome::Ok, "{fast}");
-        let slow = name("router.example", &[address], Duration::from_secs(23));
+        let took = Duration::from_secs(23);
+        let in_pod = name("router.example", &[address], took, Site::Pod).seen;
+        assert!(in_pod.contains("dnsConfig"), "{in_pod}");
+        is_for_a_pod(&in_pod);
+        let slow = name("router.example", &[address], took, Site::Machine);
         assert_eq!(slow.outcome, Outcome::Hint, "{slow}");
         for part in ["router.example is 192.0.2.1", "took 23 s", "ndots"] {
             assert!(slow.seen.contains(part), "{part}: {slow}");

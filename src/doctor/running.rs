@@ -55,6 +55,15 @@ pub(super) async fn without_configuration(sources: &Sources) -> Option<Step> {
     })
 }
 
+/// The step where a relay is expected to run, and none can be asked, since the configuration is wrong.
+pub(super) fn unknown(site: Site) -> Step {
+    let seen = format!(
+        "one is expected here, and cannot be asked as long as the configuration is wrong. If none runs: {}",
+        site.no_relay()
+    );
+    Step::failed(RUNNING_RELAY, seen)
+}
+
 /// What a relay has published.
 struct Instance {
     peers: SocketAddr,
@@ -260,7 +269,8 @@ impl Relay {
         }
         let for_restart = self.waiting_for_restart();
         if !for_restart.is_empty() {
-            seen += ". Settings that it has read wait for a restart: ";
+            let restart = site.restart();
+            seen += &format!(". Settings that it has read wait for {restart}: ");
             seen += &for_restart.join(", ");
         }
         let differs = self.differences(config, report);
@@ -398,6 +408,7 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::site::tests::is_for_a_pod;
     use crate::doctor::testing::config;
     use serde_json::json;
 
@@ -502,7 +513,12 @@ mod tests {
         }
         let in_pod = there("100").judge(&moved, &report, Site::Pod);
         assert!(in_pod.seen.contains("kubectl rollout restart"), "{in_pod}");
-        assert!(!in_pod.seen.contains("SIGHUP"), "{in_pod}");
+        is_for_a_pod(&in_pod.seen);
+        let mut waits = there("50");
+        waits.status.as_mut().unwrap()["waiting_for_restart"] = json!(["WorkerThreads"]);
+        let in_pod = waits.judge(&config(&[]), &report, Site::Pod).seen;
+        assert!(in_pod.contains("wait for a new pod: WorkerThreads"), "{in_pod}");
+        is_for_a_pod(&in_pod);
     }
 
     #[test]

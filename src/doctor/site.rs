@@ -3,8 +3,10 @@
 
 use crate::config::settings::SETTINGS;
 use crate::config::sources::Sources;
+use crate::listen::bind::BindError;
+use crate::open_files;
 
-use super::report::{MEMORY, OPEN_FILES, Outcome, RUNNING_RELAY, Step, TRACE_COLLECTOR};
+use super::report::{CONFIGURATION, MEMORY, Outcome, RUNNING_RELAY, Step, TRACE_COLLECTOR};
 
 /// Where the doctor runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,10 @@ const VALUES: &[(&str, &str)] = &[
 /// The command that starts the doctor beside the relay that runs.
 const INSIDE: &str = "kubectl exec POD -- /usr/local/bin/aspia_relay --doctor";
 
+/// Where settings are in manifests that the chart did not make, those of `deploy/kubernetes` for example.
+const WITHOUT_CHART: &str =
+    "without the chart, settings are in relay.json and in env of the container";
+
 /// The value of the chart that decides a setting.
 pub fn value_of(setting: &str) -> String {
     let found = VALUES.iter().find(|(key, _)| *key == setting);
@@ -62,10 +68,62 @@ impl Site {
                      change. Or the doctor was not started with the environment of the relay"
                 )
             }
-            Self::Pod => "a new pod does, which `kubectl rollout restart` makes of each once it has drained. Do not do \
-                 that while the Router is away"
+            Self::Pod => "a new pod does, which `kubectl rollout restart` makes of each once it has drained (where \
+                 updateStrategy is OnDelete, that replaces nothing: `kubectl delete pod POD`, one after the other). Do not \
+                 do that while the Router is away"
                 .to_owned(),
         }
+    }
+
+    /// What takes over the settings that reloading cannot change.
+    pub(super) fn restart(self) -> &'static str {
+        match self {
+            Self::Machine => "a restart",
+            Self::Pod => "a new pod",
+        }
+    }
+
+    /// Where it is decided how names are looked up.
+    pub(super) fn resolver(self) -> &'static str {
+        match self {
+            Self::Machine => "nameserver, search and ndots in /etc/resolv.conf",
+            Self::Pod => {
+                "dnsConfig of the pod, a value of the chart, decides: an option ndots of 1, or the Router's name with a \
+                 dot at its end, spares the search; the DNS of the cluster is the kube-system pods with the label \
+                 k8s-app=kube-dns"
+            }
+        }
+    }
+
+    /// The file that gives addresses names here alone.
+    pub(super) fn hosts_file(self) -> &'static str {
+        match self {
+            Self::Machine if cfg!(windows) => r"C:\Windows\System32\drivers\etc\hosts",
+            Self::Machine => "/etc/hosts",
+            // On the host network the kubelet makes that of the pod of it.
+            Self::Pod => "/etc/hosts of the node",
+        }
+    }
+
+    /// What to do where too few files may be open.
+    pub(super) fn more_open_files(self) -> &'static str {
+        match self {
+            Self::Machine => open_files::REMEDY,
+            Self::Pod => "Raise the limit, which is that of the container runtime on the node",
+        }
+    }
+
+    /// Why a port cannot be listened on, and what to do.
+    pub(super) fn cannot_listen(self, error: &BindError) -> String {
+        if self == Self::Pod && error.is_denied() {
+            return format!(
+                "{}; the pod has no capability, and ports below 1024 need net.ipv4.ip_unprivileged_port_start on the node. \
+                 Set {} to a port from 1024",
+                error.what_failed(),
+                error.port_setting()
+            );
+        }
+        error.to_string()
     }
 
     /// How to see which program it is that holds a port.
@@ -124,13 +182,17 @@ impl Site {
         let mut remedies = Vec::new();
         match step.step {
             MEMORY => remedies.push(
-                "the limit is the value resources.limits.memory, which is the container's".to_owned(),
-            ),
-            OPEN_FILES => remedies.push(
-                "the limit is that of the container runtime on the node (LimitNOFILE of its systemd unit)".to_owned(),
+                "the limit is resources.limits.memory of the container, a value of the chart".to_owned(),
             ),
             TRACE_COLLECTOR => remedies.push(
-                "in the values of the chart, the endpoint is tracing.endpoint, and other variables are in extraEnv"
+                "in the values of the chart, the endpoint is tracing.endpoint, and other variables are in extraEnv; \
+                 without the chart, all of them are in env of the container"
+                    .to_owned(),
+            ),
+            // What the container before this one should have written.
+            CONFIGURATION if step.seen.contains("PeerAddress") => remedies.push(
+                "where the node gives the address (peerAddress.from), the container node-address waited for it, and its \
+                 log says why there is none: kubectl logs POD -c node-address"
                     .to_owned(),
             ),
             _ => {}
@@ -142,15 +204,36 @@ impl Site {
         let named = SETTINGS.iter().map(|setting| setting.key).filter(|key| is_named(key));
         let named: Vec<_> = named.map(|key| format!("{key} is {}", value_of(key))).collect();
         if !named.is_empty() {
-            remedies.push(format!("in the values of the chart, {}", named.join(", ")));
+            remedies
+                .push(format!("in the values of the chart, {}; {WITHOUT_CHART}", named.join(", ")));
         }
         remedies
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::admin::kind::Kind;
+
+    /// That nothing in this advice can be done on a machine only.
+    pub(in crate::doctor) fn is_for_a_pod(advice: &str) {
+        for machine in [
+            "SIGHUP",
+            "as root",
+            "root sees",
+            "as that user",
+            "same container",
+            "resolv.conf",
+            "ulimit",
+            "LimitNOFILE",
+            "CAP_NET_BIND_SERVICE",
+            "a restart",
+            "in /etc/hosts?",
+        ] {
+            assert!(!advice.contains(machine), "{machine}: {advice}");
+        }
+    }
 
     fn site(environment: &[(&str, &str)]) -> Site {
         let environment =
@@ -183,10 +266,22 @@ mod tests {
             Site::Pod.no_relay().to_owned(),
         ] {
             assert!(advice.contains("kubectl "), "{advice}");
-            for machine in ["SIGHUP", "as root", "as that user", "same container"] {
-                assert!(!advice.contains(machine), "{advice}");
-            }
+            is_for_a_pod(&advice);
         }
+        assert!(Site::Pod.reload().contains("OnDelete"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_port_that_is_denied_is_changed_where_there_are_no_capabilities() {
+        let error = BindError::denied(Kind::Metrics.purpose(), 443);
+        let in_pod = Site::Pod.cannot_listen(&error);
+        for part in ["on [::]:443", "ip_unprivileged_port_start", "Set MetricsListen"] {
+            assert!(in_pod.contains(part), "{part}: {in_pod}");
+        }
+        is_for_a_pod(&in_pod);
+        assert_eq!(Site::Machine.cannot_listen(&error), error.to_string());
+        assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"), "{error}");
     }
 
     #[test]
@@ -207,7 +302,10 @@ mod tests {
         assert!(collector.concat().contains("tracing.endpoint"), "{collector:?}");
         let off = Step::skipped(RUNNING_RELAY, "not known, since AdminListen is off");
         assert!(Site::Pod.remedies(&off).concat().contains("admin.port"));
-        let skipped = Step::skipped(OPEN_FILES, "not tried: PeerAddress has no address");
+        let missing = Step::failed(CONFIGURATION, "PeerAddress: cannot read /run/peer-address");
+        assert!(Site::Pod.remedies(&missing).concat().contains("-c node-address"), "{missing}");
+        assert!(remedies.contains("without the chart"), "{remedies}");
+        let skipped = Step::skipped(MEMORY, "not tried: PeerAddress has no address");
         assert!(Site::Pod.remedies(&skipped).is_empty());
         assert!(Site::Machine.remedies(&step).is_empty());
         assert!(Site::Pod.remedies(&Step::ok(MEMORY, seen)).is_empty());

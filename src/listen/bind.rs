@@ -52,8 +52,8 @@ impl std::error::Error for BindError {}
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { purpose, address, error, holders } = self;
-        let Purpose { callers, address_setting, port_setting } = purpose;
-        write!(f, "cannot listen for {callers} on {address}: {error}")?;
+        let Purpose { address_setting, port_setting, .. } = purpose;
+        f.write_str(&self.what_failed())?;
         match error.kind() {
             // Whoever it is may be what is wanted, such as another relay.
             io::ErrorKind::AddrInUse if holders.is_empty() => write!(
@@ -84,6 +84,30 @@ impl fmt::Display for BindError {
 }
 
 impl BindError {
+    /// What failed, without what to do about it.
+    pub fn what_failed(&self) -> String {
+        let Self { purpose: Purpose { callers, .. }, address, error, .. } = self;
+        format!("cannot listen for {callers} on {address}: {error}")
+    }
+
+    /// Whether the system allows nobody like this process to listen there.
+    pub fn is_denied(&self) -> bool {
+        self.error.kind() == io::ErrorKind::PermissionDenied
+    }
+
+    /// The setting of the port.
+    pub fn port_setting(&self) -> &'static str {
+        self.purpose.port_setting
+    }
+
+    /// An error as of a port below 1024.
+    #[cfg(test)]
+    pub(crate) fn denied(purpose: Purpose, port: u16) -> Self {
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let error = io::ErrorKind::PermissionDenied.into();
+        Self { purpose, address, error, holders: Vec::new() }
+    }
+
     /// Whether somebody else listens there.
     pub fn is_taken(&self) -> bool {
         self.error.kind() == io::ErrorKind::AddrInUse

@@ -8,7 +8,6 @@ mod kustomize;
 mod readme;
 mod refused;
 mod tools;
-mod upgrade;
 
 use std::collections::BTreeSet;
 
@@ -280,6 +279,57 @@ fn a_pods_status_shows_nothing_of_the_log() {
     }
 }
 
+/// A test pod without a node says nothing, and no deadline ends it.
+#[test]
+fn the_test_fits_on_the_node_of_a_relay() {
+    let Some(cases) = cases() else { return };
+    for case in &cases {
+        let (relay, test) = (case.relay(), case.doctor());
+        assert!(test["priorityClassName"].is_null(), "{}", case.name);
+        let tolerations = array(&test["tolerations"]);
+        let cordoned = json!({
+            "key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule",
+        });
+        assert!(tolerations.contains(&cordoned), "{}", case.name);
+        for of_relay in relay["tolerations"].as_array().into_iter().flatten() {
+            assert!(tolerations.contains(of_relay), "{}: {of_relay}", case.name);
+        }
+        let init = test["initContainers"].as_array().into_iter().flatten();
+        for container in init.chain(array(&test["containers"])) {
+            let resources = &container["resources"];
+            let little = json!({ "cpu": "10m", "memory": "32Mi" });
+            assert_eq!(resources["requests"], little, "{}", case.name);
+            // What the doctor compares the settings with.
+            let of_relay = &relay["containers"][0]["resources"]["limits"]["memory"];
+            assert_eq!(&resources["limits"]["memory"], of_relay, "{}", case.name);
+        }
+    }
+    let everything = case("everything").unwrap();
+    assert_eq!(everything.relay()["priorityClassName"], "public");
+    assert_eq!(everything.relay()["containers"][0]["resources"]["requests"]["memory"], "512Mi");
+}
+
+/// Where the test runs on a node that is no relay's, nobody gives that an address.
+#[test]
+fn the_test_does_not_wait_for_an_address_until_its_deadline() {
+    let Some(cases) = cases() else { return };
+    let arguments = |pod: &Value| {
+        let args = array(&pod["initContainers"][0]["args"]).clone();
+        let args = args.into_iter().map(|argument| argument.as_str().unwrap().to_owned());
+        Arguments::try_parse_from(std::iter::once("aspia_relay".to_owned()).chain(args)).unwrap()
+    };
+    let mut waiting = 0;
+    for case in cases.iter().filter(|case| case.relay()["initContainers"].is_array()) {
+        assert_eq!(arguments(case.relay()).wait_at_most, None, "{}", case.name);
+        let wait = arguments(case.doctor()).wait_at_most.unwrap().as_secs();
+        // The last question may take 20 s more; the rest is the doctor's.
+        let deadline = case.doctor()["activeDeadlineSeconds"].as_u64().unwrap();
+        assert!(wait + 20 + 240 <= deadline, "{}: {wait} {deadline}", case.name);
+        waiting += 1;
+    }
+    assert!(waiting > 3);
+}
+
 /// Where peers dial an address of the node, the test must be on a node with a relay.
 #[test]
 fn the_test_runs_beside_a_relay_or_says_that_there_is_none() {
@@ -467,8 +517,16 @@ fn peers_come_through_the_service_and_keep_their_address() {
     let service = &case.only("Service")["spec"];
     assert_eq!(service["externalTrafficPolicy"], "Local");
     assert_eq!(service["publishNotReadyAddresses"], true);
+    // Only the one pod of the StatefulSet, whatever else has the labels of the release: the controller sets this one.
+    let mut selector = service["selector"].as_object().unwrap().clone();
+    let name = case.workload()["metadata"]["name"].as_str().unwrap();
+    assert_eq!(
+        selector.remove("statefulset.kubernetes.io/pod-name"),
+        Some(json!(format!("{name}-0")))
+    );
+    assert_eq!(case.workload()["spec"].get("ordinals"), None, "the first pod is 0");
     let labels = &case.workload()["spec"]["template"]["metadata"]["labels"];
-    for (key, value) in service["selector"].as_object().unwrap() {
+    for (key, value) in &selector {
         assert_eq!(&labels[key], value);
         // The test's pod is no relay.
     }
@@ -485,6 +543,9 @@ fn peers_come_through_the_service_and_keep_their_address() {
     assert_eq!(out, [53, 53, 8060, 4318]);
 
     let case = tools::case("pod-network-node-port").unwrap();
+    let name = case.workload()["metadata"]["name"].as_str().unwrap();
+    let selector = &case.only("Service")["spec"]["selector"];
+    assert_eq!(selector["statefulset.kubernetes.io/pod-name"], format!("{name}-0"));
     let port = &case.only("Service")["spec"]["ports"][0];
     assert_eq!((&port["nodePort"], &port["targetPort"]), (&json!(30070), &json!("peer")));
 }

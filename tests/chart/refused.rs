@@ -66,16 +66,8 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         &["dnsConfig.options=[{\"name\": \"ndots\", \"value\": 1}]"],
         &["/dnsConfig/options/0/value", "want string"],
     ),
-    // An earlier version had it: what to do before the upgrade.
-    (
-        &["kind=Deployment", "drainTimeoutSeconds=600"],
-        &[
-            "kind StatefulSet",
-            "kubectl scale deployment/aspia-relay -n relays --replicas=0",
-            "kubectl wait pod -n relays",
-            "--for=delete --timeout=630s",
-        ],
-    ),
+    // An earlier version had it: what to take instead.
+    (&["kind=Deployment"], &["take kind StatefulSet", "An upgrade replaces a Deployment"]),
     (&["drainTimeoutSeconds=25s"], &["/drainTimeoutSeconds", "want integer"]),
     (&["service.type=ClusterIP"], &["/service/type", "'NodePort'"]),
     (&["updateStrategy=Recreate"], &["/updateStrategy", "'OnDelete'"]),

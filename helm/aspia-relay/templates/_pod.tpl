@@ -18,8 +18,8 @@ dnsPolicy: ClusterFirstWithHostNet
 dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
+{{- if and .priorityClassName (not $test) }}
+priorityClassName: {{ .priorityClassName }}
 {{- end }}
 {{- with .imagePullSecrets }}
 imagePullSecrets:
@@ -27,9 +27,9 @@ imagePullSecrets:
 {{- end }}
 {{- if $test }}
 restartPolicy: Never
-# Longer than the doctor takes at worst. Ends the test also where an image cannot be pulled, or the Node has no address
-# to give to peers; from when the pod has a node.
-activeDeadlineSeconds: 240
+# Longer than the wait for an address and the doctor take at worst. Ends the test also where an image cannot be pulled. It
+# counts from when the pod has a node, so nothing below may keep the pod from a node that has a relay.
+activeDeadlineSeconds: 280
 {{- if or .hostNetwork (and (eq .service.type "NodePort") (ne .peerAddress.from "value")) }}
 # On a node that has a relay: what peers dial is an address of that node. The labels are the test's own, too. So, where no
 # relay has a node, the scheduler puts the test anywhere, and it says that it finds none, instead of waiting for a node.
@@ -57,9 +57,17 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
-{{- with .tolerations }}
+{{- if or .tolerations $test }}
 tolerations:
+  {{- with .tolerations }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- if $test }}
+  # A relay stays on a node that is cordoned.
+  - key: node.kubernetes.io/unschedulable
+    operator: Exists
+    effect: NoSchedule
+  {{- end }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -74,7 +82,7 @@ initContainers:
   # Asks the API server for this pod's Node until it has an address, says in its log what it waits for, and writes the
   # address that peers dial. Only this container has the token of the service account.
   - name: node-address
-    {{- include "aspia-relay.containerBasics" $root | nindent 4 }}
+    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test) | nindent 4 }}
     args:
       - --node-address
       {{- if eq .peerAddress.from "nodeAnnotation" }}
@@ -86,6 +94,10 @@ initContainers:
       {{- end }}
       - --output
       - /run/aspia-relay/peer-address
+      {{- if $test }}
+      # The node need not be one of a relay. Without an address the doctor says what is wrong.
+      - --wait-at-most=20s
+      {{- end }}
     env:
       {{- include "aspia-relay.terminationMessage" $root | nindent 6 }}
       - name: NODE_NAME
@@ -101,7 +113,7 @@ initContainers:
 {{- end }}
 containers:
   - name: {{ ternary "doctor" "relay" $test }}
-    {{- include "aspia-relay.containerBasics" $root | nindent 4 }}
+    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test) | nindent 4 }}
     {{- if and $test .hostNetwork }}
     # On the host network the doctor sees the relay of its node, and there must be one.
     args: [--doctor, --running]
@@ -206,10 +218,10 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* What every container has. */}}
+{{/* What every container has. Called with root and test (true or false). */}}
 {{- define "aspia-relay.containerBasics" -}}
-image: {{ include "aspia-relay.image" . }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+image: {{ include "aspia-relay.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 # Why a container failed stands in `kubectl describe pod`: the program writes it into this file. FallbackToLogsOnError
 # would take the last lines of the log, and put peers' addresses where no right to logs is needed to read them.
 terminationMessagePath: /dev/termination-log
@@ -219,8 +231,21 @@ securityContext:
   readOnlyRootFilesystem: true
   capabilities:
     drop: [ALL]
+{{- if .test }}
+# Little, so that the test fits on a node beside its relay.
 resources:
-  {{- default dict .Values.resources | toYaml | nindent 2 }}
+  requests:
+    cpu: 10m
+    memory: 32Mi
+  {{- with pick (dig "limits" dict (default dict .root.Values.resources)) "cpu" "memory" }}
+  # Those of the relay: they keep the pod from no node, and the doctor compares the settings with them.
+  limits:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- else }}
+resources:
+  {{- default dict .root.Values.resources | toYaml | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Tells the program where it writes why it failed. */}}

@@ -78,17 +78,9 @@
 {{- $p = append $p "rbac.create would give the right to read Nodes to the service account \"default\", and so to other pods: set serviceAccount.name, or serviceAccount.create to true" -}}
 {{- end -}}
 
-{{- /* Workload. The schema lets a Deployment pass, so that its successor can be named here. Helm would start that before it
-       deletes the Deployment of an earlier version; "helm template" and a dry run of the client see no cluster. */ -}}
-{{- $name := include "aspia-relay.fullname" . -}}
-{{- $stop := printf "kubectl scale deployment/%s -n %s --replicas=0, then kubectl wait pod -n %s -l app.kubernetes.io/instance=%s,app.kubernetes.io/component=relay --for=delete --timeout=%ds" $name .Release.Namespace .Release.Namespace .Release.Name (add $v.drainTimeoutSeconds 30 | int) -}}
+{{- /* Workload. The schema lets a Deployment pass, so that its successor can be named here. */ -}}
 {{- if eq $v.kind "Deployment" -}}
-{{- $p = append $p (printf "kind \"Deployment\" is no longer there: take kind StatefulSet for one relay. A Deployment starts the next pod while the old one still drains, and two relays behind one address break each other's sessions. So that a Deployment of an earlier version of this chart and the StatefulSet do not run side by side either, stop the old one before the upgrade: %s" $stop) -}}
-{{- else if and .Release.IsUpgrade (eq $v.kind "StatefulSet") -}}
-{{- $old := lookup "apps/v1" "Deployment" .Release.Namespace $name -}}
-{{- if and $old (eq (dig "metadata" "labels" "app.kubernetes.io/instance" "" $old) .Release.Name) (dig "status" "replicas" 0 $old) -}}
-{{- $p = append $p (printf "the Deployment %s of an earlier version of this chart still runs a relay, and the StatefulSet would run beside it until that has drained, which breaks the sessions of both: stop it first: %s" $name $stop) -}}
-{{- end -}}
+{{- $p = append $p "kind \"Deployment\" is no longer there: take kind StatefulSet for one relay. A Deployment starts the next pod while the old one still drains, and two relays behind one address break each other's sessions. An upgrade replaces a Deployment of an earlier version of this chart: its relay drains, and new peers reach the one of the StatefulSet" -}}
 {{- end -}}
 
 {{- /* Network */ -}}

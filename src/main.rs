@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use aspia_relay::admin::client;
@@ -63,31 +64,50 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !failure.is_said {
-                last_words(&failure.message);
+            // What reads this from stdout is a person, unless it is for a program.
+            let stdout_is_free = !arguments.json && arguments.node_address.is_none();
+            if !failure.is_said && !last_words(&failure.message) && stdout_is_free {
+                write_words(&failure.message, io::stdout);
             }
             ExitCode::from(failure.status)
         }
     }
 }
 
-/// Says why the program ends, whatever the log settings are. Neither a closed stderr nor one that nobody reads
-/// changes the exit status or keeps the program.
-fn last_words(message: &str) {
+/// Says why the program ends, whatever the log settings are; whether stderr has taken it. Neither a closed stderr nor one
+/// that nobody reads changes the exit status or keeps the program.
+fn last_words(message: &str) -> bool {
+    write_words(message, io::stderr)
+}
+
+fn write_words<W: Write + 'static>(message: &str, to: fn() -> W) -> bool {
     let text = format!("aspia_relay: {}\n", printable::lines(message));
-    bounded(move || {
-        let _ = io::stderr().write_all(text.as_bytes());
-    });
+    let write = move || {
+        let mut to = to();
+        to.write_all(text.as_bytes()).and_then(|()| to.flush()).is_ok()
+    };
+    bounded(write) == Some(true)
 }
 
 /// Does something that a reader who does not read could hold up for ever, and waits for it for a while only.
-fn bounded(work: impl FnOnce() + Send + 'static) {
+fn bounded<T, W>(work: W) -> Option<T>
+where
+    T: Send + 'static,
+    W: FnOnce() -> T + Send + 'static,
+{
     let (done, wait) = mpsc::channel();
-    std::thread::spawn(move || {
-        work();
-        let _ = done.send(());
+    let work = Arc::new(Mutex::new(Some(work)));
+    let take = |work: &Mutex<Option<W>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let for_thread = work.clone();
+    let thread = thread::Builder::new().spawn(move || {
+        let work = take(&for_thread);
+        let _ = work.map(|work| done.send(work()));
     });
-    let _ = wait.recv_timeout(LAST_WORDS);
+    match thread {
+        Ok(_) => wait.recv_timeout(LAST_WORDS).ok(),
+        // Where there can be no more threads, which may be why the program ends: without a bound, but done.
+        Err(_) => take(&work).map(|work| work()),
+    }
 }
 
 /// How a command went.
@@ -221,8 +241,8 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
         Err(invalid) => {
             // Before the values, which nobody should take for good.
             let message = describe(&invalid);
-            last_words(&message);
-            (invalid.0, Err(Failure { status: CONFIGURATION, message, is_said: true }))
+            let is_said = last_words(&message);
+            (invalid.0, Err(Failure { status: CONFIGURATION, message, is_said }))
         }
     };
     let answered = if json {
@@ -422,7 +442,10 @@ fn relay(
         failure.is_said = log_settings.has_fatal_on_stderr();
     }
     // Writes what is left of the log.
-    bounded(move || drop(guard));
+    let is_written = bounded(move || guard.finish()) == Some(true);
+    if let Err(failure) = &mut outcome {
+        failure.is_said &= is_written;
+    }
     outcome
 }
 

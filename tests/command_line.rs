@@ -2,7 +2,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -838,6 +838,76 @@ fn a_closed_or_full_stdout_or_stderr_changes_no_exit_status() {
     let mut command = program();
     command.arg("--config").arg(&wrong).stdout(closed()).stderr(closed());
     assert_eq!(command.status().unwrap().code(), Some(78));
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_ends_the_program_is_on_stdout_where_stderr_does_not_take_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let wrong = directory.path().join("wrong.json");
+    std::fs::write(&wrong, "{").unwrap();
+    // A pipe that is full and that nobody reads, for as long as the reader lives.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let full_pipe = || {
+        let mut other = writer.try_clone().unwrap();
+        rustix::io::ioctl_fionbio(&other, true).unwrap();
+        while other.write(&[b'x'; 1]).is_ok() {}
+        rustix::io::ioctl_fionbio(&other, false).unwrap();
+        Stdio::from(other)
+    };
+    let full = || Stdio::from(std::fs::File::create("/dev/full").unwrap());
+    let kinds: [&dyn Fn() -> Stdio; 3] = [&full, &closed_pipe, &full_pipe];
+    for (kind, stderr) in kinds.iter().enumerate() {
+        for format in ["text", "json"] {
+            for to_stdout in ["1", "0"] {
+                let mut command = program();
+                command.arg("--config").arg(&wrong).stderr(stderr());
+                command.env("ASPIA_LOG_FORMAT", format).env("ASPIA_LOG_TO_STDOUT", to_stdout);
+                let (status, stdout, _) = run(command.stdout(Stdio::piped()));
+                assert_eq!(status, 78, "{kind} {format} {to_stdout}");
+                assert!(stdout.contains("wrong.json"), "{kind} {format} {to_stdout}: {stdout}");
+            }
+        }
+        let mut command = program();
+        command.arg("--config").arg(&wrong).arg("--check-config").stderr(stderr());
+        let (status, stdout, _) = run(command.stdout(Stdio::piped()));
+        assert_eq!(status, 78);
+        assert!(stdout.contains("aspia_relay: configuration: "), "{kind}: {stdout}");
+        // What a program reads stays what it is.
+        let mut command = program();
+        command.arg("--config").arg(&wrong).args(["--check-config", "--json"]).stderr(stderr());
+        let (status, stdout, _) = run(command.stdout(Stdio::piped()));
+        assert_eq!(status, 78);
+        serde_json::from_str::<serde_json::Value>(&stdout).unwrap();
+    }
+    // Where stderr takes it, it is there and nowhere else.
+    for format in ["text", "json"] {
+        let mut command = program();
+        command.arg("--config").arg(&wrong).env("ASPIA_LOG_FORMAT", format);
+        let (status, stdout, stderr) = run(&mut command);
+        assert_eq!((status, stdout.as_str()), (78, ""));
+        assert_eq!(stderr.matches("EOF while").count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn a_start_without_threads_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 8060, 8070, KEY, "");
+    let mut command = program();
+    // More than there are addresses: none can be started.
+    command.arg("--config").arg(&path).env("RUST_MIN_STACK", (1_u64 << 48).to_string());
+    let (status, _, stderr) = run(&mut command);
+    assert_eq!(status, 1, "{stderr}");
+    assert!(stderr.starts_with("aspia_relay: cannot "), "{stderr}");
 }
 
 /// The program with a Router, and its settings from the environment.

@@ -261,13 +261,18 @@ fn check_config(sources: &Sources, json: bool) -> Outcome {
 
 fn healthcheck(sources: &Sources, probe: Probe) -> Outcome {
     let failed = |message: String| Failure::new(FAILED, message);
-    let loaded = config::load(sources);
-    let config = loaded.as_ref().map(|loaded| &loaded.config).map_err(|why| describe(why));
+    let load = {
+        let sources = sources.clone();
+        move || config::load(&sources).map(|loaded| loaded.config).map_err(|why| describe(&why))
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failed(error.to_string()))?;
-    runtime.block_on(client::healthcheck(sources, config, probe)).map_err(failed)
+    let answer = runtime.block_on(client::healthcheck(sources, load, probe)).map_err(failed);
+    // A file that hangs keeps a thread of its own; not the program.
+    runtime.shutdown_background();
+    answer
 }
 
 /// For an init container: the relay reads the file by `ASPIA_RELAY_PEER_ADDRESS_FILE`. Waits until there is an address, or
@@ -359,8 +364,22 @@ fn run_doctor(sources: &Sources, arguments: &Arguments) -> Outcome {
     };
     let surroundings =
         Surroundings { expects_relay: arguments.running, ..Surroundings::of_process(sources) };
-    let report = runtime.block_on(doctor::run(sources, surroundings, say));
+    let stop = {
+        let _runtime = runtime.enter();
+        asked_to_stop()
+            .map_err(|error| Failure::new(FAILED, format!("cannot listen for signals: {error}")))?
+    };
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = doctor::run(sources, surroundings, say) => Some(report),
+            // As the first process of a container it would otherwise be deaf to SIGTERM.
+            () = stop => None,
+        }
+    });
     runtime.shutdown_background();
+    let Some(report) = report else {
+        return Err(Failure::new(FAILED, "stopped before all steps were taken".into()));
+    };
     if json {
         answer_json(&report.json())?;
     }

@@ -7,6 +7,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use aspia_relay::admin::instance::Identity;
+#[cfg(target_os = "linux")]
+use aspia_relay::config::sources::{DEFAULT_PATH, Sources};
 use relay_lab::router::{LabRouter, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -1211,6 +1215,159 @@ fn healthcheck_asks_the_relay_that_runs_whatever_the_file_says() {
         "{stderr}"
     );
     assert_eq!(healthcheck(&other_path, &[]), (0, String::new()));
+}
+
+#[cfg(target_os = "linux")]
+fn sources(path: &Path) -> Sources {
+    Sources { path: path.to_owned(), path_is_explicit: true, environment: Vec::new() }
+}
+
+/// While a relay does not run, any user can take a name like its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn healthcheck_believes_no_other_user() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let (port, admin) = (free_port(), free_port());
+    write(&path, 1, port, KEY, &format!(r#", "AdminListen": "127.0.0.1:{admin}""#));
+    let command = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
+        command.env_clear().stdin(Stdio::null()).arg("--config").arg(&path);
+        command
+    };
+    let healthcheck = || run(command().arg("--healthcheck"));
+    let publish = |user: u32| {
+        let name = Identity::of_process(&sources(&path)).name(port).unwrap().socket();
+        relay_lab::impostor::publish(&name, user, &[("/livez", r#"{"alive":true}"#)])
+    };
+    if publish(4242).is_err() {
+        relay_lab::skip("a relay of another user", "only root may be another user");
+        return;
+    }
+    let (status, _, stderr) = healthcheck();
+    assert!(status == 1 && stderr.contains("does the relay run"), "{stderr}");
+    // Beside the relay that runs it does not make it one of several, either.
+    let relay = Running::start(&mut command());
+    relay.line(" runs: ");
+    std::fs::write(&path, "{").unwrap();
+    assert_eq!(healthcheck(), (0, String::new(), String::new()));
+    drop(relay);
+    assert_eq!(healthcheck().0, 1);
+    // One of root's is believed: that the others were not is for their users.
+    publish(0).unwrap();
+    assert_eq!(healthcheck(), (0, String::new(), String::new()));
+}
+
+/// Root believes a user who holds the port of peers that the name says: relays have users of their own.
+#[cfg(target_os = "linux")]
+#[test]
+fn healthcheck_of_root_believes_whoever_holds_the_port_of_peers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    std::fs::write(&path, "{").unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let name = Identity::of_process(&sources(&path)).name(port).unwrap().socket();
+    let alive = &[("/livez", r#"{"alive":true}"#)];
+    if relay_lab::impostor::publish(&name, 4242, alive).is_err() {
+        relay_lab::skip("a relay of another user", "only root may be another user");
+        return;
+    }
+    let healthcheck = || {
+        let mut command = program();
+        run(command.arg("--healthcheck").arg("--config").arg(&path)).0
+    };
+    assert_eq!(healthcheck(), 0);
+    drop(listener);
+    assert_eq!(healthcheck(), 1);
+}
+
+/// `docker run IMAGE --config /data/r.json`: the image's own health check does not know that.
+#[cfg(target_os = "linux")]
+#[test]
+fn healthcheck_without_a_file_takes_the_only_relay_that_runs() {
+    if Path::new(DEFAULT_PATH).exists() {
+        relay_lab::skip("a machine without a configuration", &format!("{DEFAULT_PATH} is there"));
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port().to_string();
+    let command = |name: Option<&str>| {
+        let mut command = program();
+        // Other tests run relays as well.
+        command.env("ASPIA_RELAY_PEER_PORT", &port);
+        if let Some(name) = name {
+            let path = directory.path().join(name);
+            write(&path, 1, free_port(), KEY, "");
+            command.arg("--config").arg(path);
+        }
+        command
+    };
+    let healthcheck = |name| run(command(name).arg("--healthcheck"));
+    assert_eq!(healthcheck(None).0, 1);
+    let relay = Running::start(&mut command(Some("r.json")));
+    relay.line(" runs: ");
+    assert_eq!(healthcheck(None), (0, String::new(), String::new()));
+    // One that is named is meant, and no other.
+    let mut other = program();
+    other.env("ASPIA_RELAY_PEER_PORT", &port).env("ASPIA_RELAY_CONFIG", "/nonexistent/r.json");
+    assert_eq!(run(other.arg("--healthcheck")).0, 1);
+    drop(relay);
+    assert_eq!(healthcheck(None).0, 1);
+}
+
+/// A file on a volume that hangs says nothing of the relay, and does not keep the commands for ever.
+#[cfg(target_os = "linux")]
+#[test]
+fn commands_find_the_relay_also_where_its_file_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    write(&path, 1, free_port(), KEY, "");
+    let command = || {
+        let mut command = program();
+        command.arg("--config").arg(&path);
+        command
+    };
+    let relay = Running::start(&mut command());
+    relay.line(" runs: ");
+    std::fs::remove_file(&path).unwrap();
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    // Whoever opens a FIFO for reading waits for a writer.
+    let healthcheck = || run(command().arg("--healthcheck"));
+    assert_eq!(healthcheck(), (0, String::new(), String::new()));
+    let (status, stdout, _) = run(command().arg("--doctor"));
+    assert_eq!(status, 1);
+    assert!(stdout.contains("could not be read within 5 s"), "{stdout}");
+    assert!(stdout.contains("it goes on with the configuration that it read before"), "{stdout}");
+    drop(relay);
+    let (status, _, stderr) = healthcheck();
+    assert!(status == 1 && stderr.contains("could not be read within 5 s"), "{stderr}");
+}
+
+/// As the first process of a container, where signals that nobody handles do nothing.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_doctor_stops_when_it_is_asked_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    for signal in ["TERM", "INT"] {
+        let mut command = program();
+        command.args(["--doctor", "--config"]).arg(&path);
+        let mut doctor = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It handles signals from before its first line on, and waits for the file by now.
+        let mut line = String::new();
+        BufReader::new(doctor.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("clock"), "{line}");
+        let id = doctor.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        let ended = doctor.wait_with_output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        // A status of its own: the signal did not kill it.
+        assert_eq!(ended.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("stopped before all steps were taken"), "{stderr}");
+    }
 }
 
 #[test]

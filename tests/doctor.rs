@@ -7,6 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
+#[cfg(target_os = "linux")]
+use aspia_relay::admin::instance::Identity;
 use aspia_relay::config::settings::variable;
 use aspia_relay::config::sources::Sources;
 use aspia_relay::doctor::report::{Outcome, Report, STEPS, Step};
@@ -163,6 +165,8 @@ async fn a_wrong_configuration_is_told_problem_by_problem() {
     let report = examine(&[
         (variable("RouterAddress"), "r.example".into()),
         (variable("RouterPublicKey"), "router.pub".into()),
+        // No relay that another test runs is meant.
+        (variable("PeerPort"), free_port().to_string()),
     ])
     .await;
     assert_eq!(report.failures(), 2, "{report:#?}");
@@ -624,6 +628,62 @@ async fn another_user_who_answers_does_not_get_the_token() {
     assert!(requests[0].starts_with("GET /readyz "), "{requests:?}");
 }
 
+/// Everything that a relay has published is the word of whoever did: no other user leads the token anywhere, and nobody
+/// leads it to another machine.
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn the_token_does_not_go_where_another_user_or_another_machine_is_named() {
+    let router = router(Behaviour::Serve).await;
+    let mut environment = for_router(&router);
+    set(&mut environment, "AdminToken", "s3cret");
+    let sources = Sources::new(None, environment.clone());
+    let sources = Sources { path: "no relay.json here".into(), ..sources };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let name = || Identity::of_process(&sources).name(port).unwrap().socket();
+    // A port of root's, where a web server could hand on what it hears.
+    let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let web_address = web.local_addr().unwrap();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = web.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n")
+                && stream.read_buf(&mut request).await.unwrap() > 0
+            {}
+            heard.send(String::from_utf8(request).unwrap()).unwrap();
+            let ready =
+                b"HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\n{\"ready\":true,\"missing\":[]}";
+            let _ = stream.write_all(ready).await;
+        }
+    });
+    let ready = r#"{"ready":true,"missing":[]}"#;
+    let here = format!(r#"{{"peers":"127.0.0.1:1","admin":"{web_address}"}}"#);
+    // The answers are for as long as the program.
+    let here: &'static str = here.leak();
+    let there = r#"{"peers":"127.0.0.1:1","admin":"203.0.113.5:22"}"#;
+    let leads: &'static [_] = Box::leak(Box::new([("/instance", here), ("/readyz", ready)]));
+    if relay_lab::impostor::publish(&name(), 4242, leads).is_err() {
+        relay_lab::skip("a relay of another user", "only root may be another user");
+        return;
+    }
+    // It holds the port of peers that it claims, so that root takes it for a relay; the token it does not get.
+    let report = examine(&environment).await;
+    let running = step(&report, "running relay");
+    assert!(running.seen.contains("another user, 4242"), "{running}");
+    while let Ok(request) = hears.try_recv() {
+        assert!(!request.contains("s3cret"), "{request}");
+    }
+    // Nor does another machine, whoever says so: this one counts before the other.
+    let away: &'static [_] = Box::leak(Box::new([("/instance", there), ("/readyz", ready)]));
+    relay_lab::impostor::publish(&name(), 0, away).unwrap();
+    let must_run = Surroundings { expects_relay: true, ..on_a_machine() };
+    let report = examine_in(&environment, must_run).await;
+    let running = step(&report, "running relay");
+    assert!(running.seen.contains("203.0.113.5:22, which is no address of"), "{running}");
+    assert!(hears.try_recv().is_err());
+}
+
 /// The tries run at once, and each has two connections.
 #[tokio::test(start_paused = true)]
 async fn the_limit_on_waiting_peers_does_not_disturb_the_pairing() {
@@ -892,7 +952,11 @@ async fn a_relay_process_is_known_by_its_answer_or_its_name() {
     set(&mut environment, "MetricsListen", &format!("127.0.0.1:{}", free_port()));
     router.set(|options| options.behaviour = Behaviour::Serve);
     let links = router.view().links;
-    let relay = Process::start(&environment);
+    // With another environment than the doctor's, so that it is not found by its socket.
+    let mut of_relay = environment.clone();
+    let port = environment.iter().find(|(name, _)| *name == variable("PeerPort")).unwrap();
+    set(&mut of_relay, "ListenPort", &port.1);
+    let relay = Process::start(&of_relay);
     router.wait_for(|view| view.links > links && view.pool.len() == 100).await;
     router.set(|options| options.behaviour = Behaviour::ServeAside);
     let report = examine(&environment).await;

@@ -1,6 +1,8 @@
 //! Asks the relay that runs here; for `--healthcheck` and the doctor.
 
 use std::net::SocketAddr;
+#[cfg(target_os = "linux")]
+use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -19,11 +21,14 @@ use crate::cli::Probe;
 use crate::config::Config;
 use crate::config::parse::{ListenAddress, Token};
 use crate::config::sources::Sources;
+use crate::listen::port_holder::Owner;
 
 #[cfg(target_os = "linux")]
 use super::instance::{self, Identity, InstanceName};
 #[cfg(target_os = "linux")]
 use super::local;
+#[cfg(target_os = "linux")]
+use crate::listen::port_holder;
 
 /// Time for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,26 +46,28 @@ impl Probe {
 }
 
 /// Asks the relay that runs here whether it works, or is ready. It is found by what is in force; only where no relay has
-/// published itself, by `config`, which says why where there is none.
+/// published itself, or several have, by the configuration that `load` reads: files may hang, also those of a healthy relay.
 ///
 /// # Errors
 /// What is wrong and what to do.
 pub async fn healthcheck(
     sources: &Sources,
-    config: Result<&Config, String>,
+    load: impl FnOnce() -> Result<Config, String> + Send + 'static,
     probe: Probe,
 ) -> Result<(), String> {
-    if let Some(relay) = Relay::find(sources, config.as_ref().ok().copied()).await {
-        let (status, body) = relay.ask(probe.path()).await?;
-        return judge(probe, status, &body, &relay);
+    if let Some(relay) = Relay::find(sources, None).await {
+        return healthcheck_of(&relay, probe).await;
     }
-    let config = config.map_err(|why| {
+    let config = bounded(load).await.and_then(|loaded| loaded).map_err(|why| {
         format!(
-            "no relay, or more than one, that was started with {} runs here, and where the one that is meant may listen is not \
-             known: {why}",
+            "no relay, or more than one, that was started with {} runs here as root or this user, and where the one that is \
+             meant may listen is not known: {why}",
             sources.path.display()
         )
     })?;
+    if let Some(relay) = Relay::find(sources, Some(&config)).await {
+        return healthcheck_of(&relay, probe).await;
+    }
     match (config.startup.admin_listen, probe) {
         (Some(admin), _) => {
             let address = admin.local();
@@ -77,6 +84,29 @@ pub async fn healthcheck(
             "whether the relay is ready cannot be asked: AdminListen is off, and no relay is found here by its socket"
                 .into(),
         ),
+    }
+}
+
+async fn healthcheck_of(relay: &Relay, probe: Probe) -> Result<(), String> {
+    let (status, body) = relay.ask(probe.path()).await?;
+    judge(probe, status, &body, relay)
+}
+
+/// Does something that files can hold up for ever, and waits for it for a while only.
+///
+/// # Errors
+/// When it is not done by then.
+pub async fn bounded<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    match timeout(PATIENCE, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(format!("the configuration could not be read: {error}")),
+        Err(_) => Err(format!(
+            "the configuration could not be read within {} s: the file, or one that it or a variable names, is on a volume \
+             that does not answer, or is no regular file",
+            PATIENCE.as_secs()
+        )),
     }
 }
 
@@ -107,6 +137,9 @@ fn judge(
 pub struct Relay {
     #[cfg(target_os = "linux")]
     name: InstanceName,
+    /// The user that it runs as.
+    #[cfg(target_os = "linux")]
+    user: u32,
 }
 
 impl std::fmt::Display for Relay {
@@ -117,25 +150,34 @@ impl std::fmt::Display for Relay {
 
 #[cfg(target_os = "linux")]
 impl Relay {
-    /// Finds the relay that `sources` are of, if one runs in this network and PID namespace. `config` is what they say now,
-    /// where that can be read; it only decides between several.
+    /// Finds the relay that `sources` are of, if one runs in this network and PID namespace. Where nobody named a file and
+    /// there is none at the usual path, that is the only relay that runs here, whatever its file. `config` is what they say
+    /// now, where that has been read; it only decides between several.
     pub async fn find(sources: &Sources, config: Option<&Config>) -> Option<Self> {
-        let port = config.map(|config| config.startup.listen_port);
-        let mut meant = Identity::of_process(sources).select(instance::list(), port);
-        if meant.len() > 1 {
-            // Any user can take such a name: those of root and of this user count first.
-            let mut trusted = Vec::new();
-            for name in meant {
-                if is_trusted(&name).await {
-                    trusted.push(name);
-                }
+        let identity = Identity::of_process(sources);
+        let mut trusted = Vec::new();
+        for name in identity.here(instance::list()) {
+            if let Some(user) = trusted_user(&name).await {
+                trusted.push(Self { name, user });
             }
-            meant = trusted;
         }
-        match (meant.pop(), meant.is_empty()) {
-            (Some(name), true) => Some(Self { name }),
-            _ => None,
+        let names: Vec<_> = trusted.iter().map(|relay| relay.name.clone()).collect();
+        let port = config.map(|config| config.startup.listen_port);
+        let mut meant = identity.select(&names, port);
+        if meant.is_empty() && !sources.path_is_explicit && is_absent(&sources.path).await {
+            meant = names;
         }
+        trusted.retain(|relay| meant.contains(&relay.name));
+        if trusted.len() > 1 && trusted.iter().any(|relay| relay.owner() == Owner::Trusted) {
+            trusted.retain(|relay| relay.owner() == Owner::Trusted);
+        }
+        let relay = trusted.pop();
+        relay.filter(|_| trusted.is_empty())
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Owner {
+        Owner::of(self.user)
     }
 
     /// Asks it for `path`, which needs no token.
@@ -147,6 +189,10 @@ impl Relay {
             let stream = local::connect(&self.name)
                 .await
                 .map_err(|error| format!("{self} cannot be connected to: {error}"))?;
+            // When it has ended, anybody may take the name.
+            if stream.peer_cred().ok().map(|owner| owner.uid()) != Some(self.user) {
+                return Err(format!("{self} has ended"));
+            }
             let answer = exchange(stream, "localhost", path, None).await;
             answer.map_err(|error| format!("{self} does not answer: {error}"))
         };
@@ -155,11 +201,24 @@ impl Relay {
     }
 }
 
+/// The user who has published a relay, where that is root or this user. Any other can take such a name as well, and answer
+/// as a relay does. Root believes also the process that holds the port of peers which it claims: relays have users of
+/// their own.
 #[cfg(target_os = "linux")]
-async fn is_trusted(name: &InstanceName) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    let owner = local::connect(name).await.and_then(|stream| stream.peer_cred());
-    owner.is_ok_and(|owner| [0, own].contains(&owner.uid()))
+async fn trusted_user(name: &InstanceName) -> Option<u32> {
+    let owner = local::connect(name).await.and_then(|stream| stream.peer_cred()).ok()?;
+    let holds_port = || {
+        rustix::process::geteuid().is_root()
+            && port_holder::find(name.port).iter().any(|holder| Some(holder.pid) == owner.pid())
+    };
+    (Owner::of(owner.uid()) == Owner::Trusted || holds_port()).then_some(owner.uid())
+}
+
+/// Whether there is surely no such file.
+#[cfg(target_os = "linux")]
+async fn is_absent(path: &Path) -> bool {
+    let path = path.to_owned();
+    bounded(move || path.try_exists().is_ok_and(|exists| !exists)).await.unwrap_or(false)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -167,6 +226,11 @@ impl Relay {
     /// Finds the relay that `sources` are of: here none publishes itself.
     pub async fn find(_sources: &Sources, _config: Option<&Config>) -> Option<Self> {
         None
+    }
+
+    /// Whose it is: that is not known.
+    pub fn owner(&self) -> Owner {
+        Owner::Unseen
     }
 
     /// Asks it for `path`.

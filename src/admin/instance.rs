@@ -5,7 +5,7 @@
 //! a Unix socket with an abstract name (Linux), which every user of its network namespace can list and connect to. The
 //! name says whose it is, by what does not change while the relay runs: the PID namespace (the machine, or the container),
 //! the path of its configuration file, the port that it listens on, and the ports that its environment sets. A random
-//! part keeps others from taking the name first.
+//! part keeps others from taking the name first. Any user can make such a socket: whose it is, the kernel says.
 //!
 //! Over the socket a relay answers `/livez`, `/readyz`, and `/instance`, which says where else it listens: nothing that
 //! other users of the machine could not see themselves. Elsewhere than on Linux, commands go by the configuration.
@@ -29,8 +29,10 @@ const NONE: &str = "-";
 /// Which relay a process is, or asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// A digest of the PID namespace and the path of the configuration file.
-    place: String,
+    /// A digest of the PID namespace.
+    namespace: String,
+    /// A digest of the path of the configuration file.
+    path: String,
     /// A digest of the settings in [`TELLING`] that the environment sets, or [`NONE`].
     environment: String,
 }
@@ -40,7 +42,7 @@ pub struct Identity {
 pub struct InstanceName {
     identity: Identity,
     /// The port that it listens on for peers.
-    port: u16,
+    pub port: u16,
     random: String,
 }
 
@@ -61,7 +63,8 @@ impl Identity {
         });
         let set = set.collect::<Vec<_>>().join("\n");
         Self {
-            place: short_digest(&format!("{}\n{}", namespace.display(), path.display())),
+            namespace: short_digest(&namespace.display().to_string()),
+            path: short_digest(&path.display().to_string()),
             environment: if set.is_empty() { NONE.to_owned() } else { short_digest(&set) },
         }
     }
@@ -76,16 +79,21 @@ impl Identity {
         Ok(InstanceName { identity: self.clone(), port, random: hex::encode(random) })
     }
 
-    /// Those of `names` that may be meant: where this process's environment says nothing of ports, it may not be that of
-    /// the relay. `port` is what the configuration says, where it can be read; it decides only between several.
-    pub fn select(&self, names: Vec<InstanceName>, port: Option<u16>) -> Vec<InstanceName> {
-        let mut meant: Vec<_> = names
-            .into_iter()
-            .filter(|InstanceName { identity: theirs, .. }| {
-                theirs.place == self.place
-                    && (self.environment == NONE || theirs.environment == self.environment)
-            })
-            .collect();
+    /// Those of `names` that run here, in this PID namespace. Where the environment of this process says nothing of ports,
+    /// it may not be that of the relay.
+    pub fn here(&self, names: Vec<InstanceName>) -> Vec<InstanceName> {
+        let runs_here = |InstanceName { identity: theirs, .. }: &InstanceName| {
+            theirs.namespace == self.namespace
+                && (self.environment == NONE || theirs.environment == self.environment)
+        };
+        names.into_iter().filter(runs_here).collect()
+    }
+
+    /// Those of `names`, all of which run here, that have the configuration file of this process. `port` is what the
+    /// configuration says, where it has been read; it decides only between several.
+    pub fn select(&self, names: &[InstanceName], port: Option<u16>) -> Vec<InstanceName> {
+        let has_file = |name: &&InstanceName| name.identity.path == self.path;
+        let mut meant: Vec<_> = names.iter().filter(has_file).cloned().collect();
         if meant.len() > 1 && meant.iter().any(|name| Some(name.port) == port) {
             meant.retain(|name| Some(name.port) == port);
         }
@@ -96,16 +104,17 @@ impl Identity {
 impl InstanceName {
     /// The name of the socket, without the zero byte in front.
     pub fn socket(&self) -> String {
-        let Self { identity: Identity { place, environment }, port, random } = self;
-        format!("{PREFIX}{place}/{port}/{environment}/{random}")
+        let Self { identity: Identity { namespace, path, environment }, port, random } = self;
+        format!("{PREFIX}{namespace}/{path}/{port}/{environment}/{random}")
     }
 
     /// The relay that a socket is of, if it is one of a relay.
     pub fn parse(socket: &str) -> Option<Self> {
         let mut parts = socket.strip_prefix(PREFIX)?.split('/').map(ToOwned::to_owned);
         let mut next = || parts.next();
-        let (place, port, environment, random) = (next()?, next()?, next()?, next()?);
-        let identity = Identity { place, environment };
+        let (namespace, path, port) = (next()?, next()?, next()?);
+        let (environment, random) = (next()?, next()?);
+        let identity = Identity { namespace, path, environment };
         next().is_none().then_some(Self { identity, port: port.parse().ok()?, random })
     }
 }
@@ -152,7 +161,7 @@ mod tests {
         assert_eq!(InstanceName::parse(&name.socket()), Some(name.clone()));
         // `sun_path` without the zero byte.
         assert!(name.socket().len() <= 107, "{}", name.socket());
-        for other in ["", "aspia-relay-8070", "aspia-relay/instance/a/b/c/d", "x/a/1/-/d"] {
+        for other in ["", "aspia-relay-8070", "aspia-relay/instance/a/b/c/-/d", "x/a/b/1/-/d"] {
             assert_eq!(InstanceName::parse(other), None, "{other}");
         }
         assert_eq!(InstanceName::parse(&format!("{}/more", name.socket())), None);
@@ -167,7 +176,8 @@ mod tests {
         let by_file = identity("/etc/aspia/other.json", &[]).name(3).unwrap();
         let all = vec![one.clone(), two.clone(), by_file.clone()];
         let select = |path: &str, environment: &[(&str, &str)], port: Option<u16>| {
-            identity(path, environment).select(all.clone(), port)
+            let asker = identity(path, environment);
+            asker.select(&asker.here(all.clone()), port)
         };
         assert_eq!(select(file, &[("PeerPort", "1")], None), std::slice::from_ref(&one));
         assert_eq!(select(file, &[("PeerPort", " 2 ")], Some(1)), std::slice::from_ref(&two));
@@ -187,7 +197,11 @@ mod tests {
         let sources = sources("/etc/aspia/relay.json", &[]);
         let here = Identity::new(&sources, Path::new("pid:[1]"));
         let there = Identity::new(&sources, Path::new("pid:[2]"));
-        assert!(here.select(vec![there.name(1).unwrap()], Some(1)).is_empty());
+        assert!(here.here(vec![there.name(1).unwrap()]).is_empty());
+        // Another file in the same container is seen, and is not meant where a file is named.
+        let other = identity("/data/r.json", &[]).name(1).unwrap();
+        assert_eq!(here.here(vec![other.clone()]), std::slice::from_ref(&other));
+        assert!(here.select(&[other], Some(1)).is_empty());
     }
 
     #[cfg(target_os = "linux")]

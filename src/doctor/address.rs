@@ -8,6 +8,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::listen::interfaces;
 
 use super::report::{PEER_ADDRESS, Step};
 use super::site::Site;
@@ -27,12 +28,7 @@ pub(super) async fn resolve(config: &Config, site: Site) -> Addresses {
     let (host, port) = (&config.router.peer_address, config.router.peer_port);
     let resolved = timeout(RESOLVE, lookup_host((host.as_str(), port))).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    judge(config, resolved.map(Iterator::collect), own(), site)
-}
-
-/// The addresses of this machine's interfaces.
-fn own() -> io::Result<Vec<IpAddr>> {
-    Ok(if_addrs::get_if_addrs()?.iter().map(|interface| interface.ip()).collect())
+    judge(config, resolved.map(Iterator::collect), interfaces::addresses(), site)
 }
 
 /// Whether no machine at all has such an address.
@@ -202,6 +198,6 @@ mod tests {
 
     #[test]
     fn this_machine_has_loopback() {
-        assert!(own().unwrap().iter().any(IpAddr::is_loopback));
+        assert!(interfaces::addresses().unwrap().iter().any(IpAddr::is_loopback));
     }
 }

@@ -15,6 +15,7 @@ pub mod site;
 
 use std::time::SystemTime;
 
+use crate::admin::client;
 use crate::admin::kind::Kind;
 use crate::config::exposed::{self, SecretFile};
 use crate::config::report::Report as ConfigReport;
@@ -85,7 +86,7 @@ impl<S: FnMut(&Step)> Doctor<S> {
 
     async fn run(&mut self, sources: &Sources) {
         self.note(machine::clock(self.surroundings.now));
-        let (config, report) = self.configuration(sources);
+        let (config, report) = self.configuration(sources).await;
         self.secrets(sources, &report);
         match config {
             Some(config) => self.installation(sources, &config, &report).await,
@@ -130,11 +131,19 @@ impl<S: FnMut(&Step)> Doctor<S> {
     }
 
     /// The configuration, if it is good, and where each value came from in any case.
-    fn configuration(&mut self, sources: &Sources) -> (Option<Config>, ConfigReport) {
+    async fn configuration(&mut self, sources: &Sources) -> (Option<Config>, ConfigReport) {
+        let read = sources.clone();
+        let loaded = match client::bounded(move || config::load(&read)).await {
+            Ok(loaded) => loaded,
+            Err(why) => {
+                self.note(Step::failed(CONFIGURATION, why));
+                return (None, ConfigReport::default());
+            }
+        };
         let table = |report: &ConfigReport| {
             report.table().lines().map(ToOwned::to_owned).collect::<Vec<_>>()
         };
-        match config::load(sources) {
+        match loaded {
             Ok(Loaded { config, report }) => {
                 let no_file =
                     report.no_file().map_or(String::new(), |no_file| format!("; {no_file}"));

@@ -9,6 +9,7 @@ use crate::admin::client;
 use crate::config::report::Report as ConfigReport;
 use crate::config::sources::Sources;
 use crate::config::{Config, Startup};
+use crate::listen::interfaces;
 use crate::listen::port_holder::{self, Holder, Owner};
 
 use super::holders;
@@ -66,6 +67,8 @@ pub(super) fn unknown(site: Site) -> Step {
 
 /// What a relay has published.
 struct Instance {
+    /// Whose it is.
+    owner: Owner,
     peers: SocketAddr,
     admin: Option<SocketAddr>,
     /// What `/readyz` misses.
@@ -80,7 +83,7 @@ impl Instance {
         let address = |key: &str| told[key].as_str().and_then(|address| address.parse().ok());
         let (_, ready) = relay.ask("/readyz").await.ok()?;
         let (peers, admin) = (address("peers")?, address("admin"));
-        Some(Self { peers, admin, missing: missing(&ready)? })
+        Some(Self { owner: relay.owner(), peers, admin, missing: missing(&ready)? })
     }
 
     fn without_admin_interface(&self) -> Running {
@@ -107,6 +110,12 @@ impl Running {
                 None => return Self::Off,
             },
         };
+        if instance.is_some() && !interfaces::is_local(address.ip()) {
+            // No relay publishes that: nobody elsewhere is asked on its word.
+            return Self::Silent(format!(
+                "the one that runs says that its AdminListen is {address}, which is no address of this machine"
+            ));
+        }
         let missing = match client::ask(address, "/readyz", None).await {
             Ok((status, body)) => match missing(&body) {
                 Some(missing) => missing,
@@ -122,7 +131,11 @@ impl Running {
         let get = async |path| {
             if token.is_some() {
                 // As late as possible, since the port may change hands.
-                may_know_token(address, port_holder::owner(address), site)?;
+                let holder = port_holder::owner(address);
+                let publisher = instance.as_ref().map(|instance| instance.owner);
+                // Nor is one who is trusted shown it because somebody else says so.
+                let owner = publisher.filter(|owner| *owner != Owner::Trusted).unwrap_or(holder);
+                may_know_token(address, owner, site)?;
             }
             match client::ask(address, path, token).await? {
                 (StatusCode::OK, body) => serde_json::from_slice::<Value>(&body)
@@ -221,7 +234,7 @@ fn may_know_token(address: SocketAddr, owner: Owner, site: Site) -> Result<(), S
     match owner {
         Owner::Trusted => Ok(()),
         Owner::Other(user) => Err(format!(
-            "another user, {user}, holds {address}, and is not shown the AdminToken; {}",
+            "another user, {user}, holds {address} or names it, and is not shown the AdminToken; {}",
             site.as_its_user()
         )),
         Owner::Unseen => Err(format!(
@@ -573,7 +586,7 @@ mod tests {
         let address = SocketAddr::from(([127, 0, 0, 1], 8071));
         assert_eq!(may_know_token(address, Owner::Trusted, Site::Machine), Ok(()));
         let other = may_know_token(address, Owner::Other(1001), Site::Machine).unwrap_err();
-        assert!(other.contains("another user, 1001, holds 127.0.0.1:8071"), "{other}");
+        assert!(other.contains("another user, 1001, holds 127.0.0.1:8071 or names it"), "{other}");
         let unseen = may_know_token(address, Owner::Unseen, Site::Machine).unwrap_err();
         assert!(unseen.contains("cannot be seen"), "{unseen}");
     }

@@ -3,5 +3,6 @@
 pub mod accept;
 pub mod acceptor;
 pub mod bind;
+pub mod interfaces;
 pub mod options;
 pub mod port_holder;

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+#[cfg(target_os = "linux")]
+use super::interfaces;
+
 /// A process that listens on a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -36,23 +39,30 @@ pub enum Owner {
     Unseen,
 }
 
-/// Whose the sockets are that take connections to `address`. Other than processes, that every user can see.
+#[cfg(target_os = "linux")]
+impl Owner {
+    /// What a user with this number is to this process.
+    pub fn of(user: u32) -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        if [0, own].contains(&user) { Self::Trusted } else { Self::Other(user) }
+    }
+}
+
+/// Whose the sockets are that take connections to `address`. Other than processes, that every user can see. One on all
+/// addresses takes only what is for this machine.
 #[cfg(target_os = "linux")]
 pub fn owner(address: SocketAddr) -> Owner {
     let ip = address.ip().to_canonical();
+    let is_local = interfaces::is_local(ip);
     let users: Vec<u32> = listening(address.port())
         .filter(|entry| {
             let listens = entry.local_address.ip().to_canonical();
-            listens.is_unspecified() || listens == ip
+            listens == ip || (is_local && listens.is_unspecified())
         })
         .map(|entry| entry.uid)
         .collect();
-    let own = rustix::process::geteuid().as_raw();
-    match users.iter().find(|user| ![0, own].contains(user)) {
-        Some(other) => Owner::Other(*other),
-        None if users.is_empty() => Owner::Unseen,
-        None => Owner::Trusted,
-    }
+    let owners = || users.iter().map(|user| Owner::of(*user));
+    owners().find(|owner| *owner != Owner::Trusted).or(owners().next()).unwrap_or(Owner::Unseen)
 }
 
 /// Whose the sockets are that take connections to `address`: here that cannot be seen.
@@ -141,5 +151,11 @@ mod tests {
             owner(([127, 0, 0, 1], all.local_addr().unwrap().port()).into()),
             Owner::Trusted
         );
+        // What has the same port on another machine is nobody's here.
+        for elsewhere in ["203.0.113.5", "2001:db8::5"] {
+            let elsewhere = elsewhere.parse().unwrap();
+            let elsewhere = SocketAddr::new(elsewhere, all.local_addr().unwrap().port());
+            assert_eq!(owner(elsewhere), Owner::Unseen, "{elsewhere}");
+        }
     }
 }

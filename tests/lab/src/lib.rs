@@ -9,6 +9,7 @@
 //! - [`control`]: how peers on another machine get introduced;
 //! - `namespace` (Linux): a network of its own for a forwarder;
 //! - [`http`]: asking a relay over HTTP;
+//! - `impostor` (Linux): another user who answers as a relay does;
 //! - [`metrics`]: what it counts;
 //! - [`port`]: ports that are free;
 //! - [`browser`]: a real browser that looks at its page;
@@ -22,6 +23,8 @@ pub mod browser;
 pub mod control;
 pub mod demo;
 pub mod http;
+#[cfg(target_os = "linux")]
+pub mod impostor;
 pub mod load;
 pub mod log;
 pub mod metrics;

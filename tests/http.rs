@@ -501,6 +501,32 @@ async fn foreign_sites_change_and_see_nothing() {
     assert_eq!(scrape.await.unwrap().status, 200);
 }
 
+/// A login in front of the proxy sends the browser back to the page.
+#[tokio::test(start_paused = true)]
+async fn a_browser_comes_to_the_page_from_anywhere_and_to_nothing_else() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    let ask =
+        async |asked: &str, lines: &[&str]| request(admin, asked, lines, "").await.unwrap().status;
+    for site in ["cross-site", "same-site"] {
+        let site = format!("Sec-Fetch-Site: {site}");
+        let visit = [&*site, "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"];
+        let after_a_form = [&*site, "Sec-Fetch-Mode: navigate", "Origin: null"];
+        for lines in [visit, after_a_form] {
+            for asked in ["GET /", "HEAD /"] {
+                assert_eq!(ask(asked, &lines).await, 200, "{asked} {lines:?}");
+            }
+            for asked in ["POST /", "GET /status", "GET /config", "GET /metrics", "POST /drain"] {
+                assert_eq!(ask(asked, &lines).await, 403, "{asked} {lines:?}");
+            }
+        }
+        assert_eq!(ask("GET /", &[&site, "Sec-Fetch-Mode: no-cors"]).await, 403);
+        let renamed = ["Host: evil.example", &*site, "Sec-Fetch-Mode: navigate"];
+        assert_eq!(ask("GET /", &renamed).await, 403);
+    }
+    assert!(!lab.relay.handle().is_draining());
+}
+
 #[tokio::test(start_paused = true)]
 async fn tokens_are_required_where_they_are_set() {
     let lab = lab(&[("AdminToken", "administrat0r"), ("MetricsToken", "scrap3r")]).await;
@@ -664,6 +690,33 @@ async fn probes_get_in_whoever_holds_all_connections_and_opens_more() {
             drop((before, after));
         }
     }
+}
+
+/// Whoever takes long to read is not idle: others that are have to go first.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_being_read_is_not_cut_by_new_connections() {
+    let lab = lab(&[]).await;
+    let admin = lab.relay.admin();
+    let mut reader = TcpStream::connect(admin).await.unwrap();
+    // Far more than fits into the buffers of the system.
+    let pages = 1000;
+    let requests = format!("GET / HTTP/1.1\r\nHost: {admin}\r\n\r\n").repeat(pages);
+    let last = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    reader.write_all((requests + &last).as_bytes()).await.unwrap();
+    // Until they are full.
+    sleep(2 * SECOND).await;
+    // All these come later, and are idle.
+    let mut quiet = Vec::new();
+    for _ in 0..63 {
+        quiet.push(asked(admin).await);
+    }
+    for _ in 0..10 {
+        assert_eq!(get(admin, "/livez").await.unwrap().status, 200);
+    }
+    closed(&quiet[0]).await;
+    let mut answers = String::new();
+    reader.read_to_string(&mut answers).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), pages + 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,6 +37,8 @@ impl Default for Connections {
 struct Table {
     open: Vec<Entry>,
     next_number: u64,
+    /// Whether the caller who was admitted last has all that it may have.
+    is_last_caller_full: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,8 @@ enum Activity {
     New,
     /// A request is being answered.
     Answering,
+    /// The answer is being written.
+    Sending,
     /// It has had an answer.
     Quiet,
 }
@@ -69,9 +73,9 @@ pub(super) struct ConnectionPermit {
     evicted: CancellationToken,
 }
 
-/// A request is being answered until this is dropped.
+/// A request is being answered until this is dropped; then its answer is written.
 #[derive(Debug)]
-#[must_use = "the request counts as answered once this is dropped"]
+#[must_use = "the answer counts as made once this is dropped"]
 pub(super) struct RequestGuard<'a>(&'a ConnectionPermit);
 
 impl Connections {
@@ -91,6 +95,8 @@ impl Connections {
         } else if table.open.len() >= self.limit {
             table.evict(now, |_| true);
         }
+        let of_caller = table.open.iter().filter(|entry| entry.caller == caller).count() + 1;
+        table.is_last_caller_full = of_caller >= own_limit;
         let (number, evicted) = (table.next_number, CancellationToken::new());
         table.next_number += 1;
         table.open.push(Entry {
@@ -104,9 +110,11 @@ impl Connections {
         ConnectionPermit { connections: self.clone(), number, evicted }
     }
 
-    /// Whether the next connection evicts one.
-    pub(super) fn is_full(&self) -> bool {
-        self.lock().open.len() >= self.limit
+    /// Whether the next connection may evict one that was admitted since this was asked before. Whoever asks before each,
+    /// and lets others have their turn where this is so, evicts none that has not had its own.
+    pub(super) fn is_crowded(&self) -> bool {
+        let table = self.lock();
+        table.is_last_caller_full || table.open.len() >= self.limit
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -130,7 +138,7 @@ impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
         match self.activity {
             Activity::New => now.saturating_duration_since(self.since) >= GRACE,
-            Activity::Answering => false,
+            Activity::Answering | Activity::Sending => false,
             Activity::Quiet => true,
         }
     }
@@ -144,13 +152,21 @@ impl ConnectionPermit {
 
     /// Notes that a request is being answered.
     pub(super) fn begin_request(&self) -> RequestGuard<'_> {
-        self.set(Activity::Answering);
+        self.update(|_| Some(Activity::Answering));
         RequestGuard(self)
     }
 
-    fn set(&self, activity: Activity) {
+    /// Notes that the system has taken whatever there was to write.
+    pub(super) fn flushed(&self) {
+        self.update(|activity| (activity == Activity::Sending).then_some(Activity::Quiet));
+    }
+
+    fn update(&self, next: impl FnOnce(Activity) -> Option<Activity>) {
         let mut table = self.connections.lock();
-        if let Some(entry) = table.open.iter_mut().find(|entry| entry.number == self.number) {
+        let entry = table.open.iter_mut().find(|entry| entry.number == self.number);
+        if let Some(entry) = entry
+            && let Some(activity) = next(entry.activity)
+        {
             entry.activity = activity;
             entry.since = Instant::now();
         }
@@ -159,7 +175,7 @@ impl ConnectionPermit {
 
 impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
-        self.0.set(Activity::Quiet);
+        self.0.update(|_| Some(Activity::Sending));
     }
 }
 
@@ -210,6 +226,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_has_all_that_an_address_may_have_makes_it_crowded() {
+        let connections = Connections::default();
+        let mut held = admit(&connections, "192.0.2.1", 7);
+        assert!(!connections.is_crowded());
+        // The next one of the same address evicts, and so does each that comes then.
+        for _ in 0..3 {
+            held.extend(admit(&connections, "192.0.2.1", 1));
+            assert!(connections.is_crowded());
+        }
+        held.extend(admit(&connections, "192.0.2.2", 1));
+        assert!(!connections.is_crowded());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_ipv6_network_is_one_address() {
         let connections = Connections::default();
         let stranger: Vec<_> = (0..20)
@@ -224,7 +254,7 @@ mod tests {
         for this in ["127.0.0.1", "127.0.0.9", "::1", "::ffff:127.0.0.1"] {
             let connections = Connections::default();
             let all = admit(&connections, this, 64);
-            assert!(evicted(&all).is_empty() && connections.is_full(), "{this}");
+            assert!(evicted(&all).is_empty() && connections.is_crowded(), "{this}");
             let probe = admit(&connections, "192.0.2.1", 1);
             assert_eq!((evicted(&all), evicted(&probe)), (vec![0], vec![]), "{this}");
         }
@@ -246,6 +276,7 @@ mod tests {
             .collect();
         // 20 had an answer lately; 40 has never asked.
         drop(all[20].begin_request());
+        all[20].flushed();
         let mut new = admit(&connections, "127.0.0.1", 1);
         assert_eq!(evicted(&all), [40]);
         new.extend(admit(&connections, "127.0.0.1", 1));
@@ -254,13 +285,17 @@ mod tests {
         new.extend(admit(&connections, "127.0.0.1", 1));
         assert_eq!(evicted(&all), [7, 20, 40]);
         assert!(evicted(&new).is_empty());
-        // Later they are, and an end of the evicted request brings nothing back.
+        // Later they are, and an end of the evicted request brings nothing back. One whose answer is still being written
+        // is not idle.
         advance(GRACE).await;
         drop(first);
+        drop(others);
+        all[0].flushed();
+        advance(GRACE).await;
         let last = admit(&connections, "127.0.0.1", 1);
         assert_eq!((evicted(&new), evicted(&last)), (vec![0], vec![]));
+        assert_eq!(evicted(&all), [7, 20, 40]);
         assert_eq!(connections.lock().open.len(), 64);
-        drop(others);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,8 @@ use crate::config::parse::Token;
 
 /// What a browser says of where a request comes from.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// What a browser asks for: to go to an address, or what a page asks.
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// The names of this relay.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +27,15 @@ pub(super) struct Names<'a> {
 /// # Errors
 /// What is wrong, in words.
 pub(super) fn check_site(headers: &HeaderMap, names: Names<'_>) -> Result<(), String> {
+    check_host(headers, names)?;
+    check_origin(headers, names.of_proxies)
+}
+
+/// Checks that a request was meant for this relay.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check_host(headers: &HeaderMap, names: Names<'_>) -> Result<(), String> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
     if hosts.next().is_some() || !(is_ours(host, names.own) || names.of_proxies.allow_host(host)) {
@@ -33,7 +44,13 @@ pub(super) fn check_site(headers: &HeaderMap, names: Names<'_>) -> Result<(), St
              or PeerAddress. If it is the name of a proxy in front, put it into AdminHosts"
         ));
     }
-    check_origin(headers, names.of_proxies)
+    Ok(())
+}
+
+/// Whether a browser goes to an address, as by a link or a redirect, also by one of another site. No page reads the answer
+/// to that; scripts cannot ask so.
+pub(super) fn is_navigation(headers: &HeaderMap) -> bool {
+    headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate")
 }
 
 /// Checks that no page of another site sent a request. A page that a proxy shows under another name than the one by

@@ -6,6 +6,7 @@
 pub mod certificates;
 pub mod client;
 mod connections;
+mod flushing;
 mod greeting;
 mod guard;
 mod history;
@@ -48,6 +49,7 @@ use crate::wire::foreign::Foreign;
 
 use certificates::Certificates;
 use connections::{ConnectionPermit, Connections};
+use flushing::Flushing;
 use history::History;
 use kind::{Interface, Kind};
 use routes::Routes;
@@ -174,7 +176,7 @@ impl Admin {
             kind.purpose().callers,
             &accepting,
             // Before one is evicted it has had its turn: a request that is there is answered, however many wait behind it.
-            || if connections.is_full() { Room::Crowded } else { Room::Enough },
+            || if connections.is_crowded() { Room::Crowded } else { Room::Enough },
             |stream, address| {
                 let permit = connections.admit(address.ip());
                 let this = self.clone();
@@ -268,6 +270,7 @@ async fn serve<S>(
 {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let stream = Flushing::new(Box::pin(stream), || permit.flushed());
     let asked = Notify::new();
     let service = service_fn(|request: Request<Incoming>| {
         asked.notify_one();
@@ -282,7 +285,7 @@ async fn serve<S>(
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service)
+            .serve_connection(TokioIo::new(stream), service)
     );
     let never_asked = async {
         if timeout(FIRST_HEAD_TIMEOUT, asked.notified()).await.is_ok() {

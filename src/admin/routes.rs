@@ -117,7 +117,10 @@ impl Routes {
         let route = Route::find(interface, head.uri.path());
         // Whether it lives and is ready may be known by anybody: load balancers ask with no Host, or with one of their own.
         let is_open = route.is_some_and(Route::is_open);
-        if !is_open && let Err(why) = self.check_site(interface, &head.headers) {
+        let is_visit = route == Some(Route::Page)
+            && [Method::GET, Method::HEAD].contains(&head.method)
+            && guard::is_navigation(&head.headers);
+        if !is_open && let Err(why) = self.check_site(interface, &head.headers, is_visit) {
             return problem(StatusCode::FORBIDDEN, &why);
         }
         let Some(route) = route else {
@@ -158,13 +161,24 @@ impl Routes {
         }
     }
 
-    /// Checks that no page of another site asks.
-    fn check_site(&self, interface: Interface, headers: &HeaderMap) -> Result<(), String> {
+    /// Checks that no page of another site asks. The page itself holds nothing secret, and no page may show it in a frame: a
+    /// browser may come to it from anywhere (`is_visit`), as it does from where people log in to a proxy.
+    fn check_site(
+        &self,
+        interface: Interface,
+        headers: &HeaderMap,
+        is_visit: bool,
+    ) -> Result<(), String> {
         let config = self.handle.config();
         match interface {
             Listener(Kind::Admin) => {
                 let own = [self.host_name.to_string(), config.router.peer_address.to_string()];
-                guard::check_site(headers, Names { own: &own, of_proxies: &config.admin_hosts })
+                let names = Names { own: &own, of_proxies: &config.admin_hosts };
+                if is_visit {
+                    guard::check_host(headers, names)
+                } else {
+                    guard::check_site(headers, names)
+                }
             }
             // It is scraped under names that only its operator knows; but no page of anybody's has to read it.
             Listener(Kind::Metrics) | Commands => {

@@ -684,6 +684,7 @@ mod tests {
     }
 
     /// What is given instead of the usual.
+    #[derive(Clone, Copy)]
     struct With {
         waiting: usize,
         stalled: Duration,

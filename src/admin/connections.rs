@@ -200,6 +200,10 @@ fn caller(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listen::accept::{Accepting, Room, accept};
+    use crate::listen::acceptor::Acceptor;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::time::advance;
 
     fn admit(connections: &Connections, address: &str, count: usize) -> Vec<ConnectionPermit> {
@@ -237,6 +241,49 @@ mod tests {
         }
         held.extend(admit(&connections, "192.0.2.2", 1));
         assert!(!connections.is_crowded());
+    }
+
+    /// All of them wait with the system before the first one is accepted.
+    #[tokio::test]
+    async fn a_probe_that_shares_its_address_with_a_burst_is_answered() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let acceptor = Acceptor::new(listener).unwrap();
+        let address = acceptor.local_addr().unwrap();
+        let connect = || std::net::TcpStream::connect(address).unwrap();
+        let before: Vec<_> = (0..50).map(|_| connect()).collect();
+        let mut probe = connect();
+        std::io::Write::write_all(&mut probe, b"?").unwrap();
+        let after: Vec<_> = (0..50).map(|_| connect()).collect();
+        let (connections, accepting) = (Connections::default(), Accepting::default());
+        let room = || if connections.is_crowded() { Room::Crowded } else { Room::Enough };
+        let accept = accept(&acceptor, "strangers", &accepting, room, |stream, _| {
+            // As if it came from another machine.
+            let permit = connections.admit("192.0.2.1".parse().unwrap());
+            tokio::spawn(async move {
+                let answer = async {
+                    let mut stream = TcpStream::from_std(stream).unwrap();
+                    let mut asked = [0];
+                    if stream.read_exact(&mut asked).await.is_ok() {
+                        stream.write_all(&asked).await.unwrap();
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = answer => {}
+                    () = permit.evicted() => {}
+                }
+            });
+        });
+        probe.set_nonblocking(true).unwrap();
+        let mut probe = TcpStream::from_std(probe).unwrap();
+        let mut answer = [0];
+        tokio::select! {
+            () = accept => {}
+            answered = probe.read_exact(&mut answer) => assert_eq!(answered.unwrap(), 1),
+        }
+        assert_eq!(&answer, b"?");
+        drop((before, after));
     }
 
     #[tokio::test(start_paused = true)]

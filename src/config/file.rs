@@ -220,12 +220,14 @@ pub(super) fn trimmed(text: &str) -> &str {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     fn sources(path: &Path, in_container: bool) -> Sources {
         let host = if in_container { "10.0.0.1" } else { "" };
         let environment = vec![("KUBERNETES_SERVICE_HOST".to_owned(), host.to_owned())];
         Sources { path: path.to_owned(), path_is_explicit: false, environment }
     }
 
+    #[cfg(unix)]
     #[test]
     fn advice_fits_a_container() {
         let denied = io::Error::from(ErrorKind::PermissionDenied);

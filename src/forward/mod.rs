@@ -330,11 +330,14 @@ async fn delivered(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
     use std::io::Write;
 
+    #[cfg(unix)]
     use tokio::net::TcpListener;
 
     /// The relay's end of a connection, and the peer's, which blocks.
+    #[cfg(unix)]
     async fn connection() -> (TcpStream, std::net::TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,23 +1,23 @@
-//! The clock of the machine: whether it can be right.
+//! Checks whether the clock of the machine is plausible.
 
 use std::time::{Duration, SystemTime};
 
-/// When this version was written, since 1970: 2026-11-01. No clock that is right shows less. By hand, at each release:
-/// a time of the build would make two builds of one source differ.
-const WRITTEN: Duration = Duration::from_secs(1_793_491_200);
+/// 2026-11-01, counted from 1970. This version was released later, so no correct clock shows an earlier time. Updated by hand
+/// for each release: if the build time were used, two builds of the same source would differ.
+const RELEASED_AFTER: Duration = Duration::from_secs(1_793_491_200);
 
-/// A time in words.
-pub fn shown(now: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(now).to_string()
+/// Formats a time in UTC, to the second.
+pub fn format(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// What is wrong with a clock that shows `now`.
+/// Returns what is wrong with a clock that shows `now`.
 pub fn warning(now: SystemTime) -> Option<String> {
-    (now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < WRITTEN).then(|| {
+    (now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() < RELEASED_AFTER).then(|| {
         format!(
-            "the clock says {}, which is before this version was written; set it (NTP), or certificates and logs are \
-             wrong",
-            shown(now)
+            "the clock says {}, which is before the release of this version; set it (NTP), otherwise certificates and \
+             logs are wrong",
+            format(now)
         )
     })
 }
@@ -27,10 +27,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_was_never_set_is_noticed() {
-        let written = SystemTime::UNIX_EPOCH + WRITTEN;
-        assert_eq!(warning(written), None);
-        assert!(warning(written - Duration::from_secs(1)).is_some());
+    fn clock_that_was_never_set_causes_a_warning() {
+        let released = SystemTime::UNIX_EPOCH + RELEASED_AFTER;
+        assert_eq!(warning(released), None);
+        assert!(warning(released - Duration::from_secs(1)).is_some());
         let never = warning(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400)).unwrap();
         assert!(never.contains("1970-01-02") && never.contains("NTP"), "{never}");
     }

@@ -1,9 +1,12 @@
 //! The primitives of the wire protocol: X25519, BLAKE2s-256, SHA-256 and two AEAD ciphers.
 //!
-//! One provider, `aws-lc-rs`, does key agreement, SHA-256, AEAD, randomness and constant-time comparison; it is
-//! also what TLS uses. BLAKE2s, which it lacks, comes from the `blake2` crate.
-//! Source of every rule here: section 1 of the protocol notes ("Primitives"), and section 7 for SHA-256,
-//! associated data and the ratchet.
+//! `aws-lc-rs` provides key agreement, SHA-256, AEAD, random numbers and constant-time comparison; TLS uses it too. It has
+//! no BLAKE2s, which comes from the `blake2` crate.
+//!
+//! The rules are those of docs/protocol.md, "Primitives" and, for SHA-256, associated data and the ratchet, "Sealing in
+//! the 3.0 dialect".
+
+pub mod snapshot;
 
 use std::fmt;
 
@@ -20,50 +23,55 @@ use crate::secret::Secret;
 pub const KEY_LEN: usize = 32;
 /// Length of an initialisation vector, in bytes.
 pub const IV_LEN: usize = 12;
-/// Length of an authentication tag, in bytes; it precedes the ciphertext.
+/// Length of an authentication tag, in bytes. The tag precedes the ciphertext.
 pub const TAG_LEN: usize = 16;
-/// Messages of one direction under one key, where there is a ratchet.
+/// Number of messages in one direction after which a ratchet replaces the key.
 pub const RATCHET_AFTER: u64 = 256;
-/// What the key is hashed with to make the next one.
+/// The label with which a key is hashed to derive the next one.
 const RATCHET_LABEL: &[u8] = b"aspia/v1/ratchet";
 
-/// Why a cryptographic operation did not succeed.
+/// Why a cryptographic operation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CryptoError {
-    /// The other side's public key is a point of low order: every private key gives the same secret.
+    /// The other side's public key is a point of low order, with which every private key yields the same secret.
     #[error("the public key contributes nothing to the shared secret (low-order point)")]
     LowOrderKey,
-    /// A public or private key that is not 32 bytes long.
+    /// A public or private key does not have 32 bytes.
     #[error("an X25519 key has {KEY_LEN} bytes, this one has {0}")]
     KeyLength(usize),
-    /// The tag does not fit the ciphertext: another key, another iv, or changed bytes.
+    /// The tag does not match the ciphertext: another key, another iv, or changed bytes.
     #[error("the sealed message does not open with this key")]
     DoesNotOpen,
-    /// A sealed message that has no room for its tag.
+    /// A sealed message is shorter than its tag.
     #[error("a sealed message has at least {TAG_LEN} bytes, this one has {0}")]
     TooShort(usize),
-    /// The cryptographic provider or the system's random numbers failed.
+    /// The cryptographic provider or the system's random number generator failed.
     #[error("the cryptographic provider failed")]
     Provider,
 }
 
-/// Fills `buffer` with random bytes fit for keys.
+/// Fills `buffer` with cryptographically secure random bytes.
 ///
 /// # Errors
-/// [`CryptoError::Provider`] when the system has no randomness to give.
-pub fn random(buffer: &mut [u8]) -> Result<(), CryptoError> {
+/// [`CryptoError::Provider`] if the system cannot provide random numbers.
+pub fn fill_random(buffer: &mut [u8]) -> Result<(), CryptoError> {
     aws_lc_rs::rand::fill(buffer).map_err(|_| CryptoError::Provider)
 }
 
-/// A public X25519 key, raw.
+/// Hashes bytes with SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    *SessionKey::sha256(bytes, &[]).expose()
+}
+
+/// A raw X25519 public key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicKey(pub [u8; KEY_LEN]);
 
 impl PublicKey {
-    /// Reads a raw key as it stands in a message.
+    /// Creates a key from its 32 raw bytes.
     ///
     /// # Errors
-    /// [`CryptoError::KeyLength`] when it is not 32 bytes long.
+    /// [`CryptoError::KeyLength`] if it does not have 32 bytes.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, CryptoError> {
         bytes.try_into().map(Self).map_err(|_| CryptoError::KeyLength(bytes.len()))
     }
@@ -81,57 +89,59 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// A private X25519 key. The provider wipes its memory when it is dropped.
+/// An X25519 private key. The provider wipes its memory when it is dropped.
 pub struct PrivateKey {
     key: agreement::PrivateKey,
     public: PublicKey,
 }
 
 impl PrivateKey {
-    /// Makes a new key.
+    /// Generates a key.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the system has no randomness to give.
+    /// [`CryptoError::Provider`] if the system cannot provide random numbers.
     pub fn generate() -> Result<Self, CryptoError> {
-        Self::wrap(agreement::PrivateKey::generate(&X25519).map_err(|_| CryptoError::Provider)?)
+        Self::with_public_key(
+            agreement::PrivateKey::generate(&X25519).map_err(|_| CryptoError::Provider)?,
+        )
     }
 
-    /// Takes a raw private key.
+    /// Creates a private key from its 32 raw bytes.
     ///
     /// # Errors
-    /// [`CryptoError::KeyLength`] when it is not 32 bytes long.
+    /// [`CryptoError::KeyLength`] if it does not have 32 bytes.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, CryptoError> {
-        Self::wrap(
+        Self::with_public_key(
             agreement::PrivateKey::from_private_key(&X25519, bytes)
                 .map_err(|_| CryptoError::KeyLength(bytes.len()))?,
         )
     }
 
-    fn wrap(key: agreement::PrivateKey) -> Result<Self, CryptoError> {
+    fn with_public_key(key: agreement::PrivateKey) -> Result<Self, CryptoError> {
         let public = key.compute_public_key().map_err(|_| CryptoError::Provider)?;
         let public = PublicKey::from_slice(public.as_ref())?;
         Ok(Self { key, public })
     }
 
-    /// The public half.
+    /// Returns the public half.
     pub fn public(&self) -> PublicKey {
         self.public
     }
 
-    /// The raw private key, for a program that has to store its own (the laboratory's Router).
+    /// Returns the raw private key, for programs that store their own key (the laboratory's Router).
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider does not give it out.
+    /// [`CryptoError::Provider`] if the provider does not export it.
     pub fn to_secret(&self) -> Result<Secret<Vec<u8>>, CryptoError> {
         let raw: Curve25519SeedBin<'_> =
             self.key.as_be_bytes().map_err(|_| CryptoError::Provider)?;
         Ok(Secret::new(raw.as_ref().to_vec()))
     }
 
-    /// Agrees on a secret with the holder of `other`; costs one X25519 operation.
+    /// Agrees on a secret with the holder of `other`. Costs one X25519 operation.
     ///
     /// # Errors
-    /// [`CryptoError::LowOrderKey`] when `other` is a point of low order.
+    /// [`CryptoError::LowOrderKey`] if `other` is a point of low order.
     pub fn agree(&self, other: &PublicKey) -> Result<SharedSecret, CryptoError> {
         agreement::agree(
             &self.key,
@@ -152,28 +162,24 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// What X25519 gives: never a key itself, but what keys are derived from.
+/// The result of an X25519 key agreement. It is only used to derive keys, never as a key.
 #[derive(Debug)]
 pub struct SharedSecret(Secret<[u8; 32]>);
 
 impl SharedSecret {
-    /// BLAKE2s-256 of it: the key of a link of the 2.x dialect, and of a peer's ChaCha20-Poly1305.
-    pub fn session_key(&self) -> SessionKey {
+    /// Derives a key with BLAKE2s-256: for a link of the 2.x dialect, and for a peer's ChaCha20-Poly1305.
+    pub fn derive_session_key(&self) -> SessionKey {
         SessionKey::blake2s(&[self.0.expose()])
     }
 
-    /// SHA-256 of it and what follows it: transcripts of the 3.0 dialect, and a peer's AES-256-GCM.
+    /// Hashes the secret and `rest` with SHA-256: the digest from which the keys of a 3.0 link are derived, and the key of a
+    /// peer's AES-256-GCM.
     pub fn sha256(&self, rest: &[&[u8]]) -> SessionKey {
         SessionKey::sha256(self.0.expose(), rest)
     }
-
-    /// The raw secret, for comparison with recorded bytes.
-    pub fn expose(&self) -> &[u8; 32] {
-        self.0.expose()
-    }
 }
 
-/// A symmetric key, or what is as secret as one.
+/// A symmetric key, or an equally secret value from which keys are derived.
 #[derive(Debug)]
 pub struct SessionKey(Secret<[u8; 32]>);
 
@@ -198,48 +204,48 @@ impl SessionKey {
         Self(Secret::new(*digest))
     }
 
-    /// SHA-256 of this and `label`: one key of several.
-    pub fn labelled(&self, label: &[u8]) -> Self {
+    /// Derives one of several keys: SHA-256 of this one and `label`.
+    pub fn derive_with_label(&self, label: &[u8]) -> Self {
         Self::sha256(self.expose(), &[label])
     }
 
-    /// The key after this one.
-    fn ratcheted(&self) -> Self {
+    /// Derives the key that follows this one.
+    fn derive_next(&self) -> Self {
         Self::blake2s(&[self.expose(), RATCHET_LABEL])
     }
 
-    /// Takes a raw key.
+    /// Creates a key from raw bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Secret::new(bytes))
     }
 
-    /// The raw key, for comparison with recorded bytes.
+    /// Returns the raw key.
     pub fn expose(&self) -> &[u8; 32] {
         self.0.expose()
     }
 
-    /// Compares two keys in constant time.
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.0.same_as(&other.0)
+    /// Returns whether two keys are the same, in constant time.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.0.is_same_as(&other.0)
     }
 }
 
-/// An initialisation vector: a counter of 96 bits, big-endian, one for each direction.
+/// An initialisation vector: a big-endian counter of 96 bits. Each direction has its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Iv(pub [u8; IV_LEN]);
 
 impl Iv {
-    /// Makes a random one.
+    /// Generates a random iv.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the system has no randomness to give.
+    /// [`CryptoError::Provider`] if the system cannot provide random numbers.
     pub fn random() -> Result<Self, CryptoError> {
         let mut iv = [0; IV_LEN];
-        random(&mut iv)?;
+        fill_random(&mut iv)?;
         Ok(Self(iv))
     }
 
-    /// Counts one message on, wrapping from all ones to zero.
+    /// Adds one, for the next message; wraps from all ones to zero.
     pub fn increment(&mut self) {
         for byte in self.0.iter_mut().rev() {
             *byte = byte.wrapping_add(1);
@@ -250,7 +256,7 @@ impl Iv {
     }
 }
 
-/// The AEAD ciphers that a Router knows.
+/// The AEAD ciphers of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cipher {
     /// ChaCha20-Poly1305.
@@ -268,7 +274,7 @@ impl fmt::Display for Cipher {
     }
 }
 
-/// Whether this CPU has AES instructions. Without them AES-256-GCM is slow and not constant-time.
+/// Returns whether this CPU has AES instructions. Without them AES-256-GCM is slow and does not run in constant time.
 pub fn has_hardware_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     {
@@ -286,28 +292,30 @@ pub fn has_hardware_aes() -> bool {
     }
 }
 
-/// One direction of a sealed channel: a key and a counting iv.
-struct Direction {
+/// The state of one direction of a sealed channel.
+struct CipherState {
     cipher: Cipher,
     key: LessSafeKey,
     iv: Iv,
-    /// Messages so far.
+    /// Number of messages sealed or opened.
     count: u64,
-    /// The key itself, where another follows it.
-    ratchet: Option<SessionKey>,
+    /// The raw key, from which a ratchet derives the next one.
+    raw_key: SessionKey,
+    has_ratchet: bool,
 }
 
-impl Direction {
+impl CipherState {
     fn new(cipher: Cipher, key: &SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        Ok(Self { cipher, key: Self::schedule(cipher, key)?, iv, count: 0, ratchet: None })
+        let raw_key = SessionKey::from_bytes(*key.expose());
+        Ok(Self { has_ratchet: false, ..Self::with_ratchet(cipher, raw_key, iv)? })
     }
 
-    fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        let direction = Self::new(cipher, &key, iv)?;
-        Ok(Self { ratchet: Some(key), ..direction })
+    fn with_ratchet(cipher: Cipher, raw_key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        let key = Self::expand_key(cipher, &raw_key)?;
+        Ok(Self { cipher, key, iv, count: 0, raw_key, has_ratchet: true })
     }
 
-    fn schedule(cipher: Cipher, key: &SessionKey) -> Result<LessSafeKey, CryptoError> {
+    fn expand_key(cipher: Cipher, key: &SessionKey) -> Result<LessSafeKey, CryptoError> {
         let algorithm = match cipher {
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
             Cipher::Aes256Gcm => &AES_256_GCM,
@@ -320,53 +328,51 @@ impl Direction {
         Nonce::assume_unique_for_key(self.iv.0)
     }
 
-    /// Goes on to the next message, and to the next key where it is time. The iv counts on all the same.
+    /// Advances to the next message, and to the next key if one is due. The iv is not reset with a new key.
     fn advance(&mut self) -> Result<(), CryptoError> {
         self.iv.increment();
         self.count += 1;
-        if let Some(key) = &mut self.ratchet
-            && self.count.is_multiple_of(RATCHET_AFTER)
-        {
-            *key = key.ratcheted();
-            self.key = Self::schedule(self.cipher, key)?;
+        if self.has_ratchet && self.count.is_multiple_of(RATCHET_AFTER) {
+            self.raw_key = self.raw_key.derive_next();
+            self.key = Self::expand_key(self.cipher, &self.raw_key)?;
         }
         Ok(())
     }
 }
 
 /// Seals the messages of one direction, in order.
-pub struct Sealer(Direction);
+pub struct Sealer(CipherState);
 
 impl Sealer {
-    /// Starts a direction at `iv` whose key stays.
+    /// Starts a direction at `iv` with a fixed key.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider refuses the key.
+    /// [`CryptoError::Provider`] if the provider rejects the key.
     pub fn new(cipher: Cipher, key: &SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        Direction::new(cipher, key, iv).map(Self)
+        CipherState::new(cipher, key, iv).map(Self)
     }
 
-    /// Starts a direction at `iv` whose key changes after every [`RATCHET_AFTER`] messages.
+    /// Starts a direction at `iv` with a key that changes after every [`RATCHET_AFTER`] messages.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider refuses the key.
-    pub fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        Direction::ratcheting(cipher, key, iv).map(Self)
+    /// [`CryptoError::Provider`] if the provider rejects the key.
+    pub fn with_ratchet(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        CipherState::with_ratchet(cipher, key, iv).map(Self)
     }
 
     /// Seals the next message: `tag ‖ ciphertext`.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the message is longer than the cipher allows.
+    /// [`CryptoError::Provider`] if the message is longer than the cipher allows.
     pub fn seal(&mut self, plaintext: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        self.seal_with(&[], plaintext)
+        self.seal_with_aad(&[], plaintext)
     }
 
-    /// Seals the next message and vouches for `associated` with it.
+    /// Seals the next message and authenticates `associated` with it.
     ///
     /// # Errors
     /// As [`Self::seal`].
-    pub fn seal_with(
+    pub fn seal_with_aad(
         &mut self,
         associated: &[u8],
         plaintext: &[u8],
@@ -374,13 +380,13 @@ impl Sealer {
         let mut sealed = Vec::with_capacity(TAG_LEN + plaintext.len());
         sealed.resize(TAG_LEN, 0);
         sealed.extend_from_slice(plaintext);
-        let (tag_place, text) = sealed.split_at_mut(TAG_LEN);
+        let (tag_space, text) = sealed.split_at_mut(TAG_LEN);
         let tag = self
             .0
             .key
             .seal_in_place_separate_tag(self.0.nonce(), Aad::from(associated), text)
             .map_err(|_| CryptoError::Provider)?;
-        tag_place.copy_from_slice(tag.as_ref());
+        tag_space.copy_from_slice(tag.as_ref());
         self.0.advance()?;
         Ok(sealed)
     }
@@ -392,38 +398,42 @@ impl Sealer {
 }
 
 /// Opens the messages of one direction, in order.
-pub struct Opener(Direction);
+pub struct Opener(CipherState);
 
 impl Opener {
-    /// Starts a direction at `iv` whose key stays.
+    /// Starts a direction at `iv` with a fixed key.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider refuses the key.
+    /// [`CryptoError::Provider`] if the provider rejects the key.
     pub fn new(cipher: Cipher, key: &SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        Direction::new(cipher, key, iv).map(Self)
+        CipherState::new(cipher, key, iv).map(Self)
     }
 
-    /// Starts a direction at `iv` whose key changes after every [`RATCHET_AFTER`] messages.
+    /// Starts a direction at `iv` with a key that changes after every [`RATCHET_AFTER`] messages.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider refuses the key.
-    pub fn ratcheting(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
-        Direction::ratcheting(cipher, key, iv).map(Self)
+    /// [`CryptoError::Provider`] if the provider rejects the key.
+    pub fn with_ratchet(cipher: Cipher, key: SessionKey, iv: Iv) -> Result<Self, CryptoError> {
+        CipherState::with_ratchet(cipher, key, iv).map(Self)
     }
 
-    /// Opens the next message, `tag ‖ ciphertext`. The iv counts on only when it opens.
+    /// Opens the next message, `tag ‖ ciphertext`. The iv advances only if it opens.
     ///
     /// # Errors
-    /// [`CryptoError::TooShort`] without room for a tag, [`CryptoError::DoesNotOpen`] otherwise.
+    /// [`CryptoError::TooShort`] if the message is shorter than a tag, [`CryptoError::DoesNotOpen`] if it does not open.
     pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        self.open_with(&[], sealed)
+        self.open_with_aad(&[], sealed)
     }
 
-    /// Opens the next message where `associated` is what was vouched for with it.
+    /// Opens the next message, whose tag also authenticates `associated`.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(&mut self, associated: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
+    pub fn open_with_aad(
+        &mut self,
+        associated: &[u8],
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, CryptoError> {
         let (tag, text) =
             sealed.split_at_checked(TAG_LEN).ok_or(CryptoError::TooShort(sealed.len()))?;
         let mut plaintext = vec![0; text.len()];
@@ -435,8 +445,8 @@ impl Opener {
         Ok(plaintext)
     }
 
-    /// Number of messages that opened.
-    pub fn opened(&self) -> u64 {
+    /// Returns the number of messages opened so far.
+    pub fn opened_count(&self) -> u64 {
         self.0.count
     }
 

@@ -1,41 +1,43 @@
-//! Deadlines in a process that may not run for a while: stopped (SIGSTOP, `docker pause`), starved, suspended.
+//! Deadlines that take into account that the process may not run for a while: stopped (SIGSTOP, `docker pause`), starved or
+//! suspended.
 //!
-//! When such a process runs again, the clock says that every deadline is over, while what should have come in time waits in
-//! its sockets. So a deadline that is noticed late is no verdict: what waits is looked at first.
+//! When such a process runs again, every deadline has passed according to the clock, while data that arrived in time is
+//! still unread in its sockets. So a deadline that is noticed late is extended, to read what has arrived first.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A deadline that is noticed this much after its time was over while the process did not run. Timers of a process that
-/// runs are some milliseconds late.
-pub const LATE: Duration = Duration::from_millis(250);
-/// Time to take what came while the process did not run: enough for the accept queue and for every socket.
-pub const LAST_LOOK: Duration = Duration::from_secs(2);
-/// How often one deadline may be put off. A process that is starved for good must end things, too.
-const LAST_LOOKS: u32 = 3;
+/// A deadline that is noticed this late passed while the process did not run. Timers of a running process are a few
+/// milliseconds late.
+const PAUSE_THRESHOLD: Duration = Duration::from_millis(250);
+/// How long a deadline is extended, to read what arrived while the process did not run: enough for the accept queue and for
+/// every socket.
+const EXTENSION: Duration = Duration::from_secs(2);
+/// How many times one deadline can be extended: even in a process that is starved permanently, deadlines must pass.
+const MAX_EXTENSIONS: u32 = 3;
 
-/// The deadline is over.
+/// The deadline has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the time is over")]
+#[error("the deadline has passed")]
 pub struct Elapsed;
 
-/// Waits until `deadline` is over, and [`LAST_LOOK`] longer where the process did not run at that time.
+/// Waits until `deadline` has passed, and [`EXTENSION`] longer if the process was not running when it passed.
 pub async fn sleep_until(deadline: Instant) {
     let mut deadline = deadline;
-    for _ in 0..=LAST_LOOKS {
+    for _ in 0..=MAX_EXTENSIONS {
         tokio::time::sleep_until(deadline).await;
-        if deadline.elapsed() < LATE {
+        if deadline.elapsed() < PAUSE_THRESHOLD {
             return;
         }
-        deadline = Instant::now() + LAST_LOOK;
+        deadline = Instant::now() + EXTENSION;
     }
 }
 
-/// The output of `work`, unless `deadline` is over before; see [`sleep_until`].
+/// Returns the output of `work`, unless `deadline` passes first; see [`sleep_until`].
 ///
 /// # Errors
-/// [`Elapsed`].
+/// [`Elapsed`] if the deadline has passed.
 pub async fn timeout_at<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     tokio::select! {
         biased;
@@ -44,10 +46,10 @@ pub async fn timeout_at<T>(deadline: Instant, work: impl Future<Output = T>) -> 
     }
 }
 
-/// The output of `work`, unless it takes longer than `limit`; see [`sleep_until`].
+/// Returns the output of `work`, unless it takes longer than `limit`; see [`sleep_until`].
 ///
 /// # Errors
-/// [`Elapsed`].
+/// [`Elapsed`] if it takes longer.
 pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     timeout_at(Instant::now() + limit, work).await
 }
@@ -60,35 +62,39 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn in_a_process_that_runs_the_time_is_exact() {
+    async fn deadline_is_exact_in_a_running_process() {
         let start = Instant::now();
         assert_eq!(timeout(10 * SECOND, sleep(11 * SECOND)).await, Err(Elapsed));
-        assert!(start.elapsed() < 10 * SECOND + LATE, "{:?}", start.elapsed());
+        assert!(start.elapsed() < 10 * SECOND + PAUSE_THRESHOLD, "{:?}", start.elapsed());
         assert_eq!(timeout(10 * SECOND, sleep(9 * SECOND)).await, Ok(()));
     }
 
-    /// What a process finds that was stopped for a minute: the clock has moved, and nothing has run meanwhile.
+    /// The clock advances while nothing runs, as if the process were stopped for a minute.
     #[tokio::test(start_paused = true)]
-    async fn after_a_pause_there_is_time_to_look() {
+    async fn deadline_is_extended_after_a_pause_of_the_process() {
         let mut waiting = Box::pin(timeout(10 * SECOND, sleep(65 * SECOND)));
         tokio::select! {
             biased;
-            _ = &mut waiting => panic!("nothing is over yet"),
+            _ = &mut waiting => panic!("not yet due"),
             () = std::future::ready(()) => {}
         }
         advance(64 * SECOND).await;
-        // It comes a second after the pause.
+        // The output is ready a second after the pause.
         assert_eq!(waiting.await, Ok(()));
-        // Where nothing comes, that is the end all the same, a little later.
+        // Without any output, the deadline passes a little later.
         let deadline = Instant::now() + 10 * SECOND;
         let mut waiting = Box::pin(sleep_until(deadline));
         tokio::select! {
             biased;
-            () = &mut waiting => panic!("nothing is over yet"),
+            () = &mut waiting => panic!("not yet due"),
             () = std::future::ready(()) => {}
         }
         advance(60 * SECOND).await;
         waiting.await;
-        assert!(deadline.elapsed() < 50 * SECOND + LAST_LOOK + LATE, "{:?}", deadline.elapsed());
+        assert!(
+            deadline.elapsed() < 50 * SECOND + EXTENSION + PAUSE_THRESHOLD,
+            "{:?}",
+            deadline.elapsed()
+        );
     }
 }

@@ -1,17 +1,18 @@
-//! The heap of the process.
+//! Configures the memory allocator of the C library.
 
-/// Has all threads share one arena, where the C library has several. Sessions go from thread to thread: with an arena for
-/// each, the memory of those that went would stay behind, and the process grow without reason. Where bytes move, hardly
-/// anything is allocated: threads do not wait for each other. To be called before there is a second thread.
+/// Makes all threads share one arena of the C library, which otherwise creates several. Sessions move between threads: with
+/// several arenas, the memory that a session frees when it moves would stay in the arena of its former thread, and the process
+/// would grow. Forwarding hardly allocates, so threads do not contend for the arena. Must be called before a second thread
+/// exists.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub fn share() {
+pub fn use_one_arena() {
     // SAFETY: no other thread runs, and the option exists in every version of the library.
-    #[expect(unsafe_code, reason = "no safe library knows this call")]
-    let taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    // What is not taken costs memory, nothing else.
-    debug_assert_eq!(taken, 1);
+    #[expect(unsafe_code, reason = "no safe library has this call")]
+    let accepted = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    // If the option is not accepted, the process uses more memory.
+    debug_assert_eq!(accepted, 1);
 }
 
-/// Other C libraries have one heap for all.
+/// Does nothing: other C libraries have one heap for all threads.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn share() {}
+pub fn use_one_arena() {}

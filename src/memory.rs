@@ -1,158 +1,160 @@
-//! Memory: what the settings may take, and what there is.
+//! Compares the memory that the settings may need with what is available.
 
 use crate::config::Config;
 
-/// Of a session in the worst case, in bytes: what is under way in both directions (64 KiB each), tasks, tables.
-const SESSION: u64 = 160 * 1024;
-/// Of a connection that is not paired, in bytes: the longest first message, and its task.
-const PENDING: u64 = 24 * 1024;
-/// Of a thread that forwards, in bytes: its buffer of 64 KiB, its runtime, what its stack has touched.
-const WORKER: u64 = 512 * 1024;
-/// Of the program itself, in bytes.
-const PROGRAM: u64 = 24 * 1024 * 1024;
+/// Bytes that a session needs in the worst case: the data in flight in both directions (64 KiB each), its tasks, its entries
+/// in tables.
+const SESSION_BYTES: u64 = 160 * 1024;
+/// Bytes that a connection needs until it is paired: the longest first message, and its task.
+const PENDING_BYTES: u64 = 24 * 1024;
+/// Bytes that a worker thread needs: its buffer of 64 KiB, its runtime, the used part of its stack.
+const WORKER_BYTES: u64 = 512 * 1024;
+/// Bytes that the program itself needs.
+const PROGRAM_BYTES: u64 = 24 * 1024 * 1024;
 
-/// Bytes that the settings may take when all peers are slow, beside the kernel's buffers.
+/// Returns how many bytes the settings may need when all peers are slow, without the kernel's buffers.
 pub fn needed(config: &Config) -> u64 {
-    PROGRAM + config.startup.workers() as u64 * WORKER + of_peers(config)
+    PROGRAM_BYTES + config.startup.worker_count() as u64 * WORKER_BYTES + needed_by_peers(config)
 }
 
-/// Bytes of those that are for peers.
-pub fn of_peers(config: &Config) -> u64 {
-    config.max_sessions as u64 * SESSION + config.max_pending_peers as u64 * PENDING
+/// Returns how many of these bytes are for peers.
+pub fn needed_by_peers(config: &Config) -> u64 {
+    config.max_sessions as u64 * SESSION_BYTES + config.max_pending_peers as u64 * PENDING_BYTES
 }
 
-/// Bytes that this process may take; see [`available_to`].
+/// Returns how many bytes this process may use; see [`available_to`].
 pub fn available() -> Option<u64> {
     available_to(None)
 }
 
-/// Bytes that a process (`None` is this one) may take in all, with what it holds already: of the machine, or of its
-/// control groups where that is less; `None` where the system does not say. Never more than the machine has, or a control
-/// group allows.
+/// Returns how many bytes a process (`None` for this one) may use in total, including what it uses already; `None` if the
+/// system does not report it. The machine and each control group of the process set a limit, and the lowest counts.
 #[cfg(target_os = "linux")]
 pub fn available_to(process: Option<i32>) -> Option<u64> {
     use procfs::process::Process;
     use procfs::{Current, Meminfo, WithCurrentSystemInfo};
 
-    let held = match process {
+    let process_info = match process {
         Some(pid) => Process::new(pid),
         None => Process::myself(),
     };
-    let held = held.ok()?.stat().ok()?.rss_bytes().get();
+    let used = process_info.ok()?.stat().ok()?.rss_bytes().get();
     let Meminfo { mem_total, mem_available, .. } = Meminfo::current().ok()?;
-    let machine = Bound { limit: mem_total, left: mem_available? };
-    let groups = groups::bounds(std::path::Path::new("/"), process);
-    groups.into_iter().chain([machine]).map(|bound| bound.available(held)).min()
+    let machine = MemoryLimit { total: mem_total, free: mem_available? };
+    let groups = groups::limits(std::path::Path::new("/"), process);
+    groups.into_iter().chain([machine]).map(|limit| limit.available(used)).min()
 }
 
-/// Bytes that a process may take: this system does not say.
+/// Returns `None`: this system does not report how many bytes a process may use.
 #[cfg(not(target_os = "linux"))]
 pub fn available_to(_process: Option<i32>) -> Option<u64> {
     None
 }
 
-/// What the machine or a control group lets its processes take, in bytes.
+/// The memory that the machine has, or that a control group allows its processes, in bytes.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Bound {
-    /// For all processes together.
-    limit: u64,
-    /// What nobody has taken yet.
-    left: u64,
+struct MemoryLimit {
+    /// The memory for all processes together.
+    total: u64,
+    /// The part of it that is not in use.
+    free: u64,
 }
 
 #[cfg(target_os = "linux")]
-impl Bound {
-    /// What a process that holds `held` bytes may take in all. Pages that it shares, such as those of its program, may be
-    /// charged to another group, so that what it holds and what is left can be more than the limit.
-    fn available(self, held: u64) -> u64 {
-        self.left.saturating_add(held).min(self.limit)
+impl MemoryLimit {
+    /// Returns how much a process that uses `used` bytes may use in total. Pages that it shares, such as those of its
+    /// program, may be charged to another group, so that the sum of used and free bytes can exceed the limit.
+    fn available(self, used: u64) -> u64 {
+        self.free.saturating_add(used).min(self.total)
     }
 }
 
-/// Limits of control groups.
+/// Memory limits of control groups.
 #[cfg(target_os = "linux")]
 mod groups {
     use std::path::{Component, Path};
 
     use procfs::{FromRead, ProcessCGroups};
 
-    use super::Bound;
+    use super::MemoryLimit;
 
-    /// What a version of control groups calls its files.
-    struct Files {
+    /// The names of the files in a version of control groups.
+    struct GroupFiles {
         limit: &'static str,
         used: &'static str,
-        /// In `memory.stat`: what of `used` is a cache that the kernel gives up when memory runs short.
+        /// In `memory.stat`: the part of `used` that is a cache, which the kernel frees when memory runs short.
         cache: &'static str,
     }
 
-    const V1: Files = Files {
+    const V1: GroupFiles = GroupFiles {
         limit: "memory.limit_in_bytes",
         used: "memory.usage_in_bytes",
         cache: "total_inactive_file ",
     };
-    const V2: Files =
-        Files { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
+    const V2: GroupFiles =
+        GroupFiles { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
 
-    /// The bounds of the control groups of a process: of its own group and of all above, as far as they have a limit.
-    /// `root` is `/`.
-    pub(super) fn bounds(root: &Path, process: Option<i32>) -> Vec<Bound> {
+    /// Lists the limits of the control groups of a process: of its own group and of the ancestors of that group, if they have
+    /// one. `root` is `/`, except in tests.
+    pub(super) fn limits(root: &Path, process: Option<i32>) -> Vec<MemoryLimit> {
         let process = process.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
         let groups = ProcessCGroups::from_file(root.join("proc").join(process).join("cgroup"));
         let mounts = root.join("sys/fs/cgroup");
         let groups = groups.map(|groups| groups.0).unwrap_or_default().into_iter();
-        let bounds = groups.flat_map(|group| {
+        let limits = groups.flat_map(|group| {
             if group.controllers.iter().any(|controller| controller == "memory") {
-                lineage(&mounts.join("memory"), &group.pathname, &V1)
+                list_limits_up_to_root(&mounts.join("memory"), &group.pathname, &V1)
             } else if group.hierarchy == 0 {
-                lineage(&mounts, &group.pathname, &V2)
+                list_limits_up_to_root(&mounts, &group.pathname, &V2)
             } else {
                 Vec::new()
             }
         });
-        bounds.collect()
+        limits.collect()
     }
 
-    /// The bounds of `group` and of all above it. Groups that are not there are passed over: a container may see its
-    /// own group as the root of the tree, while the path is that of the machine outside.
-    fn lineage(mount: &Path, group: &str, files: &Files) -> Vec<Bound> {
-        let inside: Vec<_> = Path::new(group)
+    /// Lists the limits of `group` and of its ancestors. Groups that do not exist are skipped: a container may see its own
+    /// group as the root of the tree, while the path is that of the host.
+    fn list_limits_up_to_root(mount: &Path, group: &str, files: &GroupFiles) -> Vec<MemoryLimit> {
+        let components: Vec<_> = Path::new(group)
             .components()
             .filter(|component| *component != Component::RootDir)
             .collect();
-        // A group outside what this process may see.
-        let inside = if inside.contains(&Component::ParentDir) { Vec::new() } else { inside };
-        (0..=inside.len())
+        // With "..", the group is outside of the tree that this process can see: only the root of the tree remains.
+        let is_visible = !components.contains(&Component::ParentDir);
+        let depth = if is_visible { components.len() } else { 0 };
+        (0..=depth)
             .filter_map(|depth| {
-                bound_of(&mount.join(inside[..depth].iter().collect::<std::path::PathBuf>()), files)
+                let path: std::path::PathBuf = components[..depth].iter().collect();
+                read_limit(&mount.join(path), files)
             })
             .collect()
     }
 
-    /// The bound of one group; `None` where it has no limit.
-    fn bound_of(group: &Path, files: &Files) -> Option<Bound> {
+    /// Reads the limit of one group; `None` if it has none.
+    fn read_limit(group: &Path, files: &GroupFiles) -> Option<MemoryLimit> {
         let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-        // "max" is no number and no limit.
-        let limit = number(files.limit)?;
+        // Without a limit, the file contains "max".
+        let total = number(files.limit)?;
         let cache = read("memory.stat").and_then(|stat| {
             stat.lines().find_map(|line| line.strip_prefix(files.cache)?.trim().parse().ok())
         });
         let used = number(files.used).unwrap_or(0).saturating_sub(cache.unwrap_or(0));
-        Some(Bound { limit, left: limit.saturating_sub(used) })
+        Some(MemoryLimit { total, free: total.saturating_sub(used) })
     }
 
     #[cfg(test)]
     mod tests {
         use super::*;
 
-        /// Bytes that the groups leave a process.
-        fn left(root: &Path, process: Option<i32>) -> Option<u64> {
-            bounds(root, process).iter().map(|bound| bound.left).min()
+        /// Returns the free bytes of the group that has the fewest.
+        fn free(root: &Path, process: Option<i32>) -> Option<u64> {
+            limits(root, process).iter().map(|limit| limit.free).min()
         }
 
-        /// A tree with these files.
+        /// Creates a tree with these files.
         fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
             let root = tempfile::tempdir().unwrap();
             for (path, content) in files {
@@ -164,7 +166,7 @@ mod groups {
         }
 
         #[test]
-        fn the_least_that_any_group_leaves_counts() {
+        fn least_free_memory_of_all_groups_counts() {
             let root = tree(&[
                 ("proc/self/cgroup", "0::/system.slice/relay.service\n"),
                 ("proc/7/cgroup", "0::/user.slice\n"),
@@ -176,14 +178,14 @@ mod groups {
                 ("sys/fs/cgroup/user.slice/memory.max", "2000\n"),
                 ("sys/fs/cgroup/user.slice/memory.current", "2500\n"),
             ]);
-            // 900 are used, but 300 of these can be had back.
-            assert_eq!(left(root.path(), None), Some(400));
-            assert_eq!(left(root.path(), Some(7)), Some(0), "used up");
-            assert_eq!(left(root.path(), Some(8)), None, "not known");
+            // 900 are used, but 300 of these can be freed.
+            assert_eq!(free(root.path(), None), Some(400));
+            assert_eq!(free(root.path(), Some(7)), Some(0), "all used");
+            assert_eq!(free(root.path(), Some(8)), None, "unknown");
         }
 
         #[test]
-        fn the_first_version_has_other_names() {
+        fn version_1_of_control_groups_is_read() {
             let root = tree(&[
                 ("proc/self/cgroup", "9:cpu:/\n4:cpuset,memory:/docker/abc\n0::/\n"),
                 ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
@@ -196,49 +198,51 @@ mod groups {
                 ("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "4500\n"),
                 ("sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes", "100\n"),
             ]);
-            assert_eq!(left(root.path(), None), Some(4010));
+            assert_eq!(free(root.path(), None), Some(4010));
         }
 
         #[test]
-        fn a_container_sees_its_group_as_the_root() {
+        fn container_may_see_its_group_as_the_root() {
             for path in ["/docker/abc", "/../other"] {
                 let root = tree(&[
                     ("proc/self/cgroup", &format!("0::{path}\n")),
                     ("sys/fs/cgroup/memory.max", "700\n"),
                 ]);
-                assert_eq!(left(root.path(), None), Some(700), "{path}");
+                assert_eq!(free(root.path(), None), Some(700), "{path}");
             }
             let unlimited = tree(&[("proc/self/cgroup", "0::/\n")]);
-            assert_eq!(left(unlimited.path(), None), None);
+            assert_eq!(free(unlimited.path(), None), None);
         }
 
-        /// In a container of 256 MiB, the pages of the program are charged to whoever started it first.
+        /// The limit of a container is 256 MiB, but the pages of the program may be charged to another container that started
+        /// the same program first.
         #[test]
-        fn no_more_is_available_than_the_limit() {
+        fn available_memory_does_not_exceed_the_limit() {
             let mib = 1024 * 1024;
             let root = tree(&[
                 ("proc/self/cgroup", "0::/\n"),
                 ("sys/fs/cgroup/memory.max", &format!("{}\n", 256 * mib)),
                 ("sys/fs/cgroup/memory.current", &format!("{}\n", 10 * mib)),
             ]);
-            let bounds = bounds(root.path(), None);
-            assert_eq!(bounds, [Bound { limit: 256 * mib, left: 246 * mib }]);
-            for (held, available) in [(0, 246), (4, 250), (10, 256), (24, 256), (1000, 256)] {
-                assert_eq!(bounds[0].available(held * mib), available * mib, "{held} MiB held");
+            let limits = limits(root.path(), None);
+            assert_eq!(limits, [MemoryLimit { total: 256 * mib, free: 246 * mib }]);
+            for (used, available) in [(0, 246), (4, 250), (10, 256), (24, 256), (1000, 256)] {
+                assert_eq!(limits[0].available(used * mib), available * mib, "{used} MiB used");
             }
-            // Used up: what it holds is all that there is.
-            assert_eq!(Bound { limit: 100, left: 0 }.available(60), 60);
-            // The limit of one group counts, though another one leaves less at the moment.
-            let groups = [Bound { limit: 100, left: 50 }, Bound { limit: 70, left: 60 }];
-            assert_eq!(groups.map(|bound| bound.available(40)), [90, 70]);
+            // Nothing is free: the process may use what it uses already.
+            assert_eq!(MemoryLimit { total: 100, free: 0 }.available(60), 60);
+            // The limit of one group counts, though another one has less free memory.
+            let groups =
+                [MemoryLimit { total: 100, free: 50 }, MemoryLimit { total: 70, free: 60 }];
+            assert_eq!(groups.map(|limit| limit.available(40)), [90, 70]);
         }
     }
 }
 
-/// What the settings take, and what there is, in words.
-pub fn comparison(config: &Config, available: u64) -> String {
+/// Describes how much memory the settings need, and how much is available.
+pub fn describe_needs(config: &Config, available: u64) -> String {
     format!(
-        "MaxPeerCount {} and MaxPendingPeers {} take up to {} MiB when all peers are slow, beside the kernel's buffers; \
+        "MaxPeerCount {} and MaxPendingPeers {} need up to {} MiB when all peers are slow, besides the kernel's buffers; \
          {} MiB are available",
         config.max_sessions,
         config.max_pending_peers,
@@ -247,8 +251,9 @@ pub fn comparison(config: &Config, available: u64) -> String {
     )
 }
 
-/// A warning where that is too little.
+/// Returns a warning if too little memory is available.
 pub fn warning(config: &Config, available: u64) -> Option<String> {
-    (needed(config) > available)
-        .then(|| format!("{}. Give it more, or lower the settings", comparison(config, available)))
+    (needed(config) > available).then(|| {
+        format!("{}. Provide more memory, or lower the settings", describe_needs(config, available))
+    })
 }

@@ -1,43 +1,44 @@
-//! Text of others that is shown on a terminal: nothing in it may act on the terminal, or pass for a line of the relay's own.
+//! Escapes untrusted text that is shown on a terminal, so that it can neither control the terminal nor pass for a line of the
+//! relay's own.
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// The text with everything that a terminal would obey or hide written out, `\u{1b}` for an escape: control characters,
-/// line breaks among them, and what changes the direction of text or cannot be seen.
-pub fn line(text: &str) -> String {
-    escaped(text, |letter| letter.escape_unicode().to_string())
+/// Escapes everything that a terminal would interpret or hide, `\u{1b}` for example: control characters including line
+/// breaks, and characters that are invisible or change the direction of text.
+pub fn escape_line(text: &str) -> String {
+    escape_with(text, |character| character.escape_unicode().to_string())
 }
 
-/// The same for a text of several lines, which stay lines.
-pub fn lines(text: &str) -> String {
-    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+/// Escapes each line of a text; line breaks remain.
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape_line).collect::<Vec<_>>().join("\n")
 }
 
-/// JSON for a terminal: the same value, with such characters in their escaped form. `text` is JSON, whose only control
-/// characters outside of strings are line breaks.
-pub fn json(text: &str) -> String {
-    let escape = |letter: char| {
+/// Escapes the same characters in a JSON text without changing its value. Outside of strings, the text may contain no control
+/// characters except line breaks.
+pub fn escape_json(text: &str) -> String {
+    let escape = |character: char| {
         let mut units = [0; 2];
-        letter.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+        character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
     };
-    text.split('\n').map(|line| escaped(line, escape)).collect::<Vec<_>>().join("\n")
+    text.split('\n').map(|line| escape_with(line, escape)).collect::<Vec<_>>().join("\n")
 }
 
-fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if is_harmless(letter) {
-            shown.push(letter);
+fn escape_with(text: &str, escape: impl Fn(char) -> String) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmless(character) {
+            escaped.push(character);
         } else {
-            shown += &escape(letter);
+            escaped += &escape(character);
         }
     }
-    shown
+    escaped
 }
 
-fn is_harmless(letter: char) -> bool {
+fn is_harmless(character: char) -> bool {
     !matches!(
-        letter.general_category(),
+        character.general_category(),
         GeneralCategory::Control
             | GeneralCategory::Format
             | GeneralCategory::LineSeparator
@@ -49,27 +50,28 @@ fn is_harmless(letter: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Clears the screen; the same as one character; rings; turns the direction; ends a line; cannot be seen.
+    /// Sequences that clear the screen (in seven bits and in eight), ring the bell, reverse the direction of text or end a
+    /// line, and invisible characters.
     const HOSTILE: &str = "a\u{1b}[2Jb\u{9b}2Jc\u{7}d\u{202e}e\r\nf\u{2028}g\u{200b}h\u{7f}";
 
     #[test]
-    fn nothing_acts_on_a_terminal() {
+    fn control_and_invisible_characters_are_escaped() {
         assert_eq!(
-            line(HOSTILE),
+            escape_line(HOSTILE),
             r"a\u{1b}[2Jb\u{9b}2Jc\u{7}d\u{202e}e\u{d}\u{a}f\u{2028}g\u{200b}h\u{7f}"
         );
-        assert_eq!(line("C:\\aspia \"ключ\" 鍵 ✓"), "C:\\aspia \"ключ\" 鍵 ✓");
+        assert_eq!(escape_line("C:\\aspia \"ключ\" 鍵 ✓"), "C:\\aspia \"ключ\" 鍵 ✓");
     }
 
     #[test]
-    fn lines_stay_lines() {
-        assert_eq!(lines("one:\n  two\u{1b}c\n"), "one:\n  two\\u{1b}c\n");
+    fn line_breaks_remain_in_a_text_of_several_lines() {
+        assert_eq!(escape_lines("one:\n  two\u{1b}c\n"), "one:\n  two\\u{1b}c\n");
     }
 
     #[test]
-    fn json_means_the_same() {
+    fn escaped_json_has_the_same_value() {
         let value = serde_json::json!({ "key": HOSTILE, "tag": "\u{e0001}" });
-        let shown = json(&format!("{value:#}"));
+        let shown = escape_json(&format!("{value:#}"));
         assert!(shown.chars().all(|c| is_harmless(c) || c == '\n'), "{shown}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }

@@ -1,4 +1,4 @@
-//! The process itself: what it costs, and that its memory is written nowhere.
+//! The process itself: its metrics, the protection of its memory, and its one capability.
 
 #[cfg(target_os = "linux")]
 use prometheus::core::{Collector, Desc};
@@ -7,9 +7,9 @@ use prometheus::process_collector::ProcessCollector;
 #[cfg(target_os = "linux")]
 use prometheus::proto::MetricFamily;
 
-/// Keeps the memory of this process, which holds keys and tokens, out of core dumps, and on Linux also from other processes of
-/// the same user. To be called before there is any secret. What cannot be done is left: a filter of system calls may forbid
-/// it, whose service manager limits core dumps itself.
+/// Keeps the memory of this process, which holds keys and tokens, out of core dumps, and on Linux also away from other
+/// processes of the same user. Must be called before there is any secret. Errors are ignored: a system call filter may
+/// forbid it, and a service manager that sets such a filter limits core dumps itself.
 pub fn keep_memory_private() {
     #[cfg(unix)]
     {
@@ -18,7 +18,7 @@ pub fn keep_memory_private() {
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         let _ = setrlimit(Resource::Core, none);
     }
-    // The limit does not hold where core dumps go to a program (`|` in /proc/sys/kernel/core_pattern).
+    // The limit does not apply if core dumps are piped to a program (`|` in /proc/sys/kernel/core_pattern).
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -27,14 +27,36 @@ pub fn keep_memory_private() {
     }
 }
 
-/// The usual metrics of a process (`process_*`), with all that the kernel knows of the processor time: the collector of the
-/// library counts whole seconds.
+/// Makes the capability to listen on ports below 1024 effective, if this process is permitted to have it. Must be called before
+/// there are other threads, which inherit it.
+///
+/// In a container a process that is not root keeps no capability when a program starts, except those of the program's file.
+/// In the image that file only *permits* the capability: with an effective one, the kernel would refuse to start the program
+/// wherever the container has no capabilities, which is the usual case. Errors are ignored: listening will report them.
+pub fn use_bind_capability() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+        let bind = CapabilitySet::NET_BIND_SERVICE;
+        if let Ok(mut sets) = capabilities(None)
+            && sets.permitted.contains(bind)
+            && !sets.effective.contains(bind)
+        {
+            sets.effective |= bind;
+            let _ = set_capabilities(None, sets);
+        }
+    }
+}
+
+/// The usual metrics of a process (`process_*`), with the CPU time at the kernel's full resolution. The library's own
+/// collector reports whole seconds.
 #[cfg(target_os = "linux")]
 pub struct ProcessMetrics(ProcessCollector);
 
 #[cfg(target_os = "linux")]
 impl ProcessMetrics {
-    /// Those of this process.
+    /// Creates the collector for this process.
     pub fn for_self() -> Self {
         Self(ProcessCollector::for_self())
     }
@@ -58,7 +80,7 @@ impl Collector for ProcessMetrics {
     }
 }
 
-/// Processor time of all threads, in seconds.
+/// Returns the CPU time of all threads, in seconds.
 #[cfg(target_os = "linux")]
 fn cpu_seconds() -> f64 {
     use rustix::time::{ClockId, clock_gettime};
@@ -74,17 +96,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_counted_in_fractions_of_a_second() {
+    fn cpu_time_has_fractions_of_a_second() {
         let registry = Registry::new();
         registry.register(Box::new(ProcessMetrics::for_self())).unwrap();
         let read = || {
             let families = registry.gather();
-            let family = families.iter().find(|one| one.name() == "process_cpu_seconds_total");
+            let family =
+                families.iter().find(|family| family.name() == "process_cpu_seconds_total");
             family.unwrap().get_metric()[0].get_counter().get_value()
         };
         let before = read();
         assert!(before > 0.0, "{before}");
-        // Some milliseconds of work, which a count of seconds would not show.
+        // Some milliseconds of work: a counter of whole seconds would not change.
         let start = std::time::Instant::now();
         let mut sum = 0u64;
         while start.elapsed() < std::time::Duration::from_millis(20) || read() <= before {
@@ -95,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_metrics_are_the_librarys() {
+    fn other_metrics_are_those_of_the_library() {
         let names = |families: Vec<MetricFamily>| -> Vec<String> {
             families.iter().map(|family| family.name().to_owned()).collect()
         };

@@ -1,4 +1,4 @@
-//! Certificates and private keys in PEM: where they are, and the server that is made of them.
+//! Builds TLS configurations from certificates and private keys in PEM.
 
 use std::fmt;
 use std::fs::File;
@@ -18,30 +18,30 @@ use x509_cert::der::Decode;
 
 use crate::secret::Secret;
 
-/// What the text of PEM has and no path.
+/// The text that distinguishes PEM from a path.
 const BEGIN: &str = "-----BEGIN";
-/// U+FEFF in UTF-8.
+/// The byte order mark, U+FEFF in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Longest file read, in bytes: more than all certificate authorities of a system together.
-const MAX_FILE: u64 = 1024 * 1024;
-/// HTTP by the name that ALPN has for it.
-const HTTP: &[u8] = b"http/1.1";
+/// The largest PEM file that is accepted, in bytes. The certificate authorities of a whole system need less.
+const MAX_FILE_SIZE: u64 = 1024 * 1024;
+/// The ALPN name of HTTP/1.1.
+const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 
-/// The versions of TLS that are spoken.
+/// The supported versions of TLS.
 const VERSIONS: &[&rustls::SupportedProtocolVersion] =
     &[&rustls::version::TLS13, &rustls::version::TLS12];
 
-/// PEM, or where it is.
+/// PEM text, or the file that contains it.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum PemSource {
     /// The path of a file.
     File(PathBuf),
-    /// The text itself.
+    /// The PEM text.
     Inline(Arc<Secret<String>>),
 }
 
-impl Source {
-    /// A text that holds PEM is that; any other is the path of a file.
+impl PemSource {
+    /// Creates a source from a setting: PEM text if `text` looks like PEM, otherwise the path of a file.
     pub fn new(text: &str) -> Self {
         if text.contains(BEGIN) {
             Self::Inline(Arc::new(Secret::new(text.to_owned())))
@@ -55,20 +55,20 @@ impl Source {
         match self {
             Self::Inline(text) => content.extend(text.expose().as_bytes()),
             Self::File(path) => {
-                File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut content)?;
+                File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut content)?;
             }
         }
-        if content.len() as u64 > MAX_FILE {
-            return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
+        if content.len() as u64 > MAX_FILE_SIZE {
+            return Err(io::Error::other(format!("it is larger than {MAX_FILE_SIZE} bytes")));
         }
-        without_marks(&mut content);
+        remove_byte_order_marks(&mut content);
         Ok(Secret::new(content))
     }
 }
 
-/// Takes out the byte order marks that some editors put in front of a text: a certificate behind one would be passed over
-/// without a word, also where files with marks were joined. PEM has no other use for these bytes.
-fn without_marks(pem: &mut Vec<u8>) {
+/// Removes the byte order marks that some editors put at the start of a file, even inside concatenated files: the parser
+/// would silently skip a certificate after such a mark. These bytes do not occur in PEM otherwise.
+fn remove_byte_order_marks(pem: &mut Vec<u8>) {
     let (mut kept, mut at) = (0, 0);
     while at < pem.len() {
         if pem[at..].starts_with(BYTE_ORDER_MARK) {
@@ -81,61 +81,61 @@ fn without_marks(pem: &mut Vec<u8>) {
     pem.truncate(kept);
 }
 
-impl PartialEq for Source {
+impl PartialEq for PemSource {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File(path), Self::File(other)) => path == other,
-            (Self::Inline(text), Self::Inline(other)) => text.same_as(other),
+            (Self::Inline(text), Self::Inline(other)) => text.is_same_as(other),
             _ => false,
         }
     }
 }
 
-impl Eq for Source {}
+impl Eq for PemSource {}
 
-/// PEM that was read; of a private key, too.
+/// PEM text. It is secret because it may contain a private key.
 type Pem = Secret<Vec<u8>>;
 
-/// What a TLS server needs.
+/// The files of a TLS server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFiles {
-    /// Its certificate, and after it those that lead to the authority.
-    pub certificate: Source,
+    /// The server certificate, followed by the intermediate certificates.
+    pub certificate: PemSource,
     /// The private key of the certificate.
-    pub private_key: Source,
-    /// The authorities of clients; where there are any, a client has to show a certificate.
-    pub client_ca: Option<Source>,
+    pub private_key: PemSource,
+    /// The certificate authorities of clients; if set, clients must present a certificate.
+    pub client_ca: Option<PemSource>,
 }
 
-/// One of [`ServerFiles`] or [`ClientFiles`].
+/// A part of [`ServerFiles`] or [`ClientFiles`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum TlsPart {
     /// The certificate.
     Certificate,
     /// The private key.
     PrivateKey,
-    /// The authorities of clients.
+    /// The certificate authorities of clients.
     ClientCa,
-    /// The authorities of servers.
-    Authorities,
+    /// The certificate authorities of servers.
+    ServerCa,
 }
 
-/// What is wrong with one of [`ServerFiles`] or [`ClientFiles`]. Shows nothing of its content.
+/// The error for a part of [`ServerFiles`] or [`ClientFiles`] that is not usable. It does not show the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsError {
-    /// Which.
-    pub part: Part,
-    /// What is expected of it, and why that is not so.
+    /// The part.
+    pub part: TlsPart,
+    /// What was expected, and in parentheses what was found.
     pub expected: String,
 }
 
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.part {
-            Part::Certificate => "certificate",
-            Part::PrivateKey => "private key",
-            Part::ClientCa => "authorities of clients",
-            Part::Authorities => "authorities of servers",
+            TlsPart::Certificate => "certificate",
+            TlsPart::PrivateKey => "private key",
+            TlsPart::ClientCa => "client certificate authorities",
+            TlsPart::ServerCa => "server certificate authorities",
         };
         write!(f, "{what}: expected {}", self.expected)
     }
@@ -143,49 +143,49 @@ impl fmt::Display for TlsError {
 
 impl std::error::Error for TlsError {}
 
-/// What stood in [`ServerFiles`] at one moment.
+/// The contents of [`ServerFiles`] at one moment.
 #[derive(Debug)]
-pub struct Content {
+pub struct ServerPem {
     certificate: Pem,
     private_key: Pem,
     client_ca: Option<Pem>,
 }
 
-impl Content {
-    /// Whether `other` is the same.
-    pub fn same_as(&self, other: &Self) -> bool {
-        let client_ca = match (&self.client_ca, &other.client_ca) {
-            (Some(ca), Some(other)) => ca.same_as(other),
+impl ServerPem {
+    /// Returns whether the contents are the same. Each file is compared in constant time.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let has_same_ca = match (&self.client_ca, &other.client_ca) {
+            (Some(ca), Some(other)) => ca.is_same_as(other),
             (None, None) => true,
             _ => false,
         };
-        client_ca
-            && self.certificate.same_as(&other.certificate)
-            && self.private_key.same_as(&other.private_key)
+        has_same_ca
+            && self.certificate.is_same_as(&other.certificate)
+            && self.private_key.is_same_as(&other.private_key)
     }
 }
 
-/// A TLS server.
+/// The configuration of a TLS server.
 #[derive(Debug, Clone)]
-pub struct Server {
-    /// What `tokio_rustls` takes.
+pub struct TlsServerConfig {
+    /// The configuration for `tokio_rustls`.
     pub config: Arc<ServerConfig>,
-    /// The time in which all certificates of the chain are good.
-    pub valid: Validity,
+    /// The period in which all certificates of the chain are valid.
+    pub validity: CertificateValidity,
 }
 
-/// From when to when a certificate is good.
+/// The validity period of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Validity {
-    /// From, since 1970.
+pub struct CertificateValidity {
+    /// The start, as the time since 1970.
     pub not_before: Duration,
-    /// To, since 1970.
+    /// The end, as the time since 1970.
     pub not_after: Duration,
 }
 
-impl Validity {
-    /// What is wrong at a time: clients would refuse the certificate then.
-    pub fn complaint(&self, now: SystemTime) -> Option<String> {
+impl CertificateValidity {
+    /// Returns why clients would refuse the certificate at `now`, if they would.
+    pub fn problem_at(&self, now: SystemTime) -> Option<String> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seconds = |time: Duration| {
             humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + time).to_string()
@@ -196,9 +196,7 @@ impl Validity {
         }
         (now < self.not_before).then(|| {
             let from = seconds(self.not_before);
-            format!(
-                "is good only from {from} on: clients refuse it; is this machine's clock right?"
-            )
+            format!("is not valid before {from}: clients refuse it; is this machine's clock right?")
         })
     }
 }
@@ -207,102 +205,108 @@ impl ServerFiles {
     /// Reads all files. Blocks.
     ///
     /// # Errors
-    /// [`TlsError`] with what the system says.
-    pub fn read(&self) -> Result<Content, TlsError> {
-        Ok(Content {
-            certificate: read(Part::Certificate, &self.certificate)?,
-            private_key: read(Part::PrivateKey, &self.private_key)?,
+    /// [`TlsError`] if a file cannot be read.
+    pub fn read(&self) -> Result<ServerPem, TlsError> {
+        Ok(ServerPem {
+            certificate: read(TlsPart::Certificate, &self.certificate)?,
+            private_key: read(TlsPart::PrivateKey, &self.private_key)?,
             client_ca: match &self.client_ca {
-                Some(source) => Some(read(Part::ClientCa, source)?),
+                Some(source) => Some(read(TlsPart::ClientCa, source)?),
                 None => None,
             },
         })
     }
 
-    /// Reads all files and makes a server of them. Blocks.
+    /// Reads all files and builds the configuration of a server. Blocks.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub fn load(&self) -> Result<Server, TlsError> {
-        self.read()?.server()
+    /// [`TlsError`] if a file cannot be read, or its content is not usable.
+    pub fn load(&self) -> Result<TlsServerConfig, TlsError> {
+        self.read()?.build_server()
     }
 }
 
-impl Content {
-    /// Makes a server: TLS 1.2 and 1.3.
+impl ServerPem {
+    /// Builds the configuration of a server for TLS 1.2 and 1.3.
     ///
     /// # Errors
-    /// [`TlsError`] where the content is not what it should be, or does not go together.
-    pub fn server(&self) -> Result<Server, TlsError> {
+    /// [`TlsError`] if a part is not usable, or the private key does not belong to the certificate.
+    pub fn build_server(&self) -> Result<TlsServerConfig, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let chain = certificates(&self.certificate, Part::Certificate)?;
-        let valid = validity(&chain)?;
-        let key = private_key(&self.private_key)?;
+        let chain = parse_certificates(&self.certificate, TlsPart::Certificate)?;
+        let validity = chain_validity(&chain)?;
+        let key = parse_private_key(&self.private_key)?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(VERSIONS)
-            .map_err(|error| wrong(Part::Certificate, &error))?;
+            .map_err(|error| unusable_error(TlsPart::Certificate, &error))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(pem) => {
                 let mut roots = rustls::RootCertStore::empty();
-                for authority in certificates(pem, Part::ClientCa)? {
-                    roots.add(authority).map_err(|error| wrong(Part::ClientCa, &error))?;
+                for authority in parse_certificates(pem, TlsPart::ClientCa)? {
+                    roots
+                        .add(authority)
+                        .map_err(|error| unusable_error(TlsPart::ClientCa, &error))?;
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                         .build()
-                        .map_err(|error| wrong(Part::ClientCa, &error))?;
+                        .map_err(|error| unusable_error(TlsPart::ClientCa, &error))?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
         let mut config = builder.with_single_cert(chain, key).map_err(key_error)?;
-        config.alpn_protocols = vec![HTTP.to_vec()];
-        Ok(Server { config: Arc::new(config), valid })
+        config.alpn_protocols = vec![ALPN_HTTP_1_1.to_vec()];
+        Ok(TlsServerConfig { config: Arc::new(config), validity })
     }
 }
 
-/// What a TLS client needs.
+/// The files of a TLS client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientFiles {
-    /// The authorities of servers; without it, those of the system.
-    pub ca: Option<Source>,
-    /// A certificate to show, and its private key.
-    pub identity: Option<(Source, Source)>,
+    /// The certificate authorities of servers; those of the system if not set.
+    pub ca: Option<PemSource>,
+    /// The certificate to present, and its private key.
+    pub identity: Option<(PemSource, PemSource)>,
 }
 
 impl ClientFiles {
-    /// Reads all files and makes a client of them, which speaks `protocol` (by its name in ALPN). Blocks.
+    /// Reads all files and builds the configuration of a client that speaks `protocol` (an ALPN name). Blocks.
     ///
     /// # Errors
-    /// [`TlsError`].
+    /// [`TlsError`] if a file cannot be read, or its content is not usable.
     pub fn load(&self, protocol: &[u8]) -> Result<ClientConfig, TlsError> {
         let authorities = match &self.ca {
-            Some(source) => certificates(&read(Part::Authorities, source)?, Part::Authorities)?,
+            Some(source) => {
+                parse_certificates(&read(TlsPart::ServerCa, source)?, TlsPart::ServerCa)?
+            }
             None => rustls_native_certs::load_native_certs().certs,
         };
         let mut roots = rustls::RootCertStore::empty();
-        // A system may have some that TLS cannot use.
+        // Certificates that TLS cannot use are ignored: a system may have some.
         let (usable, _) = roots.add_parsable_certificates(authorities);
         if usable == 0 {
             return Err(TlsError {
-                part: Part::Authorities,
+                part: TlsPart::ServerCa,
                 expected:
-                    "certificates that TLS can use; this system has none of its own (on Debian: \
-                           ca-certificates), or the file that was named"
+                    "certificates that TLS can use, in the file that was named or among those of the system (on Debian: \
+                     ca-certificates)"
                         .into(),
             });
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(VERSIONS)
-            .map_err(|error| wrong(Part::Certificate, &error))?
+            .map_err(|error| unusable_error(TlsPart::Certificate, &error))?
             .with_root_certificates(roots);
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain =
-                    certificates(&read(Part::Certificate, certificate)?, Part::Certificate)?;
-                let key = private_key(&read(Part::PrivateKey, key)?)?;
+                let chain = parse_certificates(
+                    &read(TlsPart::Certificate, certificate)?,
+                    TlsPart::Certificate,
+                )?;
+                let key = parse_private_key(&read(TlsPart::PrivateKey, key)?)?;
                 builder.with_client_auth_cert(chain, key).map_err(key_error)?
             }
         };
@@ -311,78 +315,83 @@ impl ClientFiles {
     }
 }
 
-fn read(part: Part, source: &Source) -> Result<Pem, TlsError> {
+fn read(part: TlsPart, source: &PemSource) -> Result<Pem, TlsError> {
     source.read().map_err(|error| TlsError {
         part,
         expected: format!("a PEM file that can be read ({error})"),
     })
 }
 
-fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|_| no_private_key(pem))
+fn parse_private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|_| no_private_key_error(pem))
 }
 
 fn key_error(error: rustls::Error) -> TlsError {
     match error {
         rustls::Error::InconsistentKeys(_) => TlsError {
-            part: Part::PrivateKey,
-            expected: "the private key of the certificate; this one belongs to another".into(),
+            part: TlsPart::PrivateKey,
+            expected: "the private key of the certificate; this one belongs to another certificate"
+                .into(),
         },
-        rustls::Error::InvalidCertificate(_) => wrong(Part::Certificate, &error),
-        error => wrong(Part::PrivateKey, &error),
+        rustls::Error::InvalidCertificate(_) => unusable_error(TlsPart::Certificate, &error),
+        error => unusable_error(TlsPart::PrivateKey, &error),
     }
 }
 
-fn wrong(part: Part, error: &dyn std::error::Error) -> TlsError {
+fn unusable_error(part: TlsPart, error: &dyn std::error::Error) -> TlsError {
     let what = match part {
-        Part::PrivateKey => "a private key that TLS can use (RSA from 2048 bits, ECDSA, Ed25519)",
-        Part::Certificate | Part::ClientCa | Part::Authorities => "certificates that TLS can use",
+        TlsPart::PrivateKey => {
+            "a private key that TLS can use (RSA from 2048 bits, ECDSA, Ed25519)"
+        }
+        TlsPart::Certificate | TlsPart::ClientCa | TlsPart::ServerCa => {
+            "certificates that TLS can use"
+        }
     };
     TlsError { part, expected: format!("{what} ({error})") }
 }
 
-fn certificates(pem: &Pem, part: Part) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn parse_certificates(pem: &Pem, part: TlsPart) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let expected = |why: String| TlsError { part, expected: format!("PEM certificates ({why})") };
     let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(pem.expose()).collect();
     match found {
-        // What the parser quotes of the file may be anything.
+        // The parser's error is not shown because it quotes the file.
         Err(_) => Err(expected("one of them is broken".into())),
         Ok(found) if found.is_empty() => Err(expected("there are none".into())),
         Ok(found) => Ok(found),
     }
 }
 
-fn no_private_key(pem: &Pem) -> TlsError {
+fn no_private_key_error(pem: &Pem) -> TlsError {
     let has = |what: &str| pem.expose().windows(what.len()).any(|window| window == what.as_bytes());
     let why = if has("ENCRYPTED") {
-        "this one is encrypted; decrypt it, such as by openssl pkey"
+        "this one is encrypted; decrypt it, for example with openssl pkey"
     } else if has("BEGIN CERTIFICATE") {
         "there are only certificates"
     } else {
         "there is none"
     };
-    TlsError { part: Part::PrivateKey, expected: format!("a private key in PEM ({why})") }
+    TlsError { part: TlsPart::PrivateKey, expected: format!("a private key in PEM ({why})") }
 }
 
-fn validity(chain: &[CertificateDer<'_>]) -> Result<Validity, TlsError> {
-    let mut valid = Validity { not_before: Duration::ZERO, not_after: Duration::MAX };
+fn chain_validity(chain: &[CertificateDer<'_>]) -> Result<CertificateValidity, TlsError> {
+    let mut validity = CertificateValidity { not_before: Duration::ZERO, not_after: Duration::MAX };
     for certificate in chain {
-        // Without the demands of the RFC on serial numbers, which clients do not have either.
+        // `Raw` skips the rules of the RFC for serial numbers, which clients do not enforce either.
         let certificate = CertificateInner::<Raw>::from_der(certificate)
-            .map_err(|error| wrong(Part::Certificate, &error))?;
-        let one = certificate.tbs_certificate().validity();
-        valid.not_before = valid.not_before.max(one.not_before.to_unix_duration());
-        valid.not_after = valid.not_after.min(one.not_after.to_unix_duration());
+            .map_err(|error| unusable_error(TlsPart::Certificate, &error))?;
+        let period = certificate.tbs_certificate().validity();
+        validity.not_before = validity.not_before.max(period.not_before.to_unix_duration());
+        validity.not_after = validity.not_after.min(period.not_after.to_unix_duration());
     }
-    Ok(valid)
+    Ok(validity)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn inline(text: &str) -> Source {
-        Source::new(text)
+    fn inline(text: &str) -> PemSource {
+        PemSource::new(text)
     }
 
     fn pair() -> (String, String) {
@@ -390,7 +399,7 @@ mod tests {
         (pair.cert.pem(), pair.signing_key.serialize_pem())
     }
 
-    fn load(certificate: &str, private_key: &str) -> Result<Server, TlsError> {
+    fn load(certificate: &str, private_key: &str) -> Result<TlsServerConfig, TlsError> {
         ServerFiles {
             certificate: inline(certificate),
             private_key: inline(private_key),
@@ -400,10 +409,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_of_the_part_at_fault() {
+    fn error_names_the_part_that_is_wrong() {
         let (certificate, key) = pair();
         assert!(load(&certificate, &key).is_ok());
-        // Text around it is usual.
+        // Text around the certificate is common.
         assert!(load(&format!("subject=x\n{certificate}"), &key).is_ok());
         let (other, _) = pair();
         let broken = certificate.replacen("MII", "M!I", 1);
@@ -411,15 +420,15 @@ mod tests {
         let no_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
         for (certificate, key, part, why) in [
-            ("/nonexistent", &*key, Part::Certificate, "can be read ("),
-            (&certificate, "/nonexistent", Part::PrivateKey, "can be read ("),
-            (&key, &key, Part::Certificate, "there are none"),
-            (&broken, &key, Part::Certificate, "broken"),
-            (cut, &key, Part::Certificate, "broken"),
-            (no_certificate, &key, Part::Certificate, "certificates that TLS can use"),
-            (&certificate, &certificate, Part::PrivateKey, "there are only certificates"),
-            (&certificate, &encrypted, Part::PrivateKey, "openssl pkey"),
-            (&other, &key, Part::PrivateKey, "belongs to another"),
+            ("/nonexistent", &*key, TlsPart::Certificate, "can be read ("),
+            (&certificate, "/nonexistent", TlsPart::PrivateKey, "can be read ("),
+            (&key, &key, TlsPart::Certificate, "there are none"),
+            (&broken, &key, TlsPart::Certificate, "broken"),
+            (cut, &key, TlsPart::Certificate, "broken"),
+            (no_certificate, &key, TlsPart::Certificate, "certificates that TLS can use"),
+            (&certificate, &certificate, TlsPart::PrivateKey, "there are only certificates"),
+            (&certificate, &encrypted, TlsPart::PrivateKey, "openssl pkey"),
+            (&other, &key, TlsPart::PrivateKey, "belongs to another"),
         ] {
             let error = load(certificate, key).unwrap_err();
             assert_eq!(error.part, part, "{error}");
@@ -428,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities_of_clients_are_certificates() {
+    fn client_authorities_must_be_certificates() {
         let (certificate, private_key) = pair();
         let files = |ca: &str| ServerFiles {
             certificate: inline(&certificate),
@@ -437,11 +446,14 @@ mod tests {
         };
         assert!(files(&certificate).load().is_ok());
         let error = files(&private_key).load().unwrap_err();
-        assert_eq!((error.part, error.expected.contains("there are none")), (Part::ClientCa, true));
+        assert_eq!(
+            (error.part, error.expected.contains("there are none")),
+            (TlsPart::ClientCa, true)
+        );
     }
 
     #[test]
-    fn the_shortest_time_of_the_chain_counts() {
+    fn chain_is_valid_only_while_all_its_certificates_are() {
         let mut made = Vec::new();
         for (from, to) in [(2020, 2030), (2021, 2029)] {
             let mut parameters = rcgen::CertificateParams::new(["x".to_owned()]).unwrap();
@@ -451,18 +463,19 @@ mod tests {
             made.push((parameters.self_signed(&key).unwrap().pem(), key.serialize_pem()));
         }
         let chain = format!("{}{}", made[0].0, made[1].0);
-        let valid = load(&chain, &made[0].1).unwrap().valid;
+        let validity = load(&chain, &made[0].1).unwrap().validity;
         // date -ud 2021-01-01 +%s; date -ud 2029-01-01 +%s
-        assert_eq!(valid.not_before.as_secs(), 1_609_459_200);
-        assert_eq!(valid.not_after.as_secs(), 1_861_920_000);
-        let at = |seconds| valid.complaint(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(validity.not_before.as_secs(), 1_609_459_200);
+        assert_eq!(validity.not_after.as_secs(), 1_861_920_000);
+        let at =
+            |seconds| validity.problem_at(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(1_700_000_000), None);
         assert!(at(1_861_920_001).unwrap().contains("expired at 2029-01-01T00:00:00Z"));
-        assert!(at(1_609_459_199).unwrap().contains("only from 2021-01-01T00:00:00Z"));
+        assert!(at(1_609_459_199).unwrap().contains("not valid before 2021-01-01T00:00:00Z"));
     }
 
     #[test]
-    fn nothing_of_a_key_is_printed() {
+    fn debug_output_shows_no_part_of_the_key() {
         let (certificate, private_key) = pair();
         let files = ServerFiles {
             certificate: inline(&certificate),

@@ -1,6 +1,8 @@
-//! Writes what packages hold beside the program: the manual page, the completions of shells, all from the definition of the
-//! command line and from the README's tables. `cargo run --example package_files -- DIRECTORY`; not in a build script, since
-//! only packages need them.
+//! Generates files for packages: the manual page and the shell completions, from the definition of the command line and the
+//! tables of docs/configuration.md, and the licences of the crates in the program:
+//! `cargo run --example package_files -- DIRECTORY`. Not a build script, since only packages need these files.
+
+mod notices;
 
 use std::error::Error;
 use std::fs;
@@ -12,12 +14,12 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-const README: &str = include_str!("../../README.md");
+const DOCUMENT: &str = include_str!("../../docs/configuration.md");
 
-/// Writes the manual page and the completions.
+/// Writes the manual page, the completions and the licences of crates.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Into this directory, which is made
+    /// Directory for the files, created if it is missing
     directory: PathBuf,
 }
 
@@ -25,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Options { directory } = Options::parse();
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("aspia_relay.8"), manual()?)?;
+    fs::write(directory.join("third-party-licenses.txt"), notices::collect()?)?;
     for (shell, name) in [
         (Shell::Bash, "aspia_relay.bash"),
         (Shell::Zsh, "_aspia_relay"),
@@ -40,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
     let command = Arguments::command();
     let version = format!("aspia_relay {}", env!("CARGO_PKG_VERSION"));
-    // No date: two builds of one source are the same.
+    // No date, so that builds are reproducible.
     let man = Man::new(command).title("ASPIA_RELAY").section("8").source(version).date("");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
@@ -60,8 +63,8 @@ fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
     }
     section(&mut more, "SETTINGS");
     more.text([roman(
-        "Keys of relay.json, each with the environment variable that overrides it and, in brackets, what holds where it is \
-         not set. NAME_FILE instead of a variable NAME names a file with the value.",
+        "Keys of relay.json, each with the environment variable that overrides it and, in brackets, the default. \
+         Instead of a variable NAME, NAME_FILE can name a file that contains the value.",
     )]);
     for [key, variable, default, valid, applies] in table("| key | variable |")? {
         entry(&mut more, &key, &format!("{variable} [{default}]: {valid}. Applies {applies}."));
@@ -75,14 +78,18 @@ fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
     for (path, holds) in [
         (
             "/etc/aspia/relay.json",
-            "the settings; written by --create-config, never overwritten, never removed",
+            "the settings; created by --create-config, never overwritten or removed",
         ),
         (
             "/etc/default/aspia-relay",
-            "variables for the service, a NAME=VALUE a line, if it is there",
+            "optional environment variables of the service, one NAME=VALUE per line",
         ),
-        ("/var/log/aspia-relay/aspia", "log files of the service, with ASPIA_LOG_TO_FILE=1"),
+        ("/var/log/aspia-relay/aspia", "log files of the service, if ASPIA_LOG_TO_FILE is 1"),
         ("/usr/share/doc/aspia-relay", "the whole documentation, and examples"),
+        (
+            "/usr/share/aspia-relay",
+            "alert rules for Prometheus, with a scrape configuration, and a dashboard for Grafana",
+        ),
     ] {
         entry(&mut more, path, holds);
     }
@@ -109,25 +116,27 @@ fn entry(page: &mut Roff, name: &str, text: &str) {
     page.text([roman(text)]);
 }
 
-/// The rows of the README's table whose head begins so, in plain text.
+/// The rows of the table whose head begins with `head`, in plain text.
 fn table<const COLUMNS: usize>(head: &str) -> Result<Vec<[String; COLUMNS]>, String> {
-    let rows = README
+    let rows = DOCUMENT
         .lines()
         .skip_while(|line| !line.starts_with(head))
         .skip(2)
         .map_while(|line| line.strip_prefix('|')?.strip_suffix('|'))
         .map(|row| {
             let cells: Vec<String> = row.split('|').map(plain).collect();
-            cells.try_into().map_err(|_| format!("not {COLUMNS} columns in README.md: {row}"))
+            cells
+                .try_into()
+                .map_err(|_| format!("not {COLUMNS} columns in docs/configuration.md: {row}"))
         })
         .collect::<Result<Vec<_>, _>>()?;
     if rows.is_empty() {
-        return Err(format!("README.md has no table that begins {head:?}"));
+        return Err(format!("docs/configuration.md has no table that begins {head:?}"));
     }
     Ok(rows)
 }
 
-/// Without what Markdown adds: backquotes, and the targets of links.
+/// A table cell without Markdown: backquotes and the targets of links are removed.
 fn plain(cell: &str) -> String {
     let mut text = String::new();
     let mut rest = cell;
@@ -136,26 +145,27 @@ fn plain(cell: &str) -> String {
         rest = link.split_once(')').map_or("", |(_, after)| after);
     }
     text += rest;
-    // roff shows ASCII in every terminal.
+    // Only ASCII shows correctly in every terminal.
     text.replace(['`', '[', '\\'], "").replace('–', "-").replace('…', "...").trim().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aspia_relay::config::settings::{SETTINGS, variable};
+    use aspia_relay::config::settings::SETTINGS;
 
     #[test]
-    fn the_manual_has_every_argument_and_every_setting() {
+    fn manual_contains_every_argument_and_setting() {
         let page = String::from_utf8(manual().unwrap()).unwrap();
         let page = page.replace("\\-", "-");
         for argument in Arguments::command().get_arguments() {
             let long = format!("--{}", argument.get_long().unwrap());
-            assert!(page.contains(&long), "{long}");
+            // Those for the Windows service have no use here.
+            assert_eq!(page.contains(&long), !argument.is_hide_set(), "{long}");
         }
         for setting in SETTINGS {
             assert!(page.contains(&format!("\\fB{}\\fR", setting.key)), "{}", setting.key);
-            assert!(page.contains(&variable(setting.key)), "{}", setting.key);
+            assert!(page.contains(&setting.key.variable()), "{}", setting.key);
         }
         for heading in ["EXIT STATUS", "SIGNALS", "SETTINGS", "LOGS", "FILES", "SEE ALSO"] {
             assert!(page.contains(heading), "{heading}");
@@ -164,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn markdown_becomes_text() {
+    fn markdown_is_reduced_to_plain_text() {
         assert_eq!(
             plain("the `page` of [the doctor](#the-doctor), see"),
             "the page of the doctor, see"

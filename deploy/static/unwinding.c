@@ -1,21 +1,21 @@
-/* What GCC's library for exceptions, which Debian builds for glibc, needs of a static program with musl. tests/static/unwinding
-   tries it. */
+/* What GCC's library for exceptions, which Debian builds for glibc, needs in a static program with musl. Tested by
+   tests/static/unwinding. */
 
 #define _GNU_SOURCE
 #include <link.h>
 #include <pthread.h>
 #include <stdint.h>
 
-/* It refers to these weakly and calls them all the same, since glibc 2.34 always has them: without a strong reference they
-   would not be linked, and be null. */
+/* The library refers to these weakly, yet calls them without a check, because glibc has always had them since 2.34. Without a
+   strong reference they would not be linked and would be null. */
 void *const aspia_relay_unwinding_needs[] = {
     pthread_once,        pthread_key_create,  pthread_getspecific,
     pthread_setspecific, pthread_mutex_lock,  pthread_mutex_unlock,
 };
 
-/* It asks which part of the program an address belongs to, by a function that glibc has since 2.35 and musl has not. A static
-   program is one object, and musl says where its parts lie: this answers from there. The structure is that of glibc's
-   <dlfcn.h>, for architectures without dlfo_eh_dbase. */
+/* The library finds out which part of the program an address belongs to with a function that glibc has since 2.35 and musl
+   lacks. A static program is one object and musl knows where its parts are, so this function answers from that. The
+   structure is that of glibc's <dlfcn.h>, for architectures without dlfo_eh_dbase. */
 
 #if !defined __x86_64__ && !defined __aarch64__
 #error "dlfo_eh_dbase may be part of the structure here"

@@ -1,29 +1,30 @@
-//! The connections of a listener: so many in all, and so many of one address. A new one is always taken; where there are
-//! too many, the one that has been idle the longest is evicted. Otherwise whoever holds all of them keeps out the probes
-//! of an orchestrator, which then restarts a healthy relay.
+//! The connections of a listener, limited in total and for each address. A new connection is always accepted; over the
+//! limit, the one that has been idle the longest is evicted. If it were refused instead, an attacker who occupies all
+//! connections would lock out the probes of an orchestrator, which would then restart a healthy relay.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Connections at once, for each listener.
+/// The maximum number of connections of a listener.
 const MAX_CONNECTIONS: usize = 64;
-/// Of these, for one address: more than the six of a browser and the one or two of a scraper. One stranger shall evict
-/// only its own. This machine itself may have all of them: a proxy or a tunnel there stands for many.
+/// The maximum for one address: more than the six of a browser and the one or two of a scraper, so that a stranger
+/// evicts only connections of its own. Loopback addresses may have all of them, since a proxy or tunnel there serves
+/// many users.
 const MAX_PER_ADDRESS: usize = 8;
-/// Bits of an IPv6 address that stand for one caller: the rest is everybody's own to choose.
+/// The length of the IPv6 prefix that counts as one address, in bits: a host chooses the other bits itself.
 const IPV6_PREFIX: u32 = 64;
-/// A new connection does not count as idle for this time: its request is on the way.
+/// How long a new connection does not count as idle, since its request is on the way.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The connections of one listener; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Connections {
-    table: Arc<Mutex<Table>>,
-    /// Most at once.
+    table: Arc<Mutex<ConnectionTable>>,
     limit: usize,
 }
 
@@ -34,19 +35,20 @@ impl Default for Connections {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct ConnectionTable {
     open: Vec<Entry>,
     next_number: u64,
-    /// Whether the caller who was admitted last has all that it may have.
-    is_last_caller_full: bool,
+    /// Whether the address that was admitted last has reached its limit.
+    is_last_address_full: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
     number: u64,
-    caller: IpAddr,
-    /// When it was accepted, or began or ended its latest request. Bytes alone change nothing: half a head that grows by a
-    /// byte a second is no request.
+    /// See [`to_counted_address`].
+    address: IpAddr,
+    /// When the connection was accepted, or its latest request began or ended. Bytes alone do not count: a head that grows by a
+    /// byte a second is not a request.
     since: Instant,
     activity: Activity,
     evicted: CancellationToken,
@@ -54,78 +56,87 @@ struct Entry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Activity {
-    /// It has not asked yet.
+    /// No request has arrived yet.
     New,
     /// A request is being answered.
     Answering,
     /// The answer is being written.
     Sending,
-    /// It has had an answer.
-    Quiet,
+    /// The last response has been sent.
+    Idle,
 }
 
-/// Lets a connection live until it is dropped.
+/// Counts a connection until it is dropped.
 #[derive(Debug)]
 #[must_use = "the connection is no longer counted once this is dropped"]
 pub(super) struct ConnectionPermit {
     connections: Connections,
     number: u64,
+    address: IpAddr,
     evicted: CancellationToken,
 }
 
-/// A request is being answered until this is dropped; then its answer is written.
+/// Marks a request as being answered until it is dropped; its response is then being written.
 #[derive(Debug)]
-#[must_use = "the answer counts as made once this is dropped"]
+#[must_use = "the response counts as made once this is dropped"]
 pub(super) struct RequestGuard<'a>(&'a ConnectionPermit);
 
 impl Connections {
-    /// None yet; at most `limit` at once.
+    /// Creates an empty table for at most `limit` connections.
     pub(super) fn new(limit: usize) -> Self {
         Self { table: Arc::default(), limit }
     }
 
-    /// Takes a new connection from `address`, and evicts another one where there are too many.
-    pub(super) fn admit(&self, address: IpAddr) -> ConnectionPermit {
-        let caller = caller(address);
-        let own_limit = if caller.is_loopback() { self.limit } else { MAX_PER_ADDRESS };
+    /// Admits a connection from `caller`, and evicts another one if there are too many.
+    pub(super) fn admit(&self, caller: IpAddr) -> ConnectionPermit {
+        let address = to_counted_address(caller);
+        let own_limit = if address.is_loopback() { self.limit } else { MAX_PER_ADDRESS };
         let mut table = self.lock();
         let now = Instant::now();
-        if table.open.iter().filter(|entry| entry.caller == caller).count() >= own_limit {
-            table.evict(now, |entry| entry.caller == caller);
+        if table.count_connections(address) >= own_limit {
+            table.evict(now, |entry| entry.address == address);
         } else if table.open.len() >= self.limit {
             table.evict(now, |_| true);
         }
-        let of_caller = table.open.iter().filter(|entry| entry.caller == caller).count() + 1;
-        table.is_last_caller_full = of_caller >= own_limit;
+        table.is_last_address_full = table.count_connections(address) + 1 >= own_limit;
         let (number, evicted) = (table.next_number, CancellationToken::new());
         table.next_number += 1;
         table.open.push(Entry {
             number,
-            caller,
+            address,
             since: now,
             activity: Activity::New,
             evicted: evicted.clone(),
         });
         drop(table);
-        ConnectionPermit { connections: self.clone(), number, evicted }
+        ConnectionPermit {
+            connections: self.clone(),
+            number,
+            address: caller.to_canonical(),
+            evicted,
+        }
     }
 
-    /// Whether the next connection may evict one that was admitted since this was asked before. Whoever asks before each,
-    /// and lets others have their turn where this is so, evicts none that has not had its own.
-    pub(super) fn is_crowded(&self) -> bool {
+    /// Whether the next connection may evict one that was admitted since the previous call. A caller that asks before
+    /// each connection, and yields to the others when this is true, evicts none that has not had its turn.
+    pub(super) fn is_full(&self) -> bool {
         let table = self.lock();
-        table.is_last_caller_full || table.open.len() >= self.limit
+        table.is_last_address_full || table.open.len() >= self.limit
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
+        self.table.lock()
     }
 }
 
-impl Table {
-    /// Evicts the connection that has been idle the longest; where none is idle, the one whose request is the oldest.
-    fn evict(&mut self, now: Instant, may_go: impl Fn(&Entry) -> bool) {
-        let candidates = self.open.iter().enumerate().filter(|(_, entry)| may_go(entry));
+impl ConnectionTable {
+    fn count_connections(&self, address: IpAddr) -> usize {
+        self.open.iter().filter(|entry| entry.address == address).count()
+    }
+
+    /// Evicts the candidate that has been idle the longest; if none is idle, the one whose request is the oldest.
+    fn evict(&mut self, now: Instant, is_candidate: impl Fn(&Entry) -> bool) {
+        let candidates = self.open.iter().enumerate().filter(|(_, entry)| is_candidate(entry));
         let victim =
             candidates.min_by_key(|(_, entry)| (!entry.is_idle(now), entry.since, entry.number));
         if let Some((index, _)) = victim {
@@ -139,26 +150,31 @@ impl Entry {
         match self.activity {
             Activity::New => now.saturating_duration_since(self.since) >= GRACE,
             Activity::Answering | Activity::Sending => false,
-            Activity::Quiet => true,
+            Activity::Idle => true,
         }
     }
 }
 
 impl ConnectionPermit {
-    /// Completes when the connection has to go.
+    /// Returns the address of the caller.
+    pub(super) fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Completes when the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 
-    /// Notes that a request is being answered.
+    /// Marks the connection as answering a request.
     pub(super) fn begin_request(&self) -> RequestGuard<'_> {
         self.update(|_| Some(Activity::Answering));
         RequestGuard(self)
     }
 
-    /// Notes that the system has taken whatever there was to write.
-    pub(super) fn flushed(&self) {
-        self.update(|activity| (activity == Activity::Sending).then_some(Activity::Quiet));
+    /// Notes that the kernel has taken everything that was written.
+    pub(super) fn mark_flushed(&self) {
+        self.update(|activity| (activity == Activity::Sending).then_some(Activity::Idle));
     }
 
     fn update(&self, next: impl FnOnce(Activity) -> Option<Activity>) {
@@ -181,13 +197,13 @@ impl Drop for RequestGuard<'_> {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        // An evicted one is no longer there.
+        // An evicted connection has been removed already.
         self.connections.lock().open.retain(|entry| entry.number != self.number);
     }
 }
 
-/// Who calls from an address: one for each IPv4 address, one for each IPv6 network.
-fn caller(address: IpAddr) -> IpAddr {
+/// What counts as one address: an IPv4 address, or the network of an IPv6 address.
+fn to_counted_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
             let network = address.to_bits() >> (Ipv6Addr::BITS - IPV6_PREFIX);
@@ -200,7 +216,7 @@ fn caller(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listen::accept::{Accepting, Room, accept};
+    use crate::listen::accept::{AcceptDecision, AcceptStatus, accept};
     use crate::listen::acceptor::Acceptor;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -230,22 +246,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_all_that_an_address_may_have_makes_it_crowded() {
+    async fn a_listener_is_full_when_the_last_address_reached_its_limit() {
         let connections = Connections::default();
         let mut held = admit(&connections, "192.0.2.1", 7);
-        assert!(!connections.is_crowded());
-        // The next one of the same address evicts, and so does each that comes then.
+        assert!(!connections.is_full());
+        // The next connection from the same address evicts one, and so does each after it.
         for _ in 0..3 {
             held.extend(admit(&connections, "192.0.2.1", 1));
-            assert!(connections.is_crowded());
+            assert!(connections.is_full());
         }
         held.extend(admit(&connections, "192.0.2.2", 1));
-        assert!(!connections.is_crowded());
+        assert!(!connections.is_full());
     }
 
-    /// All of them wait with the system before the first one is accepted.
+    /// All connections are in the accept queue before the first is accepted.
     #[tokio::test]
-    async fn a_probe_that_shares_its_address_with_a_burst_is_answered() {
+    async fn a_probe_is_answered_amid_a_burst_from_its_own_address() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let acceptor = Acceptor::new(listener).unwrap();
@@ -255,9 +271,11 @@ mod tests {
         let mut probe = connect();
         std::io::Write::write_all(&mut probe, b"?").unwrap();
         let after: Vec<_> = (0..50).map(|_| connect()).collect();
-        let (connections, accepting) = (Connections::default(), Accepting::default());
-        let room = || if connections.is_crowded() { Room::Crowded } else { Room::Enough };
-        let accept = accept(&acceptor, "strangers", &accepting, room, |stream, _| {
+        let (connections, accepting) = (Connections::default(), AcceptStatus::default());
+        let decide = || {
+            if connections.is_full() { AcceptDecision::YieldFirst } else { AcceptDecision::Accept }
+        };
+        let accept = accept(&acceptor, "strangers", &accepting, decide, |stream, _| {
             // As if it came from another machine.
             let permit = connections.admit("192.0.2.1".parse().unwrap());
             tokio::spawn(async move {
@@ -287,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_ipv6_network_is_one_address() {
+    async fn an_ipv6_network_counts_as_one_address() {
         let connections = Connections::default();
         let stranger: Vec<_> = (0..20)
             .map(|host| connections.admit(format!("2001:db8:0:1:{host}::1").parse().unwrap()))
@@ -297,18 +315,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn this_machine_has_only_the_limit_of_all() {
+    async fn loopback_has_only_the_total_limit() {
         for this in ["127.0.0.1", "127.0.0.9", "::1", "::ffff:127.0.0.1"] {
             let connections = Connections::default();
             let all = admit(&connections, this, 64);
-            assert!(evicted(&all).is_empty() && connections.is_crowded(), "{this}");
+            assert!(evicted(&all).is_empty() && connections.is_full(), "{this}");
             let probe = admit(&connections, "192.0.2.1", 1);
             assert_eq!((evicted(&all), evicted(&probe)), (vec![0], vec![]), "{this}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_connections_go_first_then_the_oldest_request() {
+    async fn idle_connections_are_evicted_first_then_the_oldest_request() {
         let connections = Connections::default();
         let all = admit(&connections, "127.0.0.1", 64);
         advance(GRACE).await;
@@ -321,23 +339,23 @@ mod tests {
             .filter(|(index, _)| ![7, 20, 40].contains(index))
             .map(|(_, permit)| permit.begin_request())
             .collect();
-        // 20 had an answer lately; 40 has never asked.
+        // 20 got a response a moment ago; 40 has never sent a request.
         drop(all[20].begin_request());
-        all[20].flushed();
+        all[20].mark_flushed();
         let mut new = admit(&connections, "127.0.0.1", 1);
         assert_eq!(evicted(&all), [40]);
         new.extend(admit(&connections, "127.0.0.1", 1));
         assert_eq!(evicted(&all), [20, 40]);
-        // Nobody is idle now: the new ones are not yet.
+        // None is idle now; the new ones are not idle yet.
         new.extend(admit(&connections, "127.0.0.1", 1));
         assert_eq!(evicted(&all), [7, 20, 40]);
         assert!(evicted(&new).is_empty());
-        // Later they are, and an end of the evicted request brings nothing back. One whose answer is still being written
-        // is not idle.
+        // Later they are, and the end of an evicted request brings nothing back. A connection whose response is still
+        // being written is not idle.
         advance(GRACE).await;
         drop(first);
         drop(others);
-        all[0].flushed();
+        all[0].mark_flushed();
         advance(GRACE).await;
         let last = admit(&connections, "127.0.0.1", 1);
         assert_eq!((evicted(&new), evicted(&last)), (vec![0], vec![]));
@@ -346,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_connection_outlives_all_that_were_there_before() {
+    async fn a_new_connection_outlives_all_earlier_ones() {
         let connections = Connections::default();
         let held = admit(&connections, "127.0.0.1", 64);
         let _requests: Vec<_> = held.iter().map(ConnectionPermit::begin_request).collect();

@@ -1,5 +1,5 @@
-//! A stream that says when all that was written has gone to the system: only then an answer is no longer in the hands of
-//! this program, which may close the connection.
+//! A stream that reports when the kernel has taken everything that was written. Only then has a response left this
+//! process, and its connection may count as idle.
 
 use std::io;
 use std::pin::Pin;
@@ -7,21 +7,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream that calls `flushed` when nothing is left to write.
+/// A stream that calls `on_flush` whenever nothing is left to write.
 #[derive(Debug)]
-pub(super) struct Flushing<S, F> {
+pub(super) struct FlushNotifier<S, F> {
     stream: S,
-    flushed: F,
+    on_flush: F,
 }
 
-impl<S, F> Flushing<S, F> {
-    /// Watches `stream`.
-    pub(super) fn new(stream: S, flushed: F) -> Self {
-        Self { stream, flushed }
+impl<S, F> FlushNotifier<S, F> {
+    /// Wraps `stream`.
+    pub(super) fn new(stream: S, on_flush: F) -> Self {
+        Self { stream, on_flush }
     }
 }
 
-impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Flushing<S, F> {
+impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for FlushNotifier<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -31,7 +31,7 @@ impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Flushing<S, F> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Flushing<S, F> {
+impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for FlushNotifier<S, F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +54,7 @@ impl<S: AsyncWrite + Unpin, F: Fn() + Unpin> AsyncWrite for Flushing<S, F> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        (self.flushed)();
+        (self.on_flush)();
         Poll::Ready(Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! Who may ask: hosts, origins, tokens.
+//! Access control of requests: `Host`, `Origin` and token.
 
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
@@ -6,69 +6,70 @@ use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
 use crate::config::admin_hosts::AdminHosts;
 use crate::config::parse::Token;
 
-/// What a browser says of where a request comes from.
+/// The header in which a browser says whether a request comes from a page of the same site.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// What a browser asks for: to go to an address, or what a page asks.
+/// The header in which a browser says whether it navigates or a page makes the request.
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// The names of this relay.
+/// The names under which browsers may reach this relay.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Names<'a> {
-    /// Its own; on any port.
+pub(super) struct AcceptedHosts<'a> {
+    /// Names of this machine, on any port.
     pub(super) own: &'a [String],
-    /// Those of a proxy in front of it.
-    pub(super) of_proxies: &'a AdminHosts,
+    /// Names of proxies in front of it.
+    pub(super) proxies: &'a AdminHosts,
 }
 
-/// Checks that a request was meant for this relay and not sent by a page of somebody else's: browsers can be made
-/// to ask any address by any page (`Origin`), also under a name of the attacker's (`Host`). Any IP address is good, since
-/// no name of anybody's stands in between.
+/// Checks that a request was meant for this relay and was not sent by a page of another site. Any page can make a
+/// browser send requests to any address (`Origin`), also under a name that the attacker controls (`Host`). IP addresses
+/// are always accepted, since no name that an attacker could control is involved.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub(super) fn check_site(headers: &HeaderMap, names: Names<'_>) -> Result<(), String> {
+/// Why the request is refused, for the caller.
+pub(super) fn check_site(headers: &HeaderMap, names: AcceptedHosts<'_>) -> Result<(), String> {
     check_host(headers, names)?;
-    check_origin(headers, names.of_proxies)
+    check_origin(headers, names.proxies)
 }
 
 /// Checks that a request was meant for this relay.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub(super) fn check_host(headers: &HeaderMap, names: Names<'_>) -> Result<(), String> {
+/// Why the request is refused, for the caller.
+pub(super) fn check_host(headers: &HeaderMap, names: AcceptedHosts<'_>) -> Result<(), String> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if hosts.next().is_some() || !(is_ours(host, names.own) || names.of_proxies.allow_host(host)) {
+    if hosts.next().is_some() || !(is_own_name(host, names.own) || names.proxies.allows_host(host))
+    {
         return Err(format!(
-            "the Host header {host:?} is no name of this relay; use an IP address, localhost, the machine's name \
-             or PeerAddress. If it is the name of a proxy in front, put it into AdminHosts"
+            "the Host header {host:?} is not a name of this relay; use an IP address, localhost, the machine's name \
+             or PeerAddress. If it is the name of a proxy in front, add it to AdminHosts"
         ));
     }
     Ok(())
 }
 
-/// Whether a browser goes to an address, as by a link or a redirect, also by one of another site. No page reads the answer
-/// to that; scripts cannot ask so.
+/// Whether a browser navigates, for example by a link or redirect, including one of another site. No page can read the
+/// response to a navigation, and scripts cannot make such a request.
 pub(super) fn is_navigation(headers: &HeaderMap) -> bool {
     headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate")
 }
 
-/// Checks that no page of another site sent a request. A page that a proxy shows under another name than the one by
-/// which it asks is none of another site if that name is among `of_proxies`.
+/// Checks that a request was not sent by a page of another site. Pages under the names of `proxies` do not count as
+/// another site, although the `Host` that a proxy forwards may be a different one.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub(super) fn check_origin(headers: &HeaderMap, of_proxies: &AdminHosts) -> Result<(), String> {
+/// Why the request is refused, for the caller.
+pub(super) fn check_origin(headers: &HeaderMap, proxies: &AdminHosts) -> Result<(), String> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let mut origins = headers.get_all(ORIGIN).iter();
     if let Some(origin) = origins.next() {
         let origin = origin.to_str().unwrap_or_default();
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         let is_same = authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host));
-        if origins.next().is_some() || !(is_same || of_proxies.allow_origin(origin)) {
+        if origins.next().is_some() || !(is_same || proxies.allows_origin(origin)) {
             return Err(format!(
                 "requests from pages of other sites are refused (Origin {origin:?}). If that is a proxy in front of this \
-                 relay, put its name into AdminHosts"
+                 relay, add its name to AdminHosts"
             ));
         }
     }
@@ -78,7 +79,7 @@ pub(super) fn check_origin(headers: &HeaderMap, of_proxies: &AdminHosts) -> Resu
     }
 }
 
-fn is_ours(host: &str, names: &[String]) -> bool {
+fn is_own_name(host: &str, names: &[String]) -> bool {
     let without_port = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -90,14 +91,14 @@ fn is_ours(host: &str, names: &[String]) -> bool {
         || names.iter().any(|ours| !ours.is_empty() && ours.eq_ignore_ascii_case(name))
 }
 
-/// Whether a request shows the token, where one is needed.
+/// Whether a request carries the token, if one is required.
 pub(super) fn is_authorized(headers: &HeaderMap, token: Option<&Token>) -> bool {
     let Some(token) = token else {
         return true;
     };
-    let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    shown.and_then(|value| value.split_once(' ')).is_some_and(|(scheme, shown)| {
-        scheme.eq_ignore_ascii_case("bearer") && token.is(shown.trim())
+    let presented = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    presented.and_then(|value| value.split_once(' ')).is_some_and(|(scheme, presented)| {
+        scheme.eq_ignore_ascii_case("bearer") && token.matches(presented.trim())
     })
 }
 
@@ -114,13 +115,13 @@ mod tests {
     }
 
     fn site_behind(lines: &[(&'static str, &str)], proxies: &str) -> Result<(), String> {
-        let of_proxies = if proxies.is_empty() {
+        let admin_hosts = if proxies.is_empty() {
             AdminHosts::default()
         } else {
             AdminHosts::parse(proxies).unwrap()
         };
         let own = ["relay.example.com".into()];
-        check_site(&headers(lines), Names { own: &own, of_proxies: &of_proxies })
+        check_site(&headers(lines), AcceptedHosts { own: &own, proxies: &admin_hosts })
     }
 
     fn site(lines: &[(&'static str, &str)]) -> Result<(), String> {
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts() {
+    fn only_names_of_this_relay_and_ip_addresses_are_accepted_as_host() {
         for good in [
             "127.0.0.1:8071",
             "[::1]:8071",
@@ -154,12 +155,12 @@ mod tests {
         assert!(site(&[]).is_err());
         let mut twice = headers(&[("host", "127.0.0.1")]);
         twice.append(HOST, "127.0.0.1".parse().unwrap());
-        let of_proxies = AdminHosts::default();
-        assert!(check_site(&twice, Names { own: &[], of_proxies: &of_proxies }).is_err());
+        let proxies = AdminHosts::default();
+        assert!(check_site(&twice, AcceptedHosts { own: &[], proxies: &proxies }).is_err());
     }
 
     #[test]
-    fn a_proxy_keeps_the_host_or_writes_its_own() {
+    fn pages_behind_a_configured_proxy_are_accepted_with_either_host() {
         let page = ("origin", "https://relays.example.net");
         let fetched = ("sec-fetch-site", "same-origin");
         for host in ["relays.example.net", "127.0.0.1:8071", "relay.example.com"] {
@@ -170,7 +171,7 @@ mod tests {
         }
         let refused =
             |lines: &[(&'static str, &str)]| site_behind(lines, "relays.example.net").is_err();
-        // Whoever else asks is refused as before.
+        // All others are refused as before.
         assert!(refused(&[("host", "evil.example"), page]));
         for host in ["relays.example.net", "127.0.0.1:8071"] {
             for origin in [
@@ -190,12 +191,12 @@ mod tests {
         }
         let mut twice = headers(&[("host", "127.0.0.1"), page]);
         twice.append(ORIGIN, "https://evil.example".parse().unwrap());
-        let of_proxies = AdminHosts::parse("relays.example.net").unwrap();
-        assert!(check_site(&twice, Names { own: &[], of_proxies: &of_proxies }).is_err());
+        let proxies = AdminHosts::parse("relays.example.net").unwrap();
+        assert!(check_site(&twice, AcceptedHosts { own: &[], proxies: &proxies }).is_err());
     }
 
     #[test]
-    fn origins() {
+    fn pages_of_other_sites_are_refused() {
         let from = |origin| site(&[("host", "127.0.0.1:8071"), ("origin", origin)]);
         assert_eq!(from("http://127.0.0.1:8071"), Ok(()));
         // A proxy may add TLS in front.
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens() {
+    fn only_the_exact_bearer_token_is_authorized() {
         let token = parse::token("s3cret").unwrap();
         let shows =
             |value: &str| is_authorized(&headers(&[("authorization", value)]), Some(&token));

@@ -1,73 +1,73 @@
-//! The last minutes: bytes moved and connections refused in each interval.
+//! The history of the last minutes: bytes forwarded and connections by outcome.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handle::Handle;
 use crate::metrics::Label;
-use crate::peer::metrics::Connection;
+use crate::peer::metrics::PeerOutcome;
 
 /// Length of an interval.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
-/// Intervals kept: five minutes.
-const KEPT: usize = 60;
+/// The number of intervals that are kept: five minutes.
+const MAX_INTERVALS: usize = 60;
 
-/// What was counted up to a moment.
+/// The counters at one moment.
 #[derive(Debug, Clone, Default)]
-struct Reading {
+struct Sample {
     bytes: u64,
-    /// In the order of [`Connection::ALL`].
+    /// In the order of [`PeerOutcome::ALL`].
     connections: Vec<u64>,
 }
 
-/// The readings of the last minutes, oldest first.
+/// The samples of the last minutes, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct History(Mutex<VecDeque<Reading>>);
+pub(super) struct History(Mutex<VecDeque<Sample>>);
 
-/// The last minutes as they are shown.
+/// The last minutes as [`super::status::Status`] shows them.
 #[derive(Debug)]
 pub(super) struct Recent {
-    /// Bytes moved in each interval, oldest first.
+    /// Bytes forwarded in each interval, the oldest first.
     pub(super) bytes: Vec<u64>,
-    /// Connections of each outcome in all of these intervals together.
-    pub(super) connections: Vec<(Connection, u64)>,
+    /// Connections of each outcome over all these intervals.
+    pub(super) connections: Vec<(PeerOutcome, u64)>,
 }
 
 impl History {
-    /// Takes a reading in every interval, for ever.
-    pub(super) async fn keep(&self, handle: &Handle) {
+    /// Takes a sample in every interval, for ever.
+    pub(super) async fn keep_sampling(&self, handle: &Handle) {
         let mut timer = interval(INTERVAL);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             timer.tick().await;
             let handle = handle.clone();
-            // It looks at all sessions: on a thread that does not forward.
-            let Ok(reading) = spawn_blocking(move || read(&handle)).await else {
+            // Counting the bytes looks at all sessions, so it runs on a thread that does not forward.
+            let Ok(sample) = spawn_blocking(move || take_sample(&handle)).await else {
                 continue;
             };
-            let mut readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            readings.push_back(reading);
-            // One more than intervals: each lies between two.
-            if readings.len() > KEPT + 1 {
-                readings.pop_front();
+            let mut samples = self.0.lock();
+            samples.push_back(sample);
+            // One more than there are intervals, since each lies between two samples.
+            if samples.len() > MAX_INTERVALS + 1 {
+                samples.pop_front();
             }
         }
     }
 
-    /// What is known of the last minutes, up to now for connections.
+    /// The last minutes; connections are counted up to this moment.
     pub(super) fn recent(&self, handle: &Handle) -> Recent {
-        let readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = readings
+        let samples = self.0.lock();
+        let bytes = samples
             .iter()
-            .zip(readings.iter().skip(1))
+            .zip(samples.iter().skip(1))
             .map(|(before, after)| after.bytes.saturating_sub(before.bytes))
             .collect();
         let none = Vec::new();
-        let before = readings.front().map_or(&none, |reading| &reading.connections);
+        let before = samples.front().map_or(&none, |sample| &sample.connections);
         let counters = handle.peer_metrics().connections();
         let connections = counters
             .values()
@@ -80,8 +80,8 @@ impl History {
     }
 }
 
-fn read(handle: &Handle) -> Reading {
+fn take_sample(handle: &Handle) -> Sample {
     let (_, bytes) = handle.state().refresh_metrics();
     let connections = handle.peer_metrics().connections().values().map(|(_, n)| n).collect();
-    Reading { bytes, connections }
+    Sample { bytes, connections }
 }

@@ -1,26 +1,30 @@
-// The operator's page. It asks the relay for /status and /sessions every two seconds and changes only those texts that
-// differ: so focus, selection and scroll positions survive, and many sessions cost little. Where there are more than fit
-// into the table, all are asked for, and the table has those that come first in its order and match its filter.
+// The operator's page. It requests /status and /sessions every two seconds and changes only texts that differ, so that
+// focus, selection and scroll position survive and many sessions cost little. If there are more sessions than the table
+// holds, all are requested, and the table shows the first ones in its order that match its filter.
 
 const PERIOD = 2000;
-/** How often sessions are asked for where there are more of them than rows. */
+/** How often sessions are requested if there are more of them than rows. */
 const LONG_PERIOD = 10000;
 const TIMEOUT = 5000;
+/** Longer than the relay waits for its files. */
+const RELOAD_TIMEOUT = 25000;
 const ROWS = 1000;
 const LIMIT = 10000;
 const DASH = "–";
+/** The age of figures of the kernel after which they say nothing about now: the relay samples every 10 s. */
+const SAMPLE = 12;
 const MISSING = { "router-link": "no link to the Router", "peer-listener": "not listening for peers", draining: "draining" };
 const REASONS = {
   timeout: "No complete first message within 10 s, or no partner within 30 s.",
-  unknown_key: "Showed a key that is not on offer here: expired, used up, or never made by this relay.",
-  bad_message: "The first message cannot be read or does not open with its key: not a Client or Host of this system, damaged, or a recording sent again.",
-  bad_secret: "Opened, but does not belong to the peer that waits with the same key.",
+  unknown_key: "Named a key that is not on offer: expired, used up, or never made by this relay.",
+  bad_message: "The first message cannot be read or decrypted with its key: not a Client or Host of this system, damaged, or a replay.",
+  bad_secret: "Its secret differs from that of the peer that waits with the same key.",
   rate_limited: "Too many connections from one address.",
   denied: "The address is not allowed here.",
-  pending_limit: "Too many connections wait to be paired (MaxPendingPeers).",
-  closed: "Went away before it was paired.",
-  error: "The relay or its system failed; the log says at what.",
-  draining: "Came while the relay was draining.",
+  pending_limit: "Too many connections were waiting to be paired (MaxPendingPeers).",
+  closed: "Disconnected before it was paired.",
+  error: "The relay or its system failed; the log tells why.",
+  draining: "Connected while the relay was draining.",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -47,7 +51,7 @@ function make(name, attributes, ...children) {
   return element;
 }
 
-/** For those who do not see the page. Said once each; removed later, so that nobody comes upon old news. */
+/** Announces a text to screen readers, once. It is removed later, so that nobody comes across stale news. */
 function announce(text) {
   if ($("announce").lastChild?.textContent === text) return;
   const line = make("p", {}, text);
@@ -56,7 +60,7 @@ function announce(text) {
 }
 
 let noticeTimer;
-/** What became of an action. Good news leave by themselves, bad ones stay. */
+/** Shows the outcome of an action. A success disappears by itself; a failure stays. */
 function notice(text, name = "plain") {
   clearTimeout(noticeTimer);
   put($("notice-text"), text);
@@ -75,7 +79,7 @@ const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : 
 function bytes(number) {
   if (number < 1024) return `${Math.round(number)} B`;
   let unit = -1;
-  // Not 1024, so that nothing is rounded up to "1024 KiB".
+  // Below 1024, so that nothing is rounded up to "1024 KiB".
   for (; number >= 1023.5 && unit < 4; unit++) number /= 1024;
   return `${digits(number)} ${["KiB", "MiB", "GiB", "TiB", "PiB"][unit]}`;
 }
@@ -91,14 +95,14 @@ function duration(seconds) {
   return m ? `${m} min ${s % 60} s` : `${s} s`;
 }
 
-/** UTC like the relay's logs; without the date where it is that of `now`, without the year where that is the same. */
+/** Formats a time in UTC, like the relay's logs; without the date if it is that of `now`, without the year if that is the same. */
 function clock(time, now) {
   const [text, today] = [time, now].map((t) => new Date(t).toISOString());
   const from = text.slice(0, 10) === today.slice(0, 10) ? 11 : text.slice(0, 4) === today.slice(0, 4) ? 5 : 0;
   return text.slice(from, 19).replace("T", " ");
 }
 
-/** "09:40:01 UTC (3 min 2 s ago)"; without "ago" where the clocks disagree. */
+/** "09:40:01 UTC (3 min 2 s ago)"; without "ago" if the clocks disagree. */
 function moment(time, now) {
   const ago = (now - Date.parse(time)) / 1000;
   return `${clock(time, now)} UTC${ago > -5 ? ` (${duration(Math.max(0, ago))} ago)` : ""}`;
@@ -116,8 +120,8 @@ class Trouble extends Error {
   }
 }
 
-/** The answer of the relay, parsed. Paths are relative: a proxy may have put the page below a folder. */
-async function api(path, method = "GET") {
+/** Requests a path, and parses the response. Paths are relative: a proxy may serve the page below a prefix. */
+async function api(path, method = "GET", limit = TIMEOUT) {
   const token = sessionStorage.getItem(TOKEN);
   let response, body;
   try {
@@ -125,7 +129,7 @@ async function api(path, method = "GET") {
       method,
       cache: "no-store",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
-      signal: AbortSignal.timeout(TIMEOUT),
+      signal: AbortSignal.timeout(limit),
     });
     body = await response.text();
   } catch {
@@ -135,10 +139,10 @@ async function api(path, method = "GET") {
   try {
     answer = body && JSON.parse(body);
   } catch {
-    if (response.ok) throw new Trouble("an answer that is not the relay’s (a proxy between?)", response.status);
+    if (response.ok) throw new Trouble("an answer that does not come from the relay (from a proxy in between?)", response.status);
   }
   if (response.status === 401) {
-    // An answer to an old token says nothing about the new one.
+    // A response to the old token says nothing about the new one.
     if (token === sessionStorage.getItem(TOKEN)) lock(token !== null);
     throw new Trouble("the token is missing or wrong", 401);
   }
@@ -158,7 +162,7 @@ async function allSessions() {
   return sessions;
 }
 
-/** Asks again and again, one request at a time, not while nobody looks. Returns a way to ask at once. */
+/** Polls, one request at a time, while the page is visible. Returns a function that polls at once. */
 function poll(ask, period, succeeded, failed) {
   let timer;
   let busy = false;
@@ -196,13 +200,16 @@ function showState() {
   if (state === "fresh") {
     const waits = isUnconfirmed(status.router);
     const word = (name) => (name === "router-link" && waits ? "waiting to see whether the Router keeps the link" : MISSING[name] ?? name);
-    const words = status.missing.map(word).join(", ");
+    // A relay that drains has closed its link on purpose.
+    const missing = status.missing.filter((name) => !(status.draining && name === "router-link"));
+    const words = missing.map(word).join(", ");
     if (status.ready) tone($("ready"), "ok", "Ready");
     else tone($("ready"), status.draining || waits ? "warn" : "bad", `Not ready: ${words}`);
   } else if (state !== "loading") {
-    tone($("ready"), "bad", locked ? "Token needed" : "No answer");
+    tone($("ready"), locked || status?.draining ? "warn" : "bad", locked ? "Token needed" : "No answer");
   }
-  document.title = `${$("ready").textContent} – ${location.host} – aspia_relay`;
+  const name = (!locked && status?.display_name) || location.host;
+  document.title = `${$("ready").textContent} – ${name} – aspia_relay`;
 }
 
 function statusFailed(message) {
@@ -212,14 +219,14 @@ function statusFailed(message) {
   const since = `${clock(lastAnswer, now)} UTC (${duration((now - lastAnswer) / 1000)})`;
   const ended = status?.draining ? " The relay was draining: it has probably ended." : "";
   const what = message === "no answer" ? `No answer since ${since}` : `Only errors since ${since}: ${message}`;
-  put($("unreachable"), `${what}; retrying.${ended}`);
+  tone($("unreachable"), status?.draining ? "warn" : "bad", `${what}; retrying.${ended}`);
   showState();
 }
 
 /** A Router that does not want this relay hangs up within 5 s of authentication. */
 const isUnconfirmed = (router) => router.connected && !router.confirmed;
 
-/** Says what changed for the worse or the better, and nothing at the first look. */
+/** Announces changes for the worse or the better, but nothing after the first response. */
 function announceChanges(before, now) {
   if (failure !== null) announce("The relay answers again.");
   if (!before) return;
@@ -234,15 +241,22 @@ function showStatus(next) {
   failure = null;
   lastAnswer = Date.now();
   const { router, peers, keys, sessions, recent } = status;
-  // The relay's own idea of now: the browser's clock may be wrong.
+  // The relay's clock counts, since the browser's may be wrong.
   const now = Date.parse(status.started) + status.uptime_seconds * 1000;
   if (isUnconfirmed(router)) tone($("router-state"), "warn", "Authenticated, waiting");
   else if (router.connected) tone($("router-state"), "ok", "Connected");
-  else tone($("router-state"), "bad", "Away");
+  else if (status.draining) tone($("router-state"), "plain", "Closed, since the relay is draining");
+  else tone($("router-state"), "bad", "Disconnected");
   for (const row of all(".up")) row.hidden = !router.connected;
   for (const row of all(".away")) row.hidden = router.connected;
   const error = router.last_error;
+  // Red only as long as it lasts.
+  const isOver = router.connected || status.draining;
+  $("router-error-row").hidden = !error;
+  attribute($("router-error-row"), "data-tone", isOver ? "plain" : "bad");
+  put($("router-error-label"), isOver ? "Last error (resolved)" : "Last error");
   const texts = {
+    name: status.display_name || "aspia_relay",
     version: status.version,
     revision: status.revision,
     uptime: duration(status.uptime_seconds),
@@ -262,17 +276,37 @@ function showStatus(next) {
   };
   for (const [id, text] of Object.entries(texts)) put($(id), text);
 
+  const store = status.fd_store;
+  tone($("fd-store"), ...describeStore(store));
+  put($("fd-store-error"), store.connected ? "" : store.last_error?.message ?? "");
+  const { config } = status;
+  tone($("config"), ...describeConfig(config, status.waiting_for_restart, now));
+  put($("config-error"), config?.last_reload_successful === false ? config.last_error?.message ?? "" : "");
   showMeter("sessions", sessions.active, sessions.limit, "active");
   showMeter("pending", peers.pending, peers.pending_limit, "");
   showChart(recent);
   showRefusals(recent, status.connections);
 
   const rest = sessions.active ? plural(sessions.active, "session") : "no session";
-  const until = `Whoever is left is cut off ${span(status.drain_timeout_seconds)} after the drain began; then the process ends.`;
+  const until = `Sessions that are left are ended ${span(status.drain_timeout_seconds)} after the drain began; the process then exits.`;
   put($("draining"), `Draining: no new peers, ${rest} left. ${until}`);
   attribute($("drain"), "aria-disabled", String(status.draining));
   put($("drain"), status.draining ? "Draining" : "Drain …");
   showState();
+}
+
+/** Whether sessions outlive the relay: a tone, and a text. */
+function describeStore({ configured, address, connected, sessions_kept: kept }) {
+  if (!configured) return ["plain", "Sessions end (FdStore is off)"];
+  if (connected) return ["ok", `${plural(kept, "session")} kept by ${address}`];
+  return ["bad", `Sessions end: ${address} does not keep them`];
+}
+
+/** Whether the configuration that was read last is in force: a tone, and a text. */
+function describeConfig(config, waiting, now) {
+  if (config?.last_reload_successful === false) return ["bad", "Not in force: the last one read is wrong"];
+  if (waiting.length) return ["warn", `Wait for a restart: ${waiting.join(", ")}`];
+  return ["plain", config?.loaded ? `Read ${moment(config.loaded, now)}` : DASH];
 }
 
 function showMeter(name, value, limit, word) {
@@ -294,7 +328,7 @@ function showChart({ bytes: moved, interval_seconds: interval }) {
   const rates = moved.map((number) => number / interval);
   const peak = Math.max(0, ...rates);
   const current = rates.at(-1) ?? 0;
-  // The time axis is as long as the relay remembers, also when it is young.
+  // The time axis always spans what the relay can remember, even soon after its start.
   const slots = Math.max(60, rates.length);
   const x = (slot) => ((slots - rates.length + slot) * 600) / slots;
   const y = (value) => (99 - (peak ? value / peak : 0) * 97).toFixed(1);
@@ -313,7 +347,7 @@ function showChart({ bytes: moved, interval_seconds: interval }) {
 const refusalRows = new Map();
 
 function showRefusals(recent, total) {
-  // Reasons that this page does not know yet are shown by their names.
+  // Reasons that this page does not know are shown by their label.
   const reasons = new Set([...Object.keys(REASONS), ...Object.keys(total), ...Object.keys(recent.refusals)]);
   reasons.delete("paired");
   let any = false;
@@ -339,35 +373,42 @@ function showRefusals(recent, total) {
 
 // The table of sessions
 
-/** Whoever chooses a very long name shall not get half of the page; the dialog and the filter have all of it. */
+/** A very long name must not take half of the page; the dialog and the filter have all of it. */
 const cut = (text) => (text.length > 64 ? `${Array.from(text).slice(0, 63).join("")}…` : text || DASH);
 const known = (values) => values.filter((value) => value !== null);
 
 /** A column with one line for each peer; sorted by the worse of the two. */
-function peerColumn(key, name, field, show, worse = Math.max) {
-  const read = (session) => session.peers.map((peer) => peer.tcp?.[field] ?? null);
+function peerColumn(key, name, field, show, help, worse = Math.max, applies = () => true) {
+  const read = (session, row) =>
+    session.peers.map((peer, number) => (applies(row, number) ? peer.tcp?.[field] ?? null : null));
   return {
-    key, name, number: true, peers: true,
-    lines: (session) => read(session).map((value) => (value === null ? DASH : show(value))),
-    value: (session) => (known(read(session)).length ? worse(...known(read(session))) : null),
+    key, name, help, number: true, peers: true,
+    lines: (session, row) => read(session, row).map((value) => (value === null ? DASH : show(value))),
+    value: (session, row) => (known(read(session, row)).length ? worse(...known(read(session, row))) : null),
   };
 }
 
+/** Whether bytes have lately been sent to a peer. The kernel keeps the rate of the last ones for ever: a few bytes over a fast
+    path would look like gigabytes a second long after they were sent. */
+const isSentTo = (row, number) => row.session.duration_seconds - row.sent[number] < SAMPLE;
+
 const columns = [
-  { key: "id", name: "Session", lines: (s) => [String(s.id)], value: (s) => s.id },
-  { key: "started", name: "Started", number: true, value: (s) => Date.parse(s.started),
+  { key: "id", name: "Session", help: "The relay's number for the session, also in its log.", lines: (s) => [String(s.id)], value: (s) => s.id },
+  { key: "started", name: "Started", help: "When the two peers were paired (UTC), and how long ago.", number: true, value: (s) => Date.parse(s.started),
     lines: (s) => [clock(s.started, Date.parse(s.started) + s.duration_seconds * 1000).replace(/(-.*):..$/, "$1"), duration(s.duration_seconds)] },
-  { key: "client", name: "Client", words: true, lines: (s) => [cut(s.client.user_name), cut(s.client.address)],
+  { key: "client", name: "Client", help: "The operator's user name and address, as the Router reports them.", words: true, lines: (s) => [cut(s.client.user_name), cut(s.client.address)],
     value: (s) => `${s.client.user_name} ${s.client.address}` },
-  { key: "host", name: "Host", words: true, lines: (s) => [String(s.host.id), cut(s.host.address)], value: (s) => s.host.id },
-  { key: "bytes", name: "Bytes", number: true, lines: (s) => [bytes(s.bytes)], value: (s) => s.bytes },
-  { key: "rate", name: "Rate", number: true, lines: (s, row) => [row.rate === null ? DASH : rate(row.rate)], value: (s, row) => row.rate },
-  { key: "idle", name: "Idle", number: true, lines: (s) => [duration(s.idle_seconds)], value: (s) => s.idle_seconds },
-  { key: "address", name: "Address", peers: true, lines: (s) => s.peers.map((peer) => peer.address), value: (s) => s.peers[0].address },
-  peerColumn("rtt", "RTT", "rtt_seconds", milliseconds),
-  peerColumn("retransmits", "Resent", "retransmits", count),
-  peerColumn("unsent", "Unsent", "unsent_bytes", bytes),
-  peerColumn("delivery", "Delivery", "delivery_rate_bytes_per_second", rate, Math.min),
+  { key: "host", name: "Host", help: "The id and address of the remote computer, as the Router reports them.", words: true, lines: (s) => [String(s.host.id), cut(s.host.address)], value: (s) => s.host.id },
+  { key: "bytes", name: "Bytes", help: "Delivered since the beginning, both directions together.", number: true, lines: (s) => [bytes(s.bytes)], value: (s) => s.bytes },
+  { key: "rate", name: "Rate", help: "Bytes that are delivered now, both directions together.", number: true, lines: (s, row) => [row.rate === null ? DASH : rate(row.rate)], value: (s, row) => row.rate },
+  { key: "idle", name: "Idle", help: "Time since bytes were last delivered. PeerIdleTimeout limits it.", number: true, lines: (s) => [duration(s.idle_seconds)], value: (s) => s.idle_seconds },
+  { key: "address", name: "Address", help: "Where each peer connects from.", peers: true, lines: (s) => s.peers.map((peer) => peer.address), value: (s) => s.peers[0].address },
+  peerColumn("rtt", "RTT", "rtt_seconds", milliseconds, "Round-trip time between the relay and the peer."),
+  peerColumn("retransmits", "Resent", "retransmits", count, "TCP segments that had to be sent to the peer again: lost on the path."),
+  peerColumn("unsent", "Unsent", "unsent_bytes", bytes, "Bytes that the relay holds because the peer or its path is slower than its partner."),
+  peerColumn("delivery", "Delivery", "delivery_rate_bytes_per_second", rate,
+    "How fast the path to the peer took the latest bytes, as the kernel measures it: the speed of the path, not of the session. A dash if nothing was sent to the peer lately.",
+    Math.min, isSentTo),
 ];
 
 const table = $("sessions").querySelector("table");
@@ -382,7 +423,7 @@ const classes = (column) => (column.key === "address" ? "peers" : column.words ?
 
 function makeHead() {
   const heads = columns.map((column) => {
-    const button = make("button", { type: "button", "data-sort": column.key }, column.name);
+    const button = make("button", { type: "button", "data-sort": column.key, title: column.help }, column.name);
     button.addEventListener("click", () => sortBy(column));
     column.head = make("th", { scope: "col", role: "columnheader", class: classes(column) }, button);
     return column.head;
@@ -391,10 +432,12 @@ function makeHead() {
   table.tHead.append(
     make("tr", { role: "row", class: "groups" },
       make("td", { colspan: own, role: "cell" }),
-      make("th", { colspan: columns.length - own, scope: "colgroup", role: "columnheader", class: "group peers" }, "Peers, the first to come above"),
+      make("th", { colspan: columns.length - own, scope: "colgroup", role: "columnheader", class: "group peers" }, "Peers (first to connect on top)"),
       make("td", { role: "cell" })),
     make("tr", { role: "row" }, ...heads, make("td", { class: "none", role: "cell" })));
   columns[0].head.setAttribute("aria-sort", "ascending");
+  const meaning = ({ name, help }) => make("div", {}, make("dt", {}, name), make("dd", {}, help));
+  $("legend").querySelector("dl").append(...columns.map(meaning));
 }
 
 function makeElement(row) {
@@ -411,22 +454,38 @@ function makeElement(row) {
     });
   });
   const name = `End session ${session.id}`;
-  element.append(make("td", { role: "cell" }, make("button", { type: "button", "data-end": session.id, "aria-label": name }, "End")));
+  // Seen on narrow pages only, where a row shows the rest of its cells on request.
+  const more = { type: "button", class: "more", "aria-expanded": "false", "aria-label": `Details of session ${session.id}` };
+  const end = { type: "button", "data-end": session.id, "aria-label": name };
+  element.append(make("td", { role: "cell" }, make("button", more, "Details"), make("button", end, "End")));
   Object.assign(row, { element, texts });
   writeRow(row);
   return element;
 }
 
-/** What of a session the filter looks at. */
+/** The text of a session that the filter searches. */
 function words({ id, client, host, peers }) {
   const all = [id, client.user_name, client.address, host.id, host.address, ...peers.map((peer) => peer.address)];
   return all.join("\n").toLowerCase();
 }
 
+/** Remembers when bytes were last sent to each peer, in seconds since the beginning of the session. */
+function noteSent(row, session) {
+  const before = row.session;
+  const last = session.duration_seconds - session.idle_seconds;
+  // Of what happened before this page was opened, only the latest bytes are known, not where they went.
+  row.sent ??= [last, last];
+  session.peers.forEach((_, number) => {
+    const from = 1 - number;
+    if (session.peers[from].bytes_sent > before.peers[from].bytes_sent) row.sent[number] = last;
+  });
+}
+
 function updateRow(row, session) {
   const before = row.session;
   const passed = session.duration_seconds - before.duration_seconds;
-  // By the relay's clock, so that a slow answer does not look like a slow session.
+  noteSent(row, session);
+  // By the relay's clock, so that a slow response does not look like a slow session.
   if (passed > 0) row.rate = Math.max(0, session.bytes - before.bytes) / passed;
   row.session = session;
   if (row.element) writeRow(row);
@@ -444,17 +503,17 @@ function writeRow(row) {
 /** Takes a row out of the table. */
 function removeElement(row) {
   if (row.element.contains(document.activeElement)) neighbour(row.element).focus();
-  if (row.element.contains(asker)) asker = neighbour(row.element);
+  if (row.element.contains(opener)) opener = neighbour(row.element);
   row.element.remove();
   row.element = null;
 }
 
-/** Where the focus goes when `row` leaves while it has it: to the button of the nearest row in sight. */
+/** Where the focus goes when the focused `row` is removed: to the button of the nearest visible row. */
 function neighbour(row) {
   for (const way of ["nextElementSibling", "previousElementSibling"]) {
     let next = row[way];
     while (next?.hidden) next = next[way];
-    if (next) return next.querySelector("button");
+    if (next) return next.querySelector("button[data-end]");
   }
   return $("filter");
 }
@@ -467,7 +526,7 @@ function showSessions(sessions) {
   for (const session of sessions) {
     there.add(session.id);
     let row = rows.get(session.id);
-    // After a restart of the relay the numbers begin again.
+    // Numbers start again after a restart of the relay.
     if (!row || row.session.started !== session.started) {
       row = { element: row?.element ?? null, texts: row?.texts, session, rate: null, words: words(session) };
       rows.set(session.id, row);
@@ -479,13 +538,14 @@ function showSessions(sessions) {
     if (row.element) removeElement(row);
     rows.delete(id);
   }
-  // Left out of layout while out of sight, so that many cost little; not for few, because screen readers then miss them.
+  // Rows out of sight are left out of the layout, so that many cost little; not if there are few, because screen readers
+  // would miss them.
   table.classList.toggle("many", rows.size > 200);
   arrange(false);
 }
 
 function sessionsFailed(message) {
-  // Where nothing answers at all, the banner on top has said so already.
+  // If nothing answers at all, the banner at the top has said so already.
   if (failure !== null) return;
   table.parentElement.classList.add("stale");
   $("sessions-trouble").hidden = false;
@@ -494,7 +554,7 @@ function sessionsFailed(message) {
 
 function sortBy(column) {
   const same = sorting.column === column;
-  // Figures begin with the highest, which is what one looks for.
+  // Numbers are sorted from the highest, which is usually looked for.
   sorting.direction = same ? -sorting.direction : column.number ? -1 : 1;
   sorting.column.head.removeAttribute("aria-sort");
   sorting.column = column;
@@ -506,14 +566,14 @@ function compare(a, b) {
   const { column, direction } = sorting;
   const [x, y] = [column.value(a.session, a), column.value(b.session, b)];
   let order = 0;
-  // What is not known comes last in both directions.
+  // Unknown values come last in both directions.
   if (x === null || y === null) order = ((x === null) - (y === null)) * direction;
   else order = typeof x === "string" ? collator.compare(x, y) : x - y;
   return order * direction || a.session.id - b.session.id;
 }
 
-/** Orders and filters. Rows do not change places by themselves under the pointer or the focus: one would end the wrong
-    session. */
+/** Orders and filters. Rows do not change places by themselves under the pointer or the focus, since a click would then
+    end the wrong session. */
 function arrange(asked) {
   const filter = $("filter").value.toLowerCase().split(/\s+/);
   const filtered = filter.some(Boolean);
@@ -526,7 +586,7 @@ function arrange(asked) {
     let place = body.firstElementChild;
     for (const row of chosen) {
       const element = row.element ?? makeElement(row);
-      // One row that goes down must not move all those below it: it is passed over until its turn comes.
+      // A row that moves down must not move all those below it, so it is skipped until its turn comes.
       if (element === place?.nextElementSibling) place = element;
       if (element === place) place = place.nextElementSibling;
       else body.insertBefore(element, place);
@@ -542,7 +602,7 @@ function arrange(asked) {
   }
   put($("count"), filtered ? `${count(matches.size)} of ${count(rows.size)} match` : listed ? `${count(rows.size)} active` : "");
   $("more").hidden = matches.size <= ROWS;
-  put($("more"), `The table has ${count(ROWS)} of ${count(matches.size)}, the first in its order; the filter finds the others.`);
+  put($("more"), `The table shows the first ${count(ROWS)} of ${count(matches.size)} in its order; use the filter to find the others.`);
   const none = matches.size === 0 && listed;
   $("sessions-none").hidden = !none;
   if (none) put($("sessions-none"), filtered ? "No session matches the filter." : "No sessions at the moment.");
@@ -557,54 +617,62 @@ $("filter").addEventListener("input", () => {
 
 // Actions
 
-/** What had the focus when the dialog opened, or what takes its place when that has gone. */
-let asker = null;
-/** Who waits for the answer to the question that is open. */
-let asked = null;
+/** The element that had the focus when the dialog opened, or its neighbour if it has been removed. */
+let opener = null;
+/** Resolves the promise of the dialog that is open. */
+let resolveDialog = null;
 
 /** Asks for a confirmation; true when it is given. */
 function confirmed(title, lines, yes) {
   put($("confirm-title"), title);
   $("confirm-text").replaceChildren(...lines.map((line) => make("p", {}, ...line)));
   put($("confirm-yes"), yes);
-  asker = document.activeElement;
+  opener = document.activeElement;
   $("confirm").showModal();
-  return new Promise((resolve) => (asked = resolve));
+  return new Promise((resolve) => (resolveDialog = resolve));
 }
 
-/** Ends the question. Not by the event "close": that comes a frame later, when the next question may be open, and that one's
-    answer must not be taken for this one's. */
+/** Closes the dialog with an answer. The event "close" is too late for this: it comes a frame later, when the next dialog
+    may be open, which must not get this answer. */
 function answered(yes) {
   $("confirm").close();
-  asker?.focus();
-  asked?.(yes);
-  asker = asked = null;
+  opener?.focus();
+  resolveDialog?.(yes);
+  opener = resolveDialog = null;
 }
 
 $("confirm-yes").addEventListener("click", () => answered(true));
 $("confirm-no").addEventListener("click", () => answered(false));
 $("confirm").addEventListener("cancel", () => answered(false));
-// A browser may close it without asking, when Escape comes twice.
+// A browser may close it without asking if Escape is pressed twice.
 $("confirm").addEventListener("close", () => $("confirm").open || answered(false));
 $("notice-close").addEventListener("click", () => ($("notice").hidden = true));
 
-/** Does it and says what came of it. */
-async function act(path, method, good, bad) {
+/** Sends a request, and shows its outcome. */
+async function act(path, method, good, bad, limit = TIMEOUT) {
   try {
-    await api(path, method);
-    notice(good);
+    const answer = await api(path, method, limit);
+    notice(typeof good === "function" ? good(answer) : good);
   } catch (error) {
     notice(`${bad}: ${error.message}.`.replace("..", "."), "bad");
   }
   look();
 }
 
+body.addEventListener("click", (event) => {
+  const button = event.target.closest("button.more");
+  if (!button) return;
+  const open = button.getAttribute("aria-expanded") !== "true";
+  button.setAttribute("aria-expanded", String(open));
+  button.closest("tr").toggleAttribute("data-open", open);
+});
+
 body.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-end]");
   if (!button) return;
   const id = button.dataset.end;
   const { client, host } = rows.get(Number(id)).session;
-  // Each word on its own: one that is written from right to left must not turn round those beside it.
+  // Each word is isolated, so that one written from right to left does not reverse its neighbours.
   const who = (...words) => {
     const own = words.filter(Boolean).flatMap((word) => [", ", make("bdi", {}, word)]);
     return own.length ? own.slice(1) : ["not known"];
@@ -612,18 +680,29 @@ body.addEventListener("click", async (event) => {
   const lines = [
     ["Client: ", ...who(client.user_name, client.address)],
     ["Host: ", ...who(String(host.id), host.address)],
-    ["Both are cut off at once."],
+    ["Both are disconnected at once."],
   ];
   if (await confirmed(`End session ${id}?`, lines, `End session ${id}`))
     await act(`sessions/${id}`, "DELETE", `Session ${id} was ended.`, `Session ${id} was not ended`);
 });
 
+/** What a reload has changed, in words. */
+function describeReload({ changed, with_new_link: linked, waiting_for_restart: waiting, warnings }) {
+  const parts = [changed.length ? `Changed: ${changed.join(", ")}.` : "Nothing has changed."];
+  if (linked.length) parts.push("The relay connects to the Router anew; sessions continue.");
+  if (waiting.length) parts.push(`Wait for a restart: ${waiting.join(", ")}.`);
+  return [...parts, ...warnings.map((text) => `Warning: ${text}.`)].join(" ");
+}
+
+$("reload").addEventListener("click", () =>
+  act("reload", "POST", describeReload, "The settings were not reloaded", RELOAD_TIMEOUT));
+
 $("drain").addEventListener("click", async () => {
   if (!status || status.draining) return;
   const lines = [
-    ["No new peers are let in."],
-    [`${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${span(status.drain_timeout_seconds)} to end; what is left is cut off.`],
-    ["Then the process ends. Whether it starts again is up to what supervises it. This cannot be taken back."],
+    ["No new peers are accepted."],
+    [`${plural(status.sessions.active, "active session")} get${status.sessions.active === 1 ? "s" : ""} ${span(status.drain_timeout_seconds)} to end; those that are left are ended then.`],
+    ["The process then exits. Whether it starts again is up to its supervisor. This cannot be undone."],
   ];
   if (await confirmed("Drain this relay?", lines, "Drain")) await act("drain", "POST", "The drain has begun.", "The drain has not begun");
 });
@@ -634,7 +713,7 @@ function lock(wrong) {
   answered(false);
   attribute($("token"), "aria-invalid", String(wrong));
   if (wrong) askForToken("The relay does not accept this token.", "bad");
-  else askForToken("This relay answers only to those who have its AdminToken.", "plain");
+  else askForToken("This relay requires its AdminToken.", "plain");
 }
 
 function askForToken(why, name) {
@@ -648,7 +727,7 @@ $("login").addEventListener("submit", async (event) => {
   event.preventDefault();
   const token = $("token").value.trim();
   $("token").value = "";
-  // What cannot stand in a header is no token of this relay.
+  // A text that cannot be sent in a header is not a token of this relay.
   if (!/^[\x21-\x7e]+$/.test(token)) return lock(true);
   sessionStorage.setItem(TOKEN, token);
   try {
@@ -664,11 +743,11 @@ $("login").addEventListener("submit", async (event) => {
 
 $("forget").addEventListener("click", () => {
   sessionStorage.removeItem(TOKEN);
-  // Takes all that was shown with it.
+  // Removes everything that was shown with it.
   location.reload();
 });
 
-put($("host"), location.host);
+put($("host"), `aspia_relay at ${location.host}`);
 makeHead();
 const askStatus = poll(() => api("status"), () => PERIOD, showStatus, statusFailed);
 const askSessions = poll(allSessions, () => (rows.size > ROWS ? LONG_PERIOD : PERIOD), showSessions, sessionsFailed);

@@ -1,4 +1,5 @@
-//! The page for people: one document that needs nothing from elsewhere, and may do nothing else.
+//! The page for people: one self-contained document, whose content security policy forbids loading anything from
+//! elsewhere.
 
 use std::sync::LazyLock;
 
@@ -9,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The document and the policy that a browser holds it to.
+/// The document and its content security policy.
 pub(super) struct Page {
     pub(super) document: String,
     pub(super) policy: String,
@@ -24,13 +25,13 @@ pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| Page {
     policy: format!(
         "default-src 'none'; style-src '{}'; script-src '{}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
-        hash(STYLE),
-        hash(SCRIPT)
+        csp_source(STYLE),
+        csp_source(SCRIPT)
     ),
 });
 
-/// The hash of an inline element's content, as CSP has it.
-fn hash(content: &str) -> String {
+/// Formats the hash of an inline element's content as a CSP source.
+fn csp_source(content: &str) -> String {
     format!("sha256-{}", STANDARD.encode(digest(&SHA256, content.as_bytes())))
 }
 
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn style_and_script_stand_in_the_document_once_and_as_they_are() {
+    fn style_and_script_are_inlined_once_and_unchanged() {
         for (part, open, close) in
             [(STYLE, "<style>", "</style>"), (SCRIPT, "<script type=\"module\">", "</script>")]
         {

@@ -1,53 +1,57 @@
-//! `AdminHosts`: the names by which a proxy in front of the admin interface is known.
+//! `AdminHosts`: the names of a proxy in front of the admin listener.
 
 use super::parse;
 
-/// The port of a URL that says none, by its scheme.
+/// The default port of `http` URLs.
 const HTTP_PORT: u16 = 80;
+/// The default port of `https` URLs.
 const HTTPS_PORT: u16 = 443;
 
-/// Names with an optional port each.
+/// A list of names, each with an optional port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdminHosts(Vec<AdminHost>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct AdminHost {
-    /// In lower case, without brackets and without a dot at its end.
+    /// In lower case, without brackets and without a trailing dot.
     name: String,
     port: Option<u16>,
 }
 
 impl AdminHosts {
-    /// Reads names that are separated by commas.
+    /// Parses names that are separated by commas.
     ///
     /// # Errors
-    /// What is expected of the first one that is none.
+    /// Says what is expected instead of the first invalid item.
     pub fn parse(text: &str) -> Result<Self, String> {
-        text.split(',').map(|item| admin_host(item.trim())).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .map(|item| parse_admin_host(item.trim()))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a request may carry this `Host`. The port matters only where one is set: it does not tell who sent the
-    /// request.
-    pub fn allow_host(&self, authority: &str) -> bool {
+    /// Whether a request may carry this `Host`. The port is compared only if the list names one, because the port in a
+    /// `Host` says nothing about who sent the request.
+    pub fn allows_host(&self, authority: &str) -> bool {
         let Some(asked) = AdminHost::split(authority) else { return false };
         self.0.iter().any(|host| {
-            let port_is_good = match (host.port, asked.port) {
+            let is_port_allowed = match (host.port, asked.port) {
                 (None, _) => true,
                 (Some(port), Some(asked)) => port == asked,
                 (Some(port), None) => port == HTTP_PORT || port == HTTPS_PORT,
             };
-            host.name == asked.name && port_is_good
+            host.name == asked.name && is_port_allowed
         })
     }
 
-    /// Whether a page of this `Origin` may ask. A name without a port stands for the scheme's own port: on another port of
-    /// the same machine there may be pages of somebody else's.
-    pub fn allow_origin(&self, origin: &str) -> bool {
+    /// Whether a page of this `Origin` may send requests. A name without a port means the default port of the scheme:
+    /// other ports of the same machine may serve somebody else's pages.
+    pub fn allows_origin(&self, origin: &str) -> bool {
         let (default, authority) = match origin.split_once("://") {
             Some(("https", authority)) => (HTTPS_PORT, authority),
             Some(("http", authority)) => (HTTP_PORT, authority),
@@ -63,10 +67,10 @@ impl AdminHosts {
 }
 
 impl AdminHost {
-    /// The name and the port of an authority as it stands in `Host` and `Origin`.
+    /// Splits an authority, as in `Host` and `Origin`, into name and port.
     fn split(authority: &str) -> Option<Self> {
         let (name, port) = match authority.rsplit_once(':') {
-            // The last colon of an IPv6 address stands within brackets.
+            // The last colon of an IPv6 address is within brackets.
             Some((name, port)) if !port.ends_with(']') => {
                 let has_digits_only = port.bytes().all(|b| b.is_ascii_digit());
                 (name, Some(port.parse().ok().filter(|_| has_digits_only)?))
@@ -83,11 +87,11 @@ impl AdminHost {
     }
 }
 
-fn admin_host(text: &str) -> Result<AdminHost, String> {
+fn parse_admin_host(text: &str) -> Result<AdminHost, String> {
     let expected = || {
         format!(
-            "host names, each with a port where that is not the usual one (relays.example.net, relays.example.net:8443; an \
-             IPv6 address in brackets), with commas between; {text:?} is none"
+            "host names, each with a port if that is not the default one (relays.example.net, relays.example.net:8443; an \
+             IPv6 address in brackets), separated by commas; {text:?} is not valid"
         )
     };
     let host = AdminHost::split(text).filter(|host| host.port != Some(0)).ok_or_else(expected)?;
@@ -104,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_read_and_what_is_no_name_is_refused() {
+    fn invalid_names_are_rejected() {
         assert_eq!(hosts("a.example , B.example.:8443,[2001:db8::1]:443,192.0.2.1").0.len(), 4);
         for wrong in [
             "",
@@ -127,10 +131,10 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_allowed_by_its_name_and_by_a_port_that_is_set() {
+    fn hosts_match_by_name_and_by_port_if_one_is_set() {
         let any_port = hosts("relays.example.net");
         for good in ["relays.example.net", "RELAYS.example.net:8443", "relays.example.net.:1"] {
-            assert!(any_port.allow_host(good), "{good}");
+            assert!(any_port.allows_host(good), "{good}");
         }
         for bad in [
             "",
@@ -140,21 +144,21 @@ mod tests {
             "relays.example.net:x",
             "evil.example:443@relays.example.net",
         ] {
-            assert!(!any_port.allow_host(bad), "{bad}");
+            assert!(!any_port.allows_host(bad), "{bad}");
         }
         let one_port = hosts("a.example:8443,b.example:443,[2001:db8::1]:443");
         for good in ["a.example:8443", "b.example", "b.example:443", "[2001:DB8::1]"] {
-            assert!(one_port.allow_host(good), "{good}");
+            assert!(one_port.allows_host(good), "{good}");
         }
         for bad in ["a.example", "a.example:443", "b.example:8443", "2001:db8::1", "[2001:db8::2]"]
         {
-            assert!(!one_port.allow_host(bad), "{bad}");
+            assert!(!one_port.allows_host(bad), "{bad}");
         }
-        assert!(!AdminHosts::default().allow_host(""));
+        assert!(!AdminHosts::default().allows_host(""));
     }
 
     #[test]
-    fn an_origin_is_allowed_by_its_name_and_its_port() {
+    fn origins_match_by_name_and_port() {
         let usual = hosts("relays.example.net");
         for good in [
             "https://relays.example.net",
@@ -162,7 +166,7 @@ mod tests {
             "https://Relays.Example.net:443",
             "http://relays.example.net:80",
         ] {
-            assert!(usual.allow_origin(good), "{good}");
+            assert!(usual.allows_origin(good), "{good}");
         }
         for bad in [
             "null",
@@ -175,10 +179,10 @@ mod tests {
             "ftp://relays.example.net",
             "https://relays.example.net/",
         ] {
-            assert!(!usual.allow_origin(bad), "{bad}");
+            assert!(!usual.allows_origin(bad), "{bad}");
         }
         let other = hosts("relays.example.net:8443");
-        assert!(other.allow_origin("https://relays.example.net:8443"));
-        assert!(!other.allow_origin("https://relays.example.net"));
+        assert!(other.allows_origin("https://relays.example.net:8443"));
+        assert!(!other.allows_origin("https://relays.example.net"));
     }
 }

@@ -5,36 +5,36 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Networks of both families. IPv4 networks that are written as IPv4-mapped IPv6 ones are IPv4 networks.
+/// A list of networks of both families. IPv4 networks that are written as IPv4-mapped IPv6 ones are IPv4 networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// Reads networks that are separated by commas; an address alone is a network of one. Those that overlap or adjoin
-    /// become one.
+    /// Parses networks that are separated by commas; an address alone is a network of one. Networks that overlap or
+    /// adjoin are merged.
     ///
     /// # Errors
-    /// What is expected of the first one that is none.
+    /// Says what is expected instead of the first invalid item.
     pub fn parse(text: &str) -> Result<Self, String> {
-        // An empty item is one that somebody meant to fill in: without it the list would be another one, or none.
+        // An empty item is one that somebody meant to fill in: without it, the list would mean something else.
         let networks =
-            text.split(',').map(str::trim).map(network).collect::<Result<Vec<_>, _>>()?;
+            text.split(',').map(str::trim).map(parse_network).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(IpNet::aggregate(&networks)))
     }
 
-    /// Whether an address is in one of them. `address` is canonical: no IPv4-mapped one.
-    pub fn contain(&self, address: IpAddr) -> bool {
+    /// Whether one of the networks contains `address`, which must be canonical: not IPv4-mapped.
+    pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether all addresses in these are in `others`, too.
+    /// Whether every address in these networks is also in `others`.
     pub fn is_within(&self, others: &Self) -> bool {
-        // Both are aggregated: a network that is covered is covered by one.
+        // Both lists are aggregated, so a covered network is covered by a single other network.
         let covered = |network| others.0.iter().any(|other| other.contains(network));
         self.0.iter().all(covered)
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -50,11 +50,11 @@ impl fmt::Display for Networks {
     }
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+fn parse_network(text: &str) -> Result<IpNet, String> {
     let expected = || {
         format!(
-            "networks in CIDR form, such as 192.0.2.0/24 or 2001:db8::/32, or addresses, with commas between; \
-             {text:?} is none"
+            "networks in CIDR form, such as 192.0.2.0/24 or 2001:db8::/32, or addresses, separated by commas; \
+             {text:?} is neither"
         )
     };
     let network = match text.parse::<IpAddr>() {
@@ -62,19 +62,19 @@ fn network(text: &str) -> Result<IpNet, String> {
         Err(_) => text.parse().map_err(|_| expected())?,
     };
     if network.addr() != network.network() {
-        // Whether the address or the length is wrong cannot be known, and a list that lets in too many is worse than none.
+        // Either the address or the length is wrong; a list that admits too many is worse than none.
         return Err(format!(
-            "a network that ends where its prefix does: {text} is an address inside {}; write that, or {}/{}",
+            "a network without host bits: {text} is an address inside {}; write that, or {}/{}",
             network.trunc(),
             network.addr(),
             network.max_prefix_len()
         ));
     }
-    Ok(unmapped(network))
+    Ok(unmap(network))
 }
 
-/// The IPv4 network that an IPv4-mapped one means.
-fn unmapped(network: IpNet) -> IpNet {
+/// Converts an IPv4-mapped network to the IPv4 network that it stands for.
+fn unmap(network: IpNet) -> IpNet {
     const MAPPED: u8 = 96;
     let inner = match network {
         IpNet::V6(v6) if v6.prefix_len() >= MAPPED => v6
@@ -91,11 +91,11 @@ mod tests {
     use super::*;
 
     fn contains(list: &str, address: &str) -> bool {
-        Networks::parse(list).unwrap().contain(address.parse().unwrap())
+        Networks::parse(list).unwrap().contains(address.parse().unwrap())
     }
 
     #[test]
-    fn of_both_families() {
+    fn networks_of_both_families_contain_their_addresses() {
         assert!(contains("10.0.0.0/8, 2001:db8::/32", "10.255.0.1"));
         assert!(contains("10.0.0.0/8,2001:db8::/32", "2001:db8:ffff::1"));
         assert!(!contains("10.0.0.0/8,2001:db8::/32", "11.0.0.0"));
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn mapped_networks_are_those_that_they_mean() {
+    fn ipv4_mapped_networks_are_ipv4_networks() {
         assert!(contains("::ffff:10.0.0.0/104", "10.1.2.3"));
         assert!(contains("::ffff:192.0.2.7", "192.0.2.7"));
         assert!(contains("::ffff:0.0.0.0/96", "192.0.2.7"));
     }
 
     #[test]
-    fn some_cover_others() {
+    fn a_list_is_within_a_list_that_covers_it() {
         let networks = |text| Networks::parse(text).unwrap();
         let within = |inner, outer| networks(inner).is_within(&networks(outer));
         assert!(within("10.1.0.0/16,192.0.2.1", "10.0.0.0/9,10.128.0.0/9,192.0.2.0/24"));
@@ -121,19 +121,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_named() {
+    fn errors_quote_the_invalid_item() {
         for bad in
             ["10.0.0.0/33", "", "10.0.0/8", "example.com", "10.0.0.0/8;10.0.0.1", "all", "1/2/3"]
         {
             let error = Networks::parse(&format!("192.0.2.1,{bad}")).unwrap_err();
-            assert!(error.contains(&format!("{bad:?} is none")), "{error}");
+            assert!(error.contains(&format!("{bad:?} is neither")), "{error}");
         }
         let error = Networks::parse("10.1.2.3/8").unwrap_err();
         assert!(error.contains("10.0.0.0/8") && error.contains("10.1.2.3/32"), "{error}");
     }
 
     #[test]
-    fn they_are_shown_as_they_are_understood() {
+    fn networks_are_displayed_merged() {
         let networks = Networks::parse("10.0.0.0/9, 10.128.0.0/9,::ffff:192.0.2.1").unwrap();
         assert_eq!(networks.to_string(), "10.0.0.0/8, 192.0.2.1/32");
     }

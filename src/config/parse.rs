@@ -1,4 +1,4 @@
-//! From the text of a setting to its value. An error says what is expected.
+//! Parsers from the text of a setting to its value. An error says what is expected.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,11 +11,12 @@ use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCa
 
 use crate::crypto::{KEY_LEN, PrivateKey, PublicKey};
 use crate::secret::Secret;
+use crate::tls::PemSource;
 
-/// Longest duration taken, in seconds: a year. Longer ones are typing errors, and would overflow a clock.
+/// The longest duration that is accepted: a year. Longer durations are typing errors, and would overflow a clock.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Longest name of a computer that a 3.0 Router accepts, in bytes.
+/// The longest computer name that a 3.0 Router accepts, in bytes.
 const MAX_COMPUTER_NAME: usize = 64;
 
 /// A host name or an IP address, without a port.
@@ -23,12 +24,12 @@ const MAX_COMPUTER_NAME: usize = 64;
 pub struct HostName(String);
 
 impl HostName {
-    /// The name as it was written; an IPv6 address stands bare.
+    /// The name as it was written; an IPv6 address has no brackets.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it means this machine and no other.
+    /// Whether this is a loopback address or `localhost`.
     pub fn is_loopback(&self) -> bool {
         match self.0.parse::<IpAddr>() {
             Ok(address) => address.is_loopback(),
@@ -52,12 +53,12 @@ impl fmt::Display for HostName {
     }
 }
 
-/// Refuses an IPv6 address with a scope (`fe80::1%eth0`). A Router and peers could do nothing with it, and a listener
-/// that lost it would listen on another interface.
-fn refuse_scope(text: &str) -> Result<(), String> {
+/// Rejects an IPv6 address with a scope (`fe80::1%eth0`). A Router and peers could not use such an address, and a
+/// listener without the scope would listen on another interface.
+fn reject_scope(text: &str) -> Result<(), String> {
     match text.split_once('%') {
         Some((address, _)) if address.contains(':') => Err(
-            "an address without a scope (what stands behind %): link-local addresses are not for relays; use another \
+            "an address without a scope (the part after %): link-local addresses are not supported; use another \
              address of the machine"
                 .into(),
         ),
@@ -65,12 +66,12 @@ fn refuse_scope(text: &str) -> Result<(), String> {
     }
 }
 
-/// A host name, an IPv4 or an IPv6 address.
+/// Parses a host name, an IPv4 or an IPv6 address.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn host(text: &str) -> Result<HostName, String> {
-    refuse_scope(text)?;
+    reject_scope(text)?;
     if text.parse::<IpAddr>().is_ok() {
         return Ok(HostName(text.to_owned()));
     }
@@ -85,16 +86,16 @@ pub fn host(text: &str) -> Result<HostName, String> {
         );
     }
     let name = text.strip_suffix('.').unwrap_or(text);
-    let label_is_good = |label: &str| {
+    let is_valid_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    // A last label of digits alone would be an IPv4 address, and that it is not.
+    // A last label of digits only would belong to an IPv4 address, which this is not.
     let ends_in_number =
         name.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
-    if name.len() <= 253 && name.split('.').all(label_is_good) && !ends_in_number {
+    if name.len() <= 253 && name.split('.').all(is_valid_label) && !ends_in_number {
         Ok(HostName(text.to_owned()))
     } else {
         Err("a host name (an international one in its xn-- form), an IPv4 or an IPv6 address"
@@ -102,10 +103,10 @@ pub fn host(text: &str) -> Result<HostName, String> {
     }
 }
 
-/// What peers dial: a [`host`], but not the address that means "all".
+/// Parses the address that peers dial: a [`host`], but not the unspecified address.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn peer_address(text: &str) -> Result<HostName, String> {
     let name = host(text)?;
     match text.parse::<IpAddr>() {
@@ -116,10 +117,10 @@ pub fn peer_address(text: &str) -> Result<HostName, String> {
     }
 }
 
-/// Where to listen: an address, or all, and a port.
+/// An address, or all addresses, and a port to listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenAddress {
-    /// The address; `None` is all, IPv4 and IPv6.
+    /// The address; `None` means all addresses, IPv4 and IPv6.
     pub interface: Option<IpAddr>,
     /// The port.
     pub port: u16,
@@ -131,7 +132,7 @@ impl ListenAddress {
         self.interface.is_some_and(|address| address.to_canonical().is_loopback())
     }
 
-    /// The address that this machine reaches it by.
+    /// The address at which this machine can reach the listener.
     pub fn local(self) -> SocketAddr {
         let address = match self.interface {
             None => Ipv4Addr::LOCALHOST.into(),
@@ -151,10 +152,10 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// `host:port`, where an empty host means all addresses of both families; `off` is `None`.
+/// Parses `host:port`, where an empty host means all addresses of both families; `off` is `None`.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn listen_address(text: &str) -> Result<Option<ListenAddress>, String> {
     let expected = || {
         "address:port with an IP address of this machine (IPv6 in brackets), localhost or nothing \
@@ -165,14 +166,14 @@ pub fn listen_address(text: &str) -> Result<Option<ListenAddress>, String> {
         return Ok(None);
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
-    let port = number(1, u16::MAX)(port).map_err(|_| expected())?;
+    let port = self::port(port).map_err(|_| expected())?;
     let interface = match host {
         "" => None,
         _ if host.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
         _ => {
-            refuse_scope(text)?;
-            // The standard library knows brackets.
-            one_or_all(text.parse::<SocketAddr>().map_err(|_| expected())?.ip())
+            reject_scope(text)?;
+            // The standard library parses brackets.
+            normalise_listen_address(text.parse::<SocketAddr>().map_err(|_| expected())?.ip())
         }
     };
     Ok(Some(ListenAddress { interface, port }))
@@ -183,14 +184,20 @@ pub fn listen_address(text: &str) -> Result<Option<ListenAddress>, String> {
 pub struct Token(Arc<Secret<String>>);
 
 impl Token {
-    /// Whether somebody who shows `other` has this token; in a time that does not tell where they differ.
-    pub fn is(&self, other: &str) -> bool {
+    /// Whether `other` is this token. The comparison takes constant time, so that its duration does not reveal where the
+    /// two differ.
+    pub fn matches(&self, other: &str) -> bool {
         *self == Self::new(other)
     }
 
-    /// The text, for the one who has to show it.
+    /// The text, for a client that must present it.
     pub fn expose(&self) -> &str {
         self.0.expose()
+    }
+
+    /// The token that both sides must prove to know.
+    pub fn secret(&self) -> &Secret<String> {
+        &self.0
     }
 
     fn new(text: &str) -> Self {
@@ -200,62 +207,111 @@ impl Token {
 
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
-        self.0.same_as(&other.0)
+        self.0.is_same_as(&other.0)
     }
 }
 
 impl Eq for Token {}
 
-/// A token as it may stand in an `Authorization` header.
+/// Parses a token that is valid in an `Authorization` header.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn token(text: &str) -> Result<Token, String> {
     if text.bytes().all(|b| b.is_ascii_graphic()) {
         Ok(Token::new(text))
     } else {
-        Err("ASCII letters, digits and signs without blanks".into())
+        Err("ASCII letters, digits and symbols without spaces".into())
     }
 }
 
-/// The address of an interface; `None` is all of both families.
+/// Parses the address of an interface; `None` means all addresses of both families.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn interface(text: &str) -> Result<Option<IpAddr>, String> {
-    refuse_scope(text)?;
+    reject_scope(text)?;
     let address = text.parse().map_err(|_| {
         "an IP address of this machine (IPv6 without brackets), or \"\" for all interfaces"
             .to_owned()
     })?;
-    Ok(one_or_all(address))
+    Ok(normalise_listen_address(address))
 }
 
-/// The address to listen on, an IPv4 one not in the form of IPv6. `::` is `None`, all of both families, as for the original
-/// and for most programs; `0.0.0.0` is all of IPv4.
-fn one_or_all(address: IpAddr) -> Option<IpAddr> {
+/// Normalises an address to listen on. An IPv4-mapped address becomes IPv4. `::` becomes `None`, which means all
+/// addresses of both families, as in the original and in most programs; `0.0.0.0` means all IPv4 addresses.
+fn normalise_listen_address(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     (address != IpAddr::V6(Ipv6Addr::UNSPECIFIED)).then_some(address)
 }
 
-/// A number from `min` to `max`.
+/// Parses a number from `min` to `max`.
 pub fn number<T>(min: T, max: T) -> impl Fn(&str) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
 {
     move |text| {
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let has_digits_only = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
-            Ok(number) if digits && number >= min && number <= max => Ok(number),
+            Ok(number) if has_digits_only && number >= min && number <= max => Ok(number),
             _ => Err(format!("a whole number from {min} to {max}")),
         }
     }
 }
 
-/// `true` or `false`.
+/// Parses a port from 1 to 65535.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
+pub fn port(text: &str) -> Result<u16, String> {
+    number(1, u16::MAX)(text)
+}
+
+/// Parses a number of minutes from `min` to `max`, without a unit.
+pub fn minutes(min: u64, max: u64) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| number(min, max)(text).map(|minutes| Duration::from_secs(60 * minutes))
+}
+
+/// Parses a number of seconds from `min` to `max`, without a unit.
+pub fn seconds(min: u64, max: u64) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| number(min, max)(text).map(Duration::from_secs)
+}
+
+/// Parses a value that may be empty, which means `None`.
+pub fn optional<T>(
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Option<T>, String> {
+    move |text| if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+}
+
+/// Parses a value that may be empty, which means the default of its type.
+pub fn or_default<T: Default>(
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<T, String> {
+    move |text| if text.is_empty() { Ok(T::default()) } else { parse(text) }
+}
+
+/// Parses a number of connections per minute; 0 means no limit.
+///
+/// # Errors
+/// Says what is expected.
+pub fn connect_rate(text: &str) -> Result<Option<NonZero<u32>>, String> {
+    number(0, 1_000_000)(text).map(NonZero::new)
+}
+
+/// Parses PEM, or the path of a file with PEM; `None` if it is blank. Reads no file.
+///
+/// # Errors
+/// Never; it has the signature of the other parsers.
+pub fn pem(text: &str) -> Result<Option<PemSource>, String> {
+    let text = text.trim();
+    Ok((!text.is_empty()).then(|| PemSource::new(text)))
+}
+
+/// Parses `true` or `false`.
+///
+/// # Errors
+/// Says what is expected.
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         _ if text.eq_ignore_ascii_case("true") => Ok(true),
@@ -264,11 +320,11 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// `true` or `false`, or `1` or `0` as in files of the original.
+/// Parses `true` or `false`, or `1` or `0` as in files of the original.
 ///
 /// # Errors
-/// What is expected.
-pub fn old_boolean(text: &str) -> Result<bool, String> {
+/// Says what is expected.
+pub fn original_boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" => Ok(true),
         "0" => Ok(false),
@@ -276,13 +332,13 @@ pub fn old_boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A duration with a unit.
+/// Parses a duration with a unit.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    // More units are known to the parser, `M` for months among them: a typing error for `m`. And it takes a
-    // bare zero.
+    // `humantime` knows more units, among them `M` for months, which is most likely a typing error for `m`. It also
+    // accepts a zero without a unit.
     let mut units = text
         .split(|c: char| !c.is_alphabetic())
         .filter(|unit| !unit.is_empty())
@@ -296,26 +352,36 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Bytes in a second, both directions of a session together.
+/// Parses a [`duration`] as a limit; zero means no limit.
+///
+/// # Errors
+/// Says what is expected.
+pub fn duration_limit(text: &str) -> Result<Option<Duration>, String> {
+    duration(text).map(|limit| (!limit.is_zero()).then_some(limit))
+}
+
+/// Bytes per second, both directions of a session together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bandwidth(pub NonZero<u64>);
 
-/// Least bandwidth taken, in bytes a second: with less, not even an image of the desktop would arrive in time, and most
-/// likely it is a typing error.
+/// The lowest bandwidth that is accepted, in bytes per second. A lower one is most likely a typing error: not even one
+/// image of the desktop would arrive in time.
 const MIN_BANDWIDTH: u64 = 8 * 1024;
-/// Greatest, in bytes a second: more than there are networks for, and nothing that is calculated with it overflows.
+/// The highest bandwidth that is accepted, in bytes per second: faster than any network, and low enough that
+/// calculations do not overflow.
 const MAX_BANDWIDTH: u64 = 1 << 40;
 
-/// A size with a unit, a second.
+/// Parses a size with a unit per second.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn bandwidth(text: &str) -> Result<Bandwidth, String> {
     let expected = || {
-        "a size with a unit a second, such as 500KiB/s or 4MiB/s, from 8KiB/s to 1TiB/s".to_owned()
+        "a size with a unit per second, such as 500KiB/s or 4MiB/s, from 8KiB/s to 1TiB/s"
+            .to_owned()
     };
     let size = text.strip_suffix("/s").ok_or_else(expected)?.trim_end();
-    // A number alone would be bytes; bits are not meant by anybody, and the parser does not know them.
+    // `bytesize` takes a number without a unit as bytes, and does not know bits.
     if !size.ends_with('B') || size.starts_with(['+', '-']) {
         return Err(expected());
     }
@@ -328,58 +394,59 @@ pub fn bandwidth(text: &str) -> Result<Bandwidth, String> {
     }
 }
 
-/// The Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` where the Router was set up as 3.x.
+/// Parses the Router's public key: 64 hex digits, the content of `router.pub`, or of `relay.pub` if the Router was set
+/// up as 3.x.
 ///
 /// # Errors
-/// What is expected.
+/// Says what is expected.
 pub fn public_key(text: &str) -> Result<PublicKey, String> {
     let mut key = [0; KEY_LEN];
     hex::decode_to_slice(text.trim(), &mut key).map_err(|_| {
         format!(
-            "64 hex digits, the content of the Router's router.pub, or relay.pub where it was set up as 3.x (these are {} characters)",
+            "64 hex digits, the content of the Router's router.pub, or relay.pub if it was set up as 3.x (this text has {} characters)",
             text.trim().chars().count()
         )
     })?;
     let key = PublicKey(key);
     let unusable = |_| {
-        "the content of the Router's router.pub, or relay.pub where it was set up as 3.x; this is no public key".to_owned()
+        "the content of the Router's router.pub, or relay.pub if it was set up as 3.x; this is not a public key".to_owned()
     };
     PrivateKey::generate().and_then(|private| private.agree(&key)).map_err(unusable)?;
     Ok(key)
 }
 
-/// A generation of Routers, as settings know it: its number in `RouterProtocol`, and where such Routers listen for relays
-/// unless they were told otherwise.
+/// A generation of Routers: its number in `RouterProtocol`, and the default port on which such Routers listen for
+/// relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
-    /// Its number.
+    /// The number, as in `RouterProtocol`.
     pub number: u8,
-    /// Its usual port.
+    /// The default port for relays.
     pub port: u16,
 }
 
-/// All generations that there are settings for.
+/// All generations of Routers.
 pub const GENERATIONS: [Generation; 2] =
     [Generation { number: 2, port: 8060 }, Generation { number: 3, port: 8063 }];
 
-/// Which dialect to speak to the Router.
+/// The dialect to speak to the Router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// The one that it turns out to speak.
+pub enum RouterProtocol {
+    /// The dialect that the Router turns out to speak.
     Auto,
-    /// That of this generation.
+    /// The dialect of this generation.
     Only(Generation),
 }
 
-/// A dialect by the number of its generation, or `auto`.
+/// Parses the number of a generation, or `auto`.
 ///
 /// # Errors
-/// What is expected.
-pub fn protocol(text: &str) -> Result<Protocol, String> {
+/// Says what is expected.
+pub fn protocol(text: &str) -> Result<RouterProtocol, String> {
     let known = GENERATIONS.into_iter().find(|known| known.number.to_string() == text);
     match known {
-        Some(generation) => Ok(Protocol::Only(generation)),
-        None if text == "auto" => Ok(Protocol::Auto),
+        Some(generation) => Ok(RouterProtocol::Only(generation)),
+        None if text == "auto" => Ok(RouterProtocol::Auto),
         None => {
             let numbers = GENERATIONS.map(|known| known.number.to_string()).join(" or ");
             Err(format!("auto, {numbers}"))
@@ -387,23 +454,23 @@ pub fn protocol(text: &str) -> Result<Protocol, String> {
     }
 }
 
-/// Any text.
+/// Accepts any text.
 ///
 /// # Errors
-/// None.
+/// Never; it has the signature of the other parsers.
 pub fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A letter or a digit of any script by its category. `char::is_alphanumeric` also takes marks, fractions and letters in
-/// circles, which a 3.0 Router might refuse.
+/// Whether a character is a letter or a digit of any script, by its category. `char::is_alphanumeric` also accepts
+/// marks, fractions and circled letters, which a 3.0 Router might refuse.
 fn is_letter_or_digit(letter: char) -> bool {
     letter.general_category_group() == GeneralCategoryGroup::Letter
         || letter.general_category() == GeneralCategory::DecimalNumber
 }
 
-/// A name as a Router accepts it: letters and digits of any script, `. - _ + ( )` and blanks, at most 64 bytes,
-/// never empty.
+/// Turns a name into one that a Router accepts: letters and digits of any script, `. - _ + ( )` and spaces, at most 64
+/// bytes, never empty.
 pub fn computer_name(text: &str) -> String {
     let mut name = String::new();
     for letter in text.trim().chars() {
@@ -427,7 +494,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listen_addresses() {
+    fn listen_addresses_are_parsed() {
         let listen = |text| listen_address(text).unwrap().unwrap();
         assert_eq!(listen_address("off"), Ok(None));
         assert_eq!(listen(":9").interface, None);
@@ -445,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces() {
+    fn interface_addresses_are_parsed() {
         let all_of_ipv4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         assert_eq!(interface("::"), Ok(None));
         assert_eq!(interface("0.0.0.0"), Ok(Some(all_of_ipv4)));
@@ -457,31 +524,31 @@ mod tests {
     }
 
     #[test]
-    fn scopes_are_refused_and_never_dropped() {
+    fn addresses_with_a_scope_are_rejected() {
         let scoped = ["fe80::1%eth0", "fe80::1%2", "::1%lo", "[fe80::1%eth0]"];
         for address in scoped {
-            let refusals = [
+            let errors = [
                 host(address).unwrap_err(),
                 peer_address(address).unwrap_err(),
                 interface(address).unwrap_err(),
                 listen_address(&format!("[{}]:9", address.trim_matches(['[', ']']))).unwrap_err(),
             ];
-            for refusal in refusals {
-                assert!(refusal.contains("without a scope"), "{address}: {refusal}");
+            for error in errors {
+                assert!(error.contains("without a scope"), "{address}: {error}");
             }
         }
     }
 
     #[test]
-    fn tokens_show_nothing() {
+    fn tokens_are_compared_and_redacted() {
         let token = token("abc").unwrap();
-        assert!(token.is("abc") && !token.is("abd") && !token.is(""));
+        assert!(token.matches("abc") && !token.matches("abd") && !token.matches(""));
         assert_eq!(format!("{token:?}"), "Token([redacted])");
         assert!(super::token("a b").is_err());
     }
 
     #[test]
-    fn hosts() {
+    fn host_names_are_parsed() {
         for good in [
             "router.example.com",
             "r",
@@ -522,8 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers() {
-        let port = number(1u16, u16::MAX);
+    fn numbers_are_parsed() {
         assert_eq!(port("8070"), Ok(8070));
         assert_eq!(port("65535"), Ok(65535));
         for bad in ["", "0", "65536", "-1", "+1", " 1", "1.0", "1e3", "x", "99999999999999999999"] {
@@ -532,14 +598,14 @@ mod tests {
     }
 
     #[test]
-    fn booleans_and_durations() {
+    fn booleans_and_durations_are_parsed() {
         assert_eq!((boolean("true"), boolean("False")), (Ok(true), Ok(false)));
         for bad in ["", "1", "yes", "tru"] {
             boolean(bad).unwrap_err();
         }
-        assert_eq!((old_boolean("1"), old_boolean("0")), (Ok(true), Ok(false)));
+        assert_eq!((original_boolean("1"), original_boolean("0")), (Ok(true), Ok(false)));
         for bad in ["", "2", "01", "yes"] {
-            assert_eq!(old_boolean(bad), Err("true or false, 1 or 0".into()));
+            assert_eq!(original_boolean(bad), Err("true or false, 1 or 0".into()));
         }
         assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
@@ -550,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn bandwidths() {
+    fn bandwidths_are_parsed() {
         let bytes = |text| bandwidth(text).map(|bandwidth| bandwidth.0.get());
         assert_eq!(bytes("4MiB/s"), Ok(4 << 20));
         assert_eq!(bytes("4 MiB/s"), Ok(4 << 20));
@@ -578,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn public_keys() {
+    fn public_keys_are_parsed() {
         let good = include_str!("../../tests/vectors/router.pub");
         assert_eq!(public_key(good), public_key(&format!(" {}\r\n", good.to_lowercase())));
         public_key(good).unwrap();
@@ -588,11 +654,11 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cleaned() {
+    fn characters_that_a_router_refuses_are_replaced_in_computer_names() {
         assert_eq!(computer_name("relay-1.example (a+b)_"), "relay-1.example (a+b)_");
         assert_eq!(computer_name("узел 7"), "узел 7");
         assert_eq!(computer_name("a/b\u{7}c"), "a_b_c");
-        // Digits of another script are; fractions, letters in circles and marks are not.
+        // Digits of other scripts are accepted; fractions, circled letters and marks are not.
         assert_eq!(computer_name("٣½Ⓐ\u{93e}"), "٣___");
         assert_eq!(computer_name("  \t "), "aspia-relay");
         assert_eq!(computer_name(&"й".repeat(60)), "й".repeat(32));

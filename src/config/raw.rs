@@ -1,131 +1,153 @@
-//! What the operator wrote: each setting as a text, with where it came from.
+//! What the operator wrote: every setting as a text with its provenance.
 
 use std::collections::BTreeMap;
 
-use figment::value::{Dict, Map, Value};
-use figment::{Figment, Metadata, Profile, Provider, Source};
+use figment::Figment;
+use figment::value::Tag;
 
 use super::file;
-use super::json::{self, JsonFile};
-use super::report::{FileState, Problem, Report};
-use super::settings::{SETTINGS, Setting};
+use super::json;
+use super::layer::Layer;
+use super::provenance::Provenance;
+use super::report::{ConfigReport, FileState};
+use super::settings::{SETTINGS, Setting, SettingKey};
+use super::source_files::SourceFiles;
 use super::sources::Sources;
-use super::variables::Variable;
+use super::variables;
 
-/// One setting.
+/// The text of one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RawValue {
-    /// Its text.
-    pub text: String,
-    /// Where it came from, in words.
-    pub source: String,
-    /// Whether it is a secret, or the content of a file of its own. That may be the wrong file: what does not parse
-    /// is not shown.
-    pub confidential: bool,
+pub(super) struct RawValue {
+    /// The text, without the white space around it.
+    pub(super) text: String,
+    /// Where it came from.
+    pub(super) source: Provenance,
+    /// Whether it is a secret, or the content of a secret file. That may be the wrong file, so a text that does not
+    /// parse is not shown.
+    pub(super) is_confidential: bool,
 }
 
-/// All settings that somebody gave, and the defaults of the others.
+/// All settings that somebody set, and the defaults of the others.
 #[derive(Debug, Clone, Default)]
-pub struct RawSettings {
+pub(super) struct RawSettings {
     values: BTreeMap<&'static str, RawValue>,
 }
 
 impl RawSettings {
-    /// The text of a setting.
-    pub fn get(&self, key: &str) -> Option<&RawValue> {
-        self.values.get(key)
+    /// The text of a setting, if it has one.
+    pub(super) fn get(&self, key: SettingKey) -> Option<&RawValue> {
+        self.values.get(key.name())
     }
 
-    /// Merges defaults, file and environment, later wins; notes what cannot be read. Where `file_was_there`, a file
-    /// that is missing now is an error.
-    pub fn collect(sources: &Sources, file_was_there: bool, report: &mut Report) -> Self {
-        let mut figment = Figment::from(Defaults);
-        if let Some(content) = file::read(sources, file_was_there, report) {
-            match JsonFile::parse(&sources.path, &content, report) {
-                Some(values) => figment = figment.merge(values),
+    /// The value of a setting, if it is set and valid.
+    pub(super) fn parsed<T>(
+        &self,
+        key: SettingKey,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.get(key).and_then(|value| parse(&value.text).ok())
+    }
+
+    /// Sets a default that follows from something else, which `from` names.
+    pub(super) fn derive(&mut self, key: SettingKey, text: String, from: &str) {
+        let source = Provenance::Derived(from.to_owned());
+        self.values.insert(key.name(), RawValue { text, source, is_confidential: false });
+    }
+
+    /// Replaces the text of a value, and keeps its source.
+    pub(super) fn rewrite(&mut self, key: SettingKey, text: String) {
+        if let Some(value) = self.values.get_mut(key.name()) {
+            value.text = text;
+        }
+    }
+
+    /// Merges defaults, file and environment, of which later ones win, and notes what cannot be read. `in_force` is the
+    /// report of an earlier read, if this is a reload: a file that was read for it and is missing now is a problem.
+    pub(super) fn collect(
+        sources: &Sources,
+        in_force: Option<&ConfigReport>,
+        report: &mut ConfigReport,
+    ) -> Self {
+        let files = SourceFiles::read(sources, in_force.map(|report| &report.pipe_contents));
+        report.digest = files.digest(sources);
+        report.pipe_contents = files.pipe_contents(sources);
+        let file_was_read = in_force.is_some_and(|report| report.file == FileState::Read);
+        let mut merged = Merged::default();
+        merged.add(Layer::defaults());
+        if let Some(content) = file::usable_content(&files.config, sources, file_was_read, report) {
+            match json::parse(&sources.path, content, report) {
+                Some(layer) => merged.add(layer),
                 None => report.file = FileState::Unusable,
             }
         }
-        let mut confidential: Vec<_> =
-            SETTINGS.iter().filter(|setting| setting.secret).map(|setting| setting.key).collect();
-        for variable in Variable::all(sources, report) {
-            if variable.from_file {
-                confidential.push(variable.setting.key);
-            }
-            figment = figment.merge(variable);
+        for variable in variables::read(sources, &files, report) {
+            merged.add(variable);
         }
         let mut settings = Self::default();
         for setting in SETTINGS {
-            let Ok(value) = figment.find_value(setting.key) else {
-                continue;
-            };
-            let source = match figment.get_metadata(value.tag()) {
-                Some(Metadata { name, source: Some(Source::File(path)), .. }) => {
-                    format!("{name} {}", path.display())
-                }
-                Some(metadata) => metadata.name.to_string(),
-                None => String::new(),
-            };
-            if let Some(text) = value.into_string() {
-                let confidential = confidential.contains(&setting.key);
-                settings.add(setting, RawValue { text, source, confidential }, report);
+            if let Some((text, source)) = merged.get(setting.key) {
+                let is_content = matches!(source, Provenance::SecretFile { .. });
+                let is_confidential = setting.is_secret || is_content;
+                settings.add(setting, RawValue { text, source, is_confidential }, report);
             }
         }
         settings
     }
 
-    /// Takes a value as it is meant.
-    fn add(&mut self, setting: &'static Setting, written: RawValue, report: &mut Report) {
+    /// Adds a value after normalising it.
+    fn add(&mut self, setting: &'static Setting, written: RawValue, report: &mut ConfigReport) {
         let mut value = written;
-        let text = file::trimmed(&value.text);
-        // What is blank and may not be is left as it is, to be refused: a token or a list must not vanish by a blank.
-        if setting.original || !text.is_empty() {
+        let text = file::trim_text(&value.text);
+        // A blank value that is not allowed is kept so that it is rejected: a token or a list must not vanish because
+        // of it.
+        if setting.is_original || !text.is_empty() {
             value.text = text.to_owned();
         }
-        if setting.list {
-            match json::list(&value.text) {
+        if setting.is_list {
+            match json::join_list(&value.text) {
                 Some(Ok(items)) => value.text = items,
                 Some(Err(expected)) => {
-                    report.problems.push(Problem {
-                        key: setting.key.into(),
-                        value: (!value.confidential).then_some(value.text),
-                        source: value.source,
-                        expected,
-                    });
+                    let shown = (!value.is_confidential).then_some(value.text);
+                    report.add_problem(setting.key, shown, value.source, expected);
                     return;
                 }
                 None => {}
             }
         }
-        if let Some(default) = setting.default.filter(|_| setting.original && value.text.is_empty())
+        if let Some(default) =
+            setting.default.filter(|_| setting.is_original && value.text.is_empty())
         {
-            report.warn(&format!(
-                "{} is empty ({}): its default is taken",
+            report.add_warning(&format!(
+                "{} is empty ({}): its default is used",
                 setting.key, value.source
             ));
             value.text = default.to_owned();
-            value.source = DEFAULT.to_owned();
+            value.source = Provenance::Default;
         }
-        self.values.insert(setting.key, value);
+        self.values.insert(setting.key.name(), value);
     }
 }
 
-/// The source of a value that nobody gave.
-pub(super) const DEFAULT: &str = "default";
+/// Layers that figment has merged, with the provenance of each: figment tags every value with its layer.
+#[derive(Default)]
+struct Merged {
+    figment: Figment,
+    provenances: Vec<(Tag, Provenance)>,
+}
 
-/// The built-in defaults.
-struct Defaults;
-
-impl Provider for Defaults {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(DEFAULT)
+impl Merged {
+    fn add(&mut self, layer: Layer) {
+        let (key, provenance) = (layer.any_key(), layer.provenance.clone());
+        self.figment = std::mem::take(&mut self.figment).merge(layer);
+        // The newest layer wins, so this value carries its tag.
+        if let Some(value) = key.and_then(|key| self.figment.find_value(&key).ok()) {
+            self.provenances.push((value.tag(), provenance));
+        }
     }
 
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let values = SETTINGS
-            .iter()
-            .filter_map(|setting| Some((setting.key.to_owned(), Value::from(setting.default?))))
-            .collect();
-        Ok(Profile::Default.collect(values))
+    fn get(&self, key: SettingKey) -> Option<(String, Provenance)> {
+        let value = self.figment.find_value(key.name()).ok()?;
+        let (_, provenance) = self.provenances.iter().find(|(tag, _)| *tag == value.tag())?;
+        Some((value.into_string()?, provenance.clone()))
     }
 }

@@ -1,148 +1,155 @@
-//! Settings from the environment, and variables that look like settings and are none.
+//! Settings from the environment, and variables that look like settings but are not.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use figment::value::{Dict, Map, Value};
-use figment::{Metadata, Profile, Provider};
+use std::path::{Path, PathBuf};
 
 use crate::log;
 
+use super::advice;
 use super::file;
-use super::report::{Problem, Report, beginning};
+use super::layer::Layer;
+use super::provenance::{ProblemSource, Provenance};
+use super::report::{ConfigReport, shorten};
 use super::settings::{self, SETTINGS, Setting};
+use super::source_files::{FILE_SUFFIX, SourceFiles};
 use super::sources::{PATH_VARIABLE, Sources};
 
-/// Longest file read as a setting's value, in bytes: more than any key, certificate or token.
-const MAX_VALUE_FILE: u64 = 64 * 1024;
-
-/// What the variables of this program begin with.
+/// The prefix of the variables of this program.
 const PREFIX: &str = "ASPIA_RELAY_";
-/// Behind a variable that names a file with the value.
-const OF_FILE: &str = "_FILE";
-/// What the variables of the log begin with, whose names may be misspelt as well.
-const PREFIX_OF_LOG: &str = "ASPIA_";
-/// Variables that `compose.yaml` itself reads, and passes on with the others of `.env`.
-const OF_COMPOSE: &[&str] = &["ASPIA_RELAY_IMAGE", "ASPIA_RELAY_LAB_IMAGE"];
-/// Most letters that differ where a name outside of [`PREFIX`] is taken for a misspelt one.
+/// The prefix of the log's variables, whose names may be misspelt as well.
+const LOG_PREFIX: &str = "ASPIA_";
+/// Variables that `compose.yaml` reads itself, and passes on with the others of `.env`.
+const COMPOSE_VARIABLES: &[&str] = &["ASPIA_RELAY_IMAGE", "ASPIA_RELAY_LAB_IMAGE"];
+/// The maximum edit distance at which a name without [`PREFIX`] is considered misspelt.
 const MAX_DISTANCE: usize = 2;
 
-/// One setting from the environment, letter by letter: figment's own provider would take `0123` for a number.
-pub(super) struct Variable {
-    pub(super) setting: &'static Setting,
-    text: String,
-    source: String,
-    /// Whether the text is the content of a file of its own.
-    pub(super) from_file: bool,
-}
-
-impl Variable {
-    /// All that are set; notes what is wrong with them, and which variables give no setting.
-    pub(super) fn all(sources: &Sources, report: &mut Report) -> Vec<Self> {
-        let mut ours: BTreeMap<&str, &str> = sources
-            .environment
-            .iter()
-            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
-        ours.remove(PATH_VARIABLE);
-        let mut variables = Vec::new();
-        let mut ignored = Vec::new();
-        for setting in SETTINGS {
-            let plain = settings::variable(setting.key);
-            let of_file = format!("{plain}{OF_FILE}");
-            let problem = |value: Option<&str>, source: String, expected: String| Problem {
-                key: setting.key.into(),
-                value: value.map(ToOwned::to_owned),
-                source,
-                expected,
-            };
-            match (ours.remove(plain.as_str()), ours.remove(of_file.as_str())) {
-                (Some(_), Some(_)) => report.problems.push(problem(
-                    None,
-                    format!("{plain} and {of_file}"),
-                    "one of the two variables, not both".into(),
-                )),
-                // What Kubernetes sets for a Service called `aspia-relay-peer` is not meant for us.
-                (Some(value), None) if setting.key.ends_with("Port") && is_address(value) => {
-                    ignored.push(plain);
-                }
-                // Whoever empties a variable does not mean to open what a file closes.
-                (Some(value), None) if setting.original && file::trimmed(value).is_empty() => {
-                    report.warn(&format!("{plain} is blank: it counts as not set"));
-                }
-                (Some(value), None) => variables.push(Self {
-                    setting,
-                    text: value.to_owned(),
-                    source: format!("environment variable {plain}"),
-                    from_file: false,
-                }),
-                (None, Some(path)) => match read_value_file(path.trim(), sources) {
-                    Ok(text) => variables.push(Self {
-                        setting,
-                        text,
-                        source: format!("file {} named by {of_file}", path.trim()),
-                        from_file: true,
-                    }),
-                    Err(expected) => report.problems.push(problem(
-                        Some(path),
-                        format!("environment variable {of_file}"),
-                        expected,
-                    )),
-                },
-                (None, None) => {}
+/// Reads all settings from the environment, and notes problems and variables that are not settings.
+pub(super) fn read(
+    sources: &Sources,
+    files: &SourceFiles,
+    report: &mut ConfigReport,
+) -> Vec<Layer> {
+    let mut ours: BTreeMap<&str, &str> = sources
+        .environment
+        .iter()
+        .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    ours.remove(PATH_VARIABLE);
+    let mut layers = Vec::new();
+    let mut ignored = Vec::new();
+    for setting in SETTINGS {
+        let plain = setting.key.variable();
+        let file_variable = format!("{plain}{FILE_SUFFIX}");
+        match (ours.remove(plain.as_str()), ours.remove(file_variable.as_str())) {
+            (Some(_), Some(_)) => report.add_problem(
+                setting.key,
+                None,
+                ProblemSource::BothVariables(plain, file_variable),
+                "one of the two variables, not both".into(),
+            ),
+            // What Kubernetes sets for a Service called `aspia-relay-peer` is not meant for the relay.
+            (Some(value), None) if setting.key.name().ends_with("Port") && is_address(value) => {
+                ignored.push(plain);
             }
+            (Some(value), None) => layers.extend(from_text(setting, plain, value, report)),
+            (None, Some(path)) => {
+                let content = read_secret_file(path, files, sources);
+                layers.extend(from_file(setting, file_variable, path, content, report));
+            }
+            (None, None) => {}
         }
-        ignored.extend(ours.iter().filter_map(|(name, value)| unknown(name, value)));
-        if !ignored.is_empty() {
-            report.warn(&format!(
-                "ignored environment variables that give no setting: {}",
-                ignored.join(", ")
-            ));
-        }
-        note_misspelt(&sources.environment, report);
-        variables
     }
+    ignored.extend(ours.iter().filter_map(|(name, value)| describe_unknown(name, value)));
+    if !ignored.is_empty() {
+        report.add_warning(&format!(
+            "ignored environment variables that are not settings: {}",
+            ignored.join(", ")
+        ));
+    }
+    warn_about_misspelt(&sources.environment, report);
+    layers
 }
 
-/// A variable with our prefix that is none of ours, with the one that may be meant; `None` where nobody need know.
-fn unknown(name: &str, value: &str) -> Option<String> {
-    if OF_COMPOSE.contains(&name) {
+/// Takes a setting from the text of a variable.
+fn from_text(
+    setting: &Setting,
+    variable: String,
+    value: &str,
+    report: &mut ConfigReport,
+) -> Option<Layer> {
+    // An emptied variable must not override a restriction in the file.
+    if setting.is_original && file::trim_text(value).is_empty() {
+        report.add_warning(&format!("{variable} is blank: it is treated as not set"));
         return None;
     }
-    let shown = beginning(name);
-    let meant = if is_service_link(name, value) { None } else { closest(name) };
+    let mut layer = Layer::new(Provenance::Variable(variable));
+    layer.set(setting.key, value.to_owned());
+    Some(layer)
+}
+
+/// Takes a setting from the content of the secret file that a variable names.
+fn from_file(
+    setting: &Setting,
+    variable: String,
+    path: &str,
+    content: Result<String, String>,
+    report: &mut ConfigReport,
+) -> Option<Layer> {
+    match content {
+        Ok(text) => {
+            let path = PathBuf::from(path.trim());
+            let mut layer = Layer::new(Provenance::SecretFile { path, variable });
+            layer.set(setting.key, text);
+            Some(layer)
+        }
+        Err(expected) => {
+            let source = Provenance::Variable(variable);
+            report.add_problem(setting.key, Some(path.to_owned()), source, expected);
+            None
+        }
+    }
+}
+
+/// Describes a variable with the prefix that is not a setting, and suggests the one that may be meant; `None` if the
+/// variable is expected.
+fn describe_unknown(name: &str, value: &str) -> Option<String> {
+    if COMPOSE_VARIABLES.contains(&name) {
+        return None;
+    }
+    let shown = shorten(name);
+    let meant = if is_service_link(name, value) { None } else { find_closest_variable(name) };
     Some(meant.map_or(shown.clone(), |meant| format!("{shown} (did you mean {meant}?)")))
 }
 
-/// The variable that one with our prefix is most like, if it is like any.
-fn closest(name: &str) -> Option<String> {
+/// The known variable that is most similar to one with the prefix, if any is.
+fn find_closest_variable(name: &str) -> Option<String> {
     let rest = name.strip_prefix(PREFIX)?;
-    let (rest, of_file) = match rest.strip_suffix(OF_FILE) {
-        Some(rest) => (rest, OF_FILE),
+    let (rest, suffix) = match rest.strip_suffix(FILE_SUFFIX) {
+        Some(rest) => (rest, FILE_SUFFIX),
         None => (rest, ""),
     };
-    // Variables that name no setting, by what they are without our prefix; those of the log have another one.
+    // Variables that are not settings, by their names without a prefix; those of the log have another prefix.
     let path = (PATH_VARIABLE.strip_prefix(PREFIX)?, PATH_VARIABLE);
     let of_log = log::VARIABLES.iter().filter_map(|name| {
-        let rest = name.strip_prefix(PREFIX_OF_LOG)?;
-        Some((rest.strip_suffix(OF_FILE).unwrap_or(rest), *name))
+        let rest = name.strip_prefix(LOG_PREFIX)?;
+        Some((rest.strip_suffix(FILE_SUFFIX).unwrap_or(rest), *name))
     });
     let others: BTreeMap<&str, &str> = of_log.chain([path]).collect();
-    let known = SETTINGS.iter().map(|setting| setting.key).chain(others.keys().copied());
-    let meant = settings::most_alike(rest, known)?;
+    let known = SETTINGS.iter().map(|setting| setting.key.name()).chain(others.keys().copied());
+    let meant = settings::find_most_similar(rest, known)?;
     let other = others.get(meant).map(|name| (*name).to_owned());
-    Some(other.unwrap_or_else(|| format!("{}{of_file}", settings::variable(meant))))
+    Some(other.unwrap_or_else(|| format!("{}{suffix}", settings::variable(meant))))
 }
 
-/// Whether it is one of the variables that Kubernetes, or an old Docker, makes for a Service whose name begins as ours.
+/// Whether Kubernetes, or an old Docker, sets this variable for a Service whose name begins with `aspia-relay`.
 fn is_service_link(name: &str, value: &str) -> bool {
-    let of_port = name.split("_PORT_").skip(1).any(|rest| {
+    let is_port_variable = name.split("_PORT_").skip(1).any(|rest| {
         let protocol = rest.trim_start_matches(|c: char| c.is_ascii_digit());
         protocol.len() < rest.len()
             && ["_TCP", "_UDP", "_SCTP"].iter().any(|known| protocol.starts_with(known))
     });
-    of_port
+    is_port_variable
         || is_address(value)
         || name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
@@ -153,13 +160,13 @@ fn is_address(value: &str) -> bool {
     ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
-/// Warns of variables without our prefix whose names are nearly ours: misspelt before or in the prefix, in lower case,
-/// or of the log.
-fn note_misspelt(environment: &[(String, String)], report: &mut Report) {
+/// Warns about variables without the prefix whose names are similar to known ones: with a misspelt prefix, in lower
+/// case, or a misspelt variable of the log.
+fn warn_about_misspelt(environment: &[(String, String)], report: &mut ConfigReport) {
     let plain = |name: &str| name.replace(['_', '-', '.'], "").to_uppercase();
-    let variables = SETTINGS.iter().map(|setting| settings::variable(setting.key));
+    let variables = SETTINGS.iter().map(|setting| setting.key.variable());
     let known: Vec<(String, String)> = variables
-        .flat_map(|name| [format!("{name}{OF_FILE}"), name])
+        .flat_map(|name| [format!("{name}{FILE_SUFFIX}"), name])
         .chain([PATH_VARIABLE].iter().chain(log::VARIABLES).map(|name| (*name).to_owned()))
         .map(|name| (plain(&name), name))
         .collect();
@@ -181,35 +188,28 @@ fn note_misspelt(environment: &[(String, String)], report: &mut Report) {
                 known.map(|(_, meant)| meant)
             });
         if let Some(meant) = meant {
-            report.warn(&format!(
+            report.add_warning(&format!(
                 "ignored the environment variable {}; did you mean {meant}?",
-                beginning(name)
+                shorten(name)
             ));
         }
     }
 }
 
-fn read_value_file(path: &str, sources: &Sources) -> Result<String, String> {
-    let path = Path::new(path);
-    let content = file::read_at_most(path, MAX_VALUE_FILE).map_err(|error| {
-        let advice = file::how_to_read(&error, path, sources);
+/// Returns the text of the secret file at `path`. The error says what is expected instead.
+fn read_secret_file(path: &str, files: &SourceFiles, sources: &Sources) -> Result<String, String> {
+    let Some(content) = files.named(path) else {
+        return Err("the path of a file that can be read".into());
+    };
+    let content = content.as_ref().map_err(|error| {
+        let advice = advice::for_unreadable_file(error, Path::new(path.trim()), sources);
         format!("the path of a file that can be read ({error}){advice}")
     })?;
-    let text = file::text(&content).map_err(|why| format!("a file of UTF-8 text; it is {why}"))?;
+    let text = file::decode_text(content.expose())
+        .map_err(|why| format!("a file of UTF-8 text; it is {why}"))?;
     match text.trim() {
         "" => Err("a file that is not empty".into()),
         text => Ok(text.to_owned()),
-    }
-}
-
-impl Provider for Variable {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.source.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let values = Dict::from([(self.setting.key.to_owned(), Value::from(self.text.clone()))]);
-        Ok(Profile::Default.collect(values))
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_variable_that_is_meant_is_named() {
+    fn misspelt_variables_get_a_suggestion() {
         for (name, meant) in [
             ("ASPIA_RELAY_ROUTER_PUBKEY", Some("ASPIA_RELAY_ROUTER_PUBLIC_KEY")),
             ("ASPIA_RELAY_ROUTER_PUBKEY_FILE", Some("ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE")),
@@ -233,12 +233,12 @@ mod tests {
             ("ASPIA_RELAY_ADMIN_TOKEN_FIL", Some("ASPIA_RELAY_ADMIN_TOKEN")),
             ("ASPIA_RELAY_ZEBRA", None),
         ] {
-            assert_eq!(closest(name).as_deref(), meant, "{name}");
+            assert_eq!(find_closest_variable(name).as_deref(), meant, "{name}");
         }
     }
 
     #[test]
-    fn what_others_make_is_no_misspelling() {
+    fn service_links_of_kubernetes_get_no_suggestion() {
         for name in [
             "ASPIA_RELAY_SERVICE_HOST",
             "ASPIA_RELAY_SERVICE_PORT",
@@ -247,23 +247,23 @@ mod tests {
             "ASPIA_RELAY_METRICS_PORT_9477_TCP_ADDR",
             "ASPIA_RELAY_PEER_PORT_8070_UDP_PROTO",
         ] {
-            assert_eq!(unknown(name, "10.0.0.1").as_deref(), Some(name));
+            assert_eq!(describe_unknown(name, "10.0.0.1").as_deref(), Some(name));
         }
         assert_eq!(
-            unknown("ASPIA_RELAY_PORT", "tcp://10.0.0.1:1").as_deref(),
+            describe_unknown("ASPIA_RELAY_PORT", "tcp://10.0.0.1:1").as_deref(),
             Some("ASPIA_RELAY_PORT")
         );
-        assert_eq!(unknown("ASPIA_RELAY_IMAGE", "aspia-relay:0.1.0"), None);
-        // A port that somebody did mean to set.
-        let meant = unknown("ASPIA_RELAY_PEER_PORTS", "8070").unwrap();
+        assert_eq!(describe_unknown("ASPIA_RELAY_IMAGE", "aspia-relay:0.1.0"), None);
+        // A port that somebody meant to set.
+        let meant = describe_unknown("ASPIA_RELAY_PEER_PORTS", "8070").unwrap();
         assert!(meant.contains("did you mean ASPIA_RELAY_PEER_PORT?"), "{meant}");
     }
 
     #[test]
-    fn a_misspelt_prefix_is_seen_and_other_programs_are_left_alone() {
+    fn misspelt_prefixes_are_detected_and_foreign_variables_are_not_reported() {
         let warnings = |name: &str| {
-            let mut report = Report::default();
-            note_misspelt(&[(name.to_owned(), "x".to_owned())], &mut report);
+            let mut report = ConfigReport::default();
+            warn_about_misspelt(&[(name.to_owned(), "x".to_owned())], &mut report);
             report.warnings.join("\n")
         };
         for (name, meant) in [
@@ -286,10 +286,10 @@ mod tests {
         ]) {
             assert_eq!(warnings(name), "", "{name}");
         }
-        // What Kubernetes makes for a Service of the Router.
-        let mut report = Report::default();
+        // Kubernetes sets this for a Service of the Router.
+        let mut report = ConfigReport::default();
         let link = ("ASPIA_ROUTER_PORT".to_owned(), "tcp://10.0.0.1:8060".to_owned());
-        note_misspelt(&[link], &mut report);
+        warn_about_misspelt(&[link], &mut report);
         assert!(report.warnings.is_empty(), "{:?}", report.warnings);
     }
 }

@@ -1,4 +1,4 @@
-//! The address that peers dial, and whether it is this machine's.
+//! The address that peers dial, and whether it belongs to this machine.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,155 +10,190 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::listen::interfaces;
 
-use super::report::{PEER_ADDRESS, Step};
-use super::site::Site;
+use super::deployment::Deployment;
+use super::report::{DoctorStep, PEER_ADDRESS};
 
-/// Time for the resolver.
-const RESOLVE: Duration = Duration::from_secs(60);
+/// The longest wait for the resolver.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What peers dial.
+/// The address that peers dial, resolved.
 pub(super) struct Addresses {
-    pub(super) step: Step,
-    /// Each that can be dialled, and whether it is this machine's.
+    pub(super) step: DoctorStep,
+    /// Each address that can be dialled, and whether it belongs to this machine.
     pub(super) all: Vec<(SocketAddr, bool)>,
 }
 
-/// Resolves `PeerAddress` and compares with this machine.
-pub(super) async fn resolve(config: &Config, site: Site) -> Addresses {
+/// Resolves `PeerAddress` and compares it with the addresses of this machine.
+pub(super) async fn resolve(config: &Config, deployment: Deployment) -> Addresses {
     let (host, port) = (&config.router.peer_address, config.router.peer_port);
-    let resolved = timeout(RESOLVE, lookup_host((host.as_str(), port))).await;
+    let resolved = timeout(RESOLVE_TIMEOUT, lookup_host((host.as_str(), port))).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    judge(config, resolved.map(Iterator::collect), interfaces::addresses(), site)
+    judge(config, resolved.map(Iterator::collect), interfaces::addresses(), deployment)
 }
 
-/// Whether no machine at all has such an address.
-fn is_nobodys(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    broadcast || address.is_multicast() || address.is_unspecified()
+/// Whether the address cannot belong to any machine.
+fn is_undialable(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    is_broadcast || address.is_multicast() || address.is_unspecified()
 }
 
 fn judge(
     config: &Config,
     resolved: io::Result<Vec<SocketAddr>>,
     own: io::Result<Vec<IpAddr>>,
-    site: Site,
+    deployment: Deployment,
 ) -> Addresses {
-    let (host, port) = (&config.router.peer_address, config.router.peer_port);
-    let none = |text| Addresses { step: Step::failed(PEER_ADDRESS, text), all: Vec::new() };
+    let host = &config.router.peer_address;
+    let none = |text| Addresses { step: DoctorStep::failed(PEER_ADDRESS, text), all: Vec::new() };
     let resolved = match resolved {
         Ok(addresses) if !addresses.is_empty() => addresses,
         failed => {
-            let why = failed.err().map_or("it has no address".to_owned(), |why| why.to_string());
+            let why =
+                failed.err().map_or("it has no address".to_owned(), |error| error.to_string());
             return none(format!(
-                "{host} does not resolve ({why}); Clients and Hosts would not find the relay. Check its spelling and \
+                "{host} does not resolve ({why}); Clients and Hosts would not find the relay. Check the spelling and \
                  the DNS"
             ));
         }
     };
-    let own = match own {
-        Ok(own) => own,
-        Err(error) => {
-            return Addresses {
-                step: Step::hint(
-                    PEER_ADDRESS,
-                    format!(
-                        "{host} is {}; the system does not say whether that is this machine ({error})",
-                        list(&resolved)
-                    ),
+    match own {
+        Ok(own) => Addresses::classify(config, resolved, &own, deployment),
+        Err(error) => Addresses {
+            step: DoctorStep::hint(
+                PEER_ADDRESS,
+                format!(
+                    "{host} is {}; whether that is this machine cannot be determined ({error})",
+                    join_addresses(&resolved)
                 ),
-                all: resolved.into_iter().map(|address| (address, false)).collect(),
-            };
-        }
-    };
-    let ip = |address: &SocketAddr| address.ip().to_canonical();
-    let (nobodys, good): (Vec<_>, Vec<_>) =
-        resolved.into_iter().partition(|address| is_nobodys(ip(address)));
-    let (loopback, others): (Vec<_>, Vec<_>) =
-        good.iter().copied().partition(|address| ip(address).is_loopback());
-    let (here, elsewhere): (Vec<_>, Vec<_>) =
-        others.into_iter().partition(|address| own.contains(&ip(address)));
-    // Loopback that only a name here leads to, as /etc/hosts often says, is not what peers dial.
-    let is_local =
-        |address| here.contains(address) || (loopback.contains(address) && host.is_loopback());
-    let all = good.iter().map(|address| (*address, is_local(address))).collect();
-    if !nobodys.is_empty() {
-        let text = format!(
-            "{host} is {}, which is no machine's address (but all, many or none): nobody can dial it. Correct \
-             PeerAddress, or the DNS",
-            list(&nobodys)
-        );
-        return Addresses { step: Step::failed(PEER_ADDRESS, text), all };
+            ),
+            all: resolved.into_iter().map(|address| (address, false)).collect(),
+        },
     }
+}
+
+impl Addresses {
+    /// Compares the addresses with those of this machine, `own`.
+    fn classify(
+        config: &Config,
+        resolved: Vec<SocketAddr>,
+        own: &[IpAddr],
+        deployment: Deployment,
+    ) -> Self {
+        let host = &config.router.peer_address;
+        let ip = |address: &SocketAddr| address.ip().to_canonical();
+        let (undialable, good): (Vec<_>, Vec<_>) =
+            resolved.into_iter().partition(|address| is_undialable(ip(address)));
+        let (loopback, others): (Vec<_>, Vec<_>) =
+            good.iter().copied().partition(|address| ip(address).is_loopback());
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|address| own.contains(&ip(address)));
+        // A name that resolves to loopback only here, often by /etc/hosts, does not resolve to it for peers.
+        let is_local =
+            |address| here.contains(address) || (loopback.contains(address) && host.is_loopback());
+        let all = good.iter().map(|address| (*address, is_local(address))).collect();
+        let step = if !undialable.is_empty() {
+            let seen = format!(
+                "{host} is {}, a broadcast, multicast or unspecified address: nobody can dial it. Correct PeerAddress, or \
+                 the DNS",
+                join_addresses(&undialable)
+            );
+            DoctorStep::failed(PEER_ADDRESS, seen)
+        } else {
+            match find_hints(config, &loopback, &here, &elsewhere, deployment).as_slice() {
+                [] => DoctorStep::ok(
+                    PEER_ADDRESS,
+                    format!("{host} is this machine ({})", join_addresses(&good)),
+                ),
+                hints => DoctorStep::hint(PEER_ADDRESS, hints.join(". ")),
+            }
+        };
+        Self { step, all }
+    }
+}
+
+fn find_hints(
+    config: &Config,
+    loopback: &[SocketAddr],
+    here: &[SocketAddr],
+    elsewhere: &[SocketAddr],
+    deployment: Deployment,
+) -> Vec<String> {
+    let (host, port) = (&config.router.peer_address, config.router.peer_port);
     let mut hints = Vec::new();
-    // Where the setting itself says loopback, the configuration has its warning already.
+    // If the setting itself is a loopback address, the configuration step has warned already.
     if !loopback.is_empty() && !host.is_loopback() {
         hints.push(format!(
-            "{host} is {} here, which leads each machine to itself (does it stand in {}?): other machines may see \
-             another address. Look it up on one of them",
-            list(&loopback),
-            site.hosts_file()
+            "{host} is {} here, a loopback address (is it in {}?): other machines may see another address. Look it up \
+             on one of them",
+            join_addresses(loopback),
+            deployment.hosts_file()
         ));
     }
     if !elsewhere.is_empty() {
         hints.push(format!(
-            "{host} is {}, which is no address of this machine{}. Behind a router that is right, if it leads port \
+            "{host} is {}, which is not an address of this machine{}. Behind a router that is right, if it forwards port \
              {port} to port {} here; otherwise correct PeerAddress",
-            list(&elsewhere),
-            if here.is_empty() { String::new() } else { format!(" ({} is)", list(&here)) },
+            join_addresses(elsewhere),
+            if here.is_empty() { String::new() } else { format!(" ({} is)", join_addresses(here)) },
             config.startup.listen_port
         ));
     }
-    let step = if hints.is_empty() {
-        Step::ok(PEER_ADDRESS, format!("{host} is this machine ({})", list(&good)))
-    } else {
-        Step::hint(PEER_ADDRESS, hints.join(". "))
-    };
-    Addresses { step, all }
+    hints
 }
 
-fn list(addresses: &[SocketAddr]) -> String {
+fn join_addresses(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::report::Outcome;
-    use crate::doctor::site::tests::is_for_a_pod;
-    use crate::doctor::testing::config;
+    use crate::config::testing::config;
+    use crate::doctor::deployment::tests::assert_fits_pod;
+    use crate::doctor::report::StepOutcome;
 
     fn judged(host: &str, resolved: &[&str]) -> Addresses {
-        judged_at(Site::Machine, host, resolved)
+        judged_at(Deployment::Machine, host, resolved)
     }
 
-    fn judged_at(site: Site, host: &str, resolved: &[&str]) -> Addresses {
+    fn judged_at(deployment: Deployment, host: &str, resolved: &[&str]) -> Addresses {
         let config = config(&[("PEER_ADDRESS", host), ("LISTEN_PORT", "9070")]);
         let resolved = resolved.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 8070));
         let own = ["127.0.0.1", "::1", "192.0.2.1"].map(|ip| ip.parse().unwrap());
-        judge(&config, Ok(resolved.collect()), Ok(own.to_vec()), site)
+        judge(&config, Ok(resolved.collect()), Ok(own.to_vec()), deployment)
     }
 
     #[test]
-    fn only_an_address_of_this_machine_that_others_reach_is_good() {
+    fn only_a_reachable_address_of_this_machine_passes() {
         for (host, resolved, outcome, parts) in [
-            ("p.example", &["192.0.2.1"][..], Outcome::Ok, &["this machine (192.0.2.1)"][..]),
-            ("127.0.0.1", &["127.0.0.1"], Outcome::Ok, &[]),
-            // What Debian writes to /etc/hosts.
-            ("p.example", &["127.0.1.1"], Outcome::Hint, &["127.0.1.1 here", "other machines may"]),
-            ("p.example", &["192.0.2.1", "::1"], Outcome::Hint, &["is ::1 here"]),
+            ("p.example", &["192.0.2.1"][..], StepOutcome::Ok, &["this machine (192.0.2.1)"][..]),
+            ("127.0.0.1", &["127.0.0.1"], StepOutcome::Ok, &[]),
+            // As Debian writes it to /etc/hosts.
+            (
+                "p.example",
+                &["127.0.1.1"],
+                StepOutcome::Hint,
+                &["127.0.1.1 here", "other machines may"],
+            ),
+            ("p.example", &["192.0.2.1", "::1"], StepOutcome::Hint, &["is ::1 here"]),
             (
                 "p.example",
                 &["192.0.2.1", "198.51.100.1"],
-                Outcome::Hint,
+                StepOutcome::Hint,
                 &[
-                    "is 198.51.100.1, which is no address of this machine (192.0.2.1 is)",
+                    "is 198.51.100.1, which is not an address of this machine (192.0.2.1 is)",
                     "port 9070",
                 ],
             ),
-            ("p.example", &["224.0.0.1"], Outcome::Failed, &["224.0.0.1", "nobody can dial it"]),
-            ("p.example", &["255.255.255.255", "192.0.2.1"], Outcome::Failed, &["255.255"]),
-            ("p.example", &["0.0.0.0"], Outcome::Failed, &["Correct PeerAddress"]),
-            ("p.example", &[], Outcome::Failed, &["does not resolve (it has no address)"]),
+            (
+                "p.example",
+                &["224.0.0.1"],
+                StepOutcome::Failed,
+                &["224.0.0.1", "nobody can dial it"],
+            ),
+            ("p.example", &["255.255.255.255", "192.0.2.1"], StepOutcome::Failed, &["255.255"]),
+            ("p.example", &["0.0.0.0"], StepOutcome::Failed, &["Correct PeerAddress"]),
+            ("p.example", &[], StepOutcome::Failed, &["does not resolve (it has no address)"]),
         ] {
             let step = judged(host, resolved).step;
             assert_eq!(step.outcome, outcome, "{step}");
@@ -169,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_the_hosts_file_of_its_node() {
-        let in_pod = judged_at(Site::Pod, "p.example", &["127.0.1.1"]).step.seen;
+    fn advice_in_a_pod_names_the_hosts_file_of_the_node() {
+        let in_pod = judged_at(Deployment::Pod, "p.example", &["127.0.1.1"]).step.seen;
         assert!(in_pod.contains("/etc/hosts of the node"), "{in_pod}");
-        is_for_a_pod(&in_pod);
+        assert_fits_pod(&in_pod);
     }
 
     #[test]
-    fn each_address_is_known_as_local_or_not() {
+    fn each_address_is_marked_local_or_remote() {
         let local = |host, resolved: &[&str]| {
             judged(host, resolved).all.iter().map(|(_, local)| *local).collect::<Vec<_>>()
         };
-        // The first as Debian writes it to /etc/hosts: others see another address.
+        // The first is what Debian writes to /etc/hosts: other machines see another address.
         let addresses = ["127.0.1.1", "192.0.2.1", "198.51.100.1"];
         assert_eq!(local("p.example", &addresses), [false, true, false]);
         assert_eq!(local("localhost", &["127.0.0.1", "::1"]), [true, true]);
@@ -188,16 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_that_cannot_be_listed_are_no_verdict() {
+    fn unknown_interfaces_give_a_hint() {
         let resolved = Ok(vec![SocketAddr::from(([192, 0, 2, 1], 8070))]);
         let judged =
-            judge(&config(&[]), resolved, Err(io::Error::other("not here")), Site::Machine);
-        assert_eq!(judged.step.outcome, Outcome::Hint);
+            judge(&config(&[]), resolved, Err(io::Error::other("not here")), Deployment::Machine);
+        assert_eq!(judged.step.outcome, StepOutcome::Hint);
         assert!(judged.step.seen.contains("not here"), "{}", judged.step);
     }
 
     #[test]
-    fn this_machine_has_loopback() {
+    fn this_machine_has_a_loopback_interface() {
         assert!(interfaces::addresses().unwrap().iter().any(IpAddr::is_loopback));
     }
 }

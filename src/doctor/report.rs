@@ -1,4 +1,4 @@
-//! What the doctor says: one step after the other, for people and for machines.
+//! The report of the doctor: its steps in order, for people and as JSON.
 
 use std::fmt;
 
@@ -22,12 +22,13 @@ pub(super) const RUNNING_RELAY: &str = "running relay";
 pub(super) const ADMIN_LISTEN: &str = "AdminListen";
 pub(super) const METRICS_LISTEN: &str = "MetricsListen";
 pub(super) const METRICS_TLS: &str = "TLS of the metrics listener";
+pub(super) const FD_STORE: &str = "descriptor store";
 pub(super) const OPEN_FILES: &str = "open files";
 pub(super) const MEMORY: &str = "memory";
 pub(super) const TRACE_COLLECTOR: &str = "trace collector";
 pub(super) const PIPES: &str = "pipes";
 
-/// The steps that need a configuration without a mistake, in their order.
+/// The steps that need a valid configuration, in order.
 pub(super) const NEED_CONFIGURATION: &[&str] = &[
     ROUTER_NAME,
     ROUTER_PORT,
@@ -42,11 +43,12 @@ pub(super) const NEED_CONFIGURATION: &[&str] = &[
     ADMIN_LISTEN,
     METRICS_LISTEN,
     METRICS_TLS,
+    FD_STORE,
     OPEN_FILES,
     MEMORY,
 ];
 
-/// The names of all steps, in their order. A step may come more than once, but none is ever left out.
+/// The names of all steps, in order. A step may occur more than once, but none is ever missing.
 pub const STEPS: &[&str] = &[
     CLOCK,
     CONFIGURATION,
@@ -64,97 +66,98 @@ pub const STEPS: &[&str] = &[
     ADMIN_LISTEN,
     METRICS_LISTEN,
     METRICS_TLS,
+    FD_STORE,
     OPEN_FILES,
     MEMORY,
     TRACE_COLLECTOR,
     PIPES,
 ];
 
-/// How a step went.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// As it should be.
+pub enum StepOutcome {
+    /// All is well.
     Ok,
-    /// Not as it should be: somebody has to do something.
+    /// Something is wrong and must be fixed.
     Failed,
-    /// Perhaps not as it should be: worth a look.
+    /// Something may be wrong and deserves a look.
     Hint,
-    /// Not looked at, for the reason that is given.
+    /// Not examined, for the reason given.
     Skipped,
 }
 
-/// One step.
+/// One step of the examination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Step {
-    /// What was looked at.
+pub struct DoctorStep {
+    /// The name of the step, one of [`STEPS`].
     pub step: &'static str,
-    /// How it went.
-    pub outcome: Outcome,
+    /// The outcome of the step.
+    pub outcome: StepOutcome,
     /// What was seen, and what to do about it.
     pub seen: String,
-    /// More lines, where there are any.
+    /// Further lines; most steps have none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }
 
-impl Step {
-    pub(super) fn new(step: &'static str, outcome: Outcome, seen: impl Into<String>) -> Self {
+impl DoctorStep {
+    pub(super) fn new(step: &'static str, outcome: StepOutcome, seen: impl Into<String>) -> Self {
         Self { step, outcome, seen: seen.into(), details: Vec::new() }
     }
 
     pub(super) fn ok(step: &'static str, seen: impl Into<String>) -> Self {
-        Self::new(step, Outcome::Ok, seen)
+        Self::new(step, StepOutcome::Ok, seen)
     }
 
     pub(super) fn failed(step: &'static str, seen: impl Into<String>) -> Self {
-        Self::new(step, Outcome::Failed, seen)
+        Self::new(step, StepOutcome::Failed, seen)
     }
 
     pub(super) fn hint(step: &'static str, seen: impl Into<String>) -> Self {
-        Self::new(step, Outcome::Hint, seen)
+        Self::new(step, StepOutcome::Hint, seen)
     }
 
     pub(super) fn skipped(step: &'static str, seen: impl Into<String>) -> Self {
-        Self::new(step, Outcome::Skipped, seen)
+        Self::new(step, StepOutcome::Skipped, seen)
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for DoctorStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = match self.outcome {
-            Outcome::Ok => '✓',
-            Outcome::Failed => '✗',
-            Outcome::Hint | Outcome::Skipped => '–',
+            StepOutcome::Ok => '✓',
+            StepOutcome::Failed => '✗',
+            StepOutcome::Hint | StepOutcome::Skipped => '–',
         };
-        write!(f, "{mark} {}: {}", self.step, printable::line(&self.seen))?;
+        write!(f, "{mark} {}: {}", self.step, printable::escape_line(&self.seen))?;
         for line in &self.details {
-            write!(f, "\n    {}", printable::line(line))?;
+            write!(f, "\n    {}", printable::escape_line(line))?;
         }
         Ok(())
     }
 }
 
-/// All steps.
+/// The steps of a whole examination.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// In the order in which they were taken.
-    pub steps: Vec<Step>,
+pub struct DoctorReport {
+    /// The steps in the order in which they were taken.
+    pub steps: Vec<DoctorStep>,
 }
 
-impl Report {
-    /// Number of steps that failed.
+impl DoctorReport {
+    /// The number of failed steps.
     pub fn failures(&self) -> usize {
         self.failed().len()
     }
 
-    /// The names of the steps that failed, in their order.
+    /// The names of the failed steps, in order.
     pub fn failed(&self) -> Vec<&'static str> {
-        let failed = self.steps.iter().filter(|step| step.outcome == Outcome::Failed);
+        let failed = self.steps.iter().filter(|step| step.outcome == StepOutcome::Failed);
         failed.map(|step| step.step).collect()
     }
 
-    /// For machines.
+    /// The report as JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!({ "failures": self.failures(), "steps": self.steps })
     }

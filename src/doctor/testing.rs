@@ -1,22 +1,26 @@
-//! What the doctor's own tests share.
+//! Helpers for the unit tests of the doctor.
 
-use crate::config::sources::Sources;
-use crate::config::{self, Config};
+use crate::admin::status::Status;
 
-/// A configuration with these variables (without `ASPIA_RELAY_`) beside the required ones.
-pub(super) fn config(settings: &[(&str, &str)]) -> Config {
-    let key = include_str!("../../tests/vectors/router.pub");
-    let required = [
-        ("ROUTER_ADDRESS", "r.example"),
-        ("ROUTER_PUBLIC_KEY", key),
-        ("PEER_ADDRESS", "p.example"),
-    ];
-    let environment = required
-        .iter()
-        .filter(|(name, _)| settings.iter().all(|(set, _)| set != name))
-        .chain(settings)
-        .map(|(name, value)| (format!("ASPIA_RELAY_{name}"), (*value).to_owned()))
-        .collect();
-    let sources = Sources { path: "none".into(), path_is_explicit: false, environment };
-    config::load(&sources).unwrap().config
+/// The `/status` of a relay without a link to its Router.
+pub(super) fn status() -> Status {
+    let status = serde_json::json!({
+        "version": "1", "revision": "r", "started": null, "uptime_seconds": 1.0,
+        "draining": false, "drain_timeout_seconds": 25.0, "ready": true, "missing": [],
+        "router": {
+            "address": "r.example:8060",
+            "connected": false, "confirmed": false,
+            "since": "2026-01-02T03:04:05Z",
+            "peer_address": null, "version": null, "dialect": null, "cipher": null,
+            "failures": 3,
+            "last_error": { "at": "2026-01-02T03:04:06Z", "message": "refused" },
+        },
+        "peers": { "dial": "p:8070", "listen": "[::]:8070", "pending": 0, "pending_limit": 9 },
+        "keys": { "offered": 1, "handed_out": 0 },
+        "sessions": { "active": 0, "limit": 10 },
+        "bytes_total": 0, "connections": {},
+        "recent": { "interval_seconds": 5.0, "bytes": [], "refusals": {} },
+        "log_level": "info", "waiting_for_restart": [],
+    });
+    serde_json::from_value(status).unwrap()
 }

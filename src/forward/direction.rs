@@ -1,8 +1,8 @@
-//! One of the two directions of a session: what it holds, and how it moves bytes.
+//! One of the two directions of a session: the bytes that it holds, and how it moves bytes.
 //!
-//! Nothing is held while nothing moves. Bytes are read into a buffer of the thread and written at once; what the
-//! receiver does not take is kept, and nothing more is read until it has gone. A direction in which much arrives
-//! moves its bytes through a pipe instead, where the kernel passes them on without copying.
+//! Bytes are read into a buffer of the thread and written at once. A direction keeps only what its receiver does not accept,
+//! and reads nothing more until that is written. If a lot of data arrives, the direction moves it through a pipe instead, where
+//! the kernel passes bytes on without copying them.
 
 use std::cell::Cell;
 use std::io;
@@ -14,369 +14,414 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::state::sessions::Traffic;
+use crate::state::sessions::{PeerOrder, Traffic};
 
+use super::backlog::Backlog;
 use super::discard::Discard;
-use super::failure::{Ending, is_of_connection};
-use super::pipe::{Lease, Pipes};
+use super::failure::{PeerFailure, is_connection_error};
+use super::pipe::{PipeLease, Pipes};
 use super::readiness;
-use super::rest::Rest;
 use super::socket::{self, is_transient, with_scratch};
 
-/// The usual budget, in bytes: some hundred microseconds of work, and several times what a call costs. Between network
-/// namespaces, 16 bulk sessions moved 2.75 GB for each second of CPU with it and 1.8 with 128 KiB; 2 MiB gave no more, and
-/// would let others wait four times as long.
+/// The default budget, in bytes: a few hundred microseconds of work, and several times the cost of a system call. Between
+/// network namespaces, 16 bulk sessions moved 2.75 GB per second of CPU time with it and 1.8 GB with 128 KiB; 2 MiB gave no
+/// more, and would make other sessions wait four times as long.
 pub const BUDGET: usize = 512 * 1024;
 
-// When to change between copying and a pipe: of other numbers (1 and 16 reads, 2 pieces, 64 KiB) none was better than
-// these beyond the spread of runs, where always copying moved 0.37 of the bytes for each second of CPU.
+// When to switch between copying and a pipe. Other numbers (1 and 16 reads, 2 pieces, 64 KiB) were no better than these, within
+// the spread of the runs. In the same runs, copying alone moved 0.37 times as many bytes per second of CPU time.
 
-/// So many times in a row a read filled the whole buffer: the sender is faster than we are, and its bytes are worth a
-/// pipe.
-const MANY: u8 = 4;
-/// So many times in a row less than [`LITTLE`] came through the pipe: it is not.
-const FEW: u8 = 8;
-/// Below it, copying costs less than two system calls on a pipe.
-const LITTLE: usize = 16 * 1024;
+/// After this many consecutive reads that filled the buffer, a pipe is used: the sender is faster than the relay, so a pipe
+/// is worth its cost.
+const FULL_READS: u8 = 4;
+/// After this many consecutive pieces smaller than [`SMALL_PIECE`], the pipe is not used any more.
+const MAX_SMALL_PIECES: u8 = 8;
+/// Copying fewer bytes than this costs less than two system calls on a pipe.
+const SMALL_PIECE: usize = 16 * 1024;
 
 /// How bytes are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// As it is cheaper, by what is seen.
+pub enum TransferMethod {
+    /// By copying or through a pipe, whichever is cheaper for the observed traffic.
     Adaptive,
     /// Always by reading and writing.
     Copy,
-    /// Always through a pipe, where there is one.
+    /// Always through a pipe, if one is available.
     Splice,
 }
 
-/// How far a direction is.
+/// The progress of a direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It goes on.
+    /// Bytes may still move.
     Moving,
-    /// The sender finished, everything is delivered, and the receiver was told.
+    /// The sender has finished, everything is delivered, and the receiver was sent a FIN.
     Finished,
-    /// Nothing more can be read from the sender; what it had sent is delivered, and the receiver was told.
-    SenderGone(Ending),
+    /// Nothing more can be read from the sender. What was received from it is delivered, and the receiver was sent a FIN.
+    SenderFailed(PeerFailure),
     /// Nothing more can be written to the receiver, and what the sender still sends is discarded.
-    Discarding(Ending),
-    /// The same, and nothing more is read from the sender: it has finished, or its time is over.
-    Discarded(Ending),
+    Discarding(PeerFailure),
+    /// Like `Discarding`, but nothing more is read from the sender: it has finished, or its time is over.
+    Discarded(PeerFailure),
 }
 
-/// What was taken from the sender and not yet given to the receiver.
+/// What was read from the sender and not yet written to the receiver.
 #[derive(Debug)]
-enum Held {
-    /// The bytes after the first `done`.
-    Bytes { bytes: Rest, done: usize },
-    /// So many in a pipe.
-    Piped { pipe: Lease, count: usize },
+enum Leftover {
+    /// The bytes after the first `written`.
+    Bytes { bytes: Backlog, written: usize },
+    /// The `count` bytes in a pipe.
+    Piped { pipe: PipeLease, count: usize },
 }
 
-/// Which way the next bytes go, by what was seen of the latest.
+/// How a direction with [`TransferMethod::Adaptive`] moves the next bytes, and how many consecutive reads have favoured the
+/// other mode.
 #[derive(Debug, Clone, Copy)]
-enum Pace {
-    /// By copying; so many reads in a row filled the buffer.
+enum AdaptiveMode {
+    /// By copying, after this many consecutive reads that filled the buffer.
     Copying(u8),
-    /// Through a pipe; so many times in a row little came.
+    /// Through a pipe, after this many consecutive small pieces.
     Piping(u8),
 }
 
-/// A direction. What it holds is consistent whenever it is not being polled: it can be taken apart at any time.
+/// One direction of a session. Between two polls its state is consistent, and the session can be detached.
 #[derive(Debug)]
 pub(super) struct Direction {
-    /// Nothing, most of the time: then it takes no memory of its own.
-    held: Option<Box<Held>>,
-    /// While the sender's bytes are discarded.
+    /// Usually `None`, which takes no memory on the heap.
+    leftover: Option<Box<Leftover>>,
+    /// Exists while the sender's bytes are discarded.
     discard: Option<Box<Discard>>,
-    pace: Pace,
+    mode: AdaptiveMode,
     progress: Progress,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { held: None, discard: None, pace: Pace::Copying(0), progress: Progress::Moving }
+        Self {
+            leftover: None,
+            discard: None,
+            mode: AdaptiveMode::Copying(0),
+            progress: Progress::Moving,
+        }
     }
 }
 
-/// What a try to take bytes from the sender gave.
-enum Taken {
-    /// So many bytes. They are at the receiver, or held.
+/// The outcome of an attempt to read from the sender.
+enum ReadOutcome {
+    /// This many bytes were read; they are written or left over.
     Bytes(usize),
-    /// There are none at the moment, or not for certain.
+    /// No bytes are available, or the attempt has to be repeated.
     Nothing,
-    /// There will be none any more.
+    /// No more bytes will move.
     Ended(Progress),
 }
 
 impl Direction {
-    /// Goes on with bytes that were taken from the sender elsewhere.
-    pub(super) fn with(in_flight: &[u8]) -> Self {
-        Self { held: hold(in_flight), ..Self::default() }
+    /// Continues with bytes that were read from the sender on another thread or in another process.
+    pub(super) fn resume(in_flight: &[u8]) -> Self {
+        Self { leftover: keep_leftover(in_flight), ..Self::default() }
     }
 
-    /// The bytes that were taken from the sender and have not been given to the receiver.
+    /// Returns the bytes that were read from the sender and not written to the receiver.
     ///
     /// # Errors
-    /// When a pipe does not give out what is in it, which the system does not do.
+    /// The bytes cannot be read out of a pipe, which is not known to happen.
     pub(super) fn into_in_flight(self) -> io::Result<Vec<u8>> {
-        match self.held.map(|held| *held) {
+        match self.leftover.map(|leftover| *leftover) {
             None => Ok(Vec::new()),
-            Some(Held::Bytes { bytes, done }) => Ok(bytes[done..].to_vec()),
-            Some(Held::Piped { pipe, count }) => pipe.empty(count),
+            Some(Leftover::Bytes { bytes, written }) => Ok(bytes[written..].to_vec()),
+            Some(Leftover::Piped { pipe, count }) => pipe.into_bytes(count),
         }
     }
 
-    /// Moves up to a budget of bytes, and wakes the task again where there may be more.
+    /// Moves up to a budget of bytes, and wakes the task again if there may be more.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
-        work: &Work<'_>,
+        transfer: &TransferContext<'_>,
     ) -> Progress {
         if self.progress == Progress::Moving
-            && let Poll::Ready(ended) = self.poll_moving(context, from, to, work)
+            && let Poll::Ready(progress) = self.poll_moving(context, from, to, transfer)
         {
-            self.end(ended, to, work.now);
+            self.finish(progress, to, transfer.now);
         }
-        if let (Progress::Discarding(ending), Some(discard)) = (self.progress, &mut self.discard)
-            && discard.poll(context, from, work.allowance, work.now).is_ready()
+        if let (Progress::Discarding(failure), Some(discard)) = (self.progress, &mut self.discard)
+            && discard.poll(context, from, transfer.allowance, transfer.now).is_ready()
         {
             self.discard = None;
-            self.progress = Progress::Discarded(ending);
+            self.progress = Progress::Discarded(failure);
         }
         self.progress
     }
 
-    /// How far it is.
+    /// Returns the progress of this direction.
     pub(super) fn progress(&self) -> Progress {
         self.progress
     }
 
-    /// The receiver's connection was found to be over, without a write that failed. The sender has known since `since`
-    /// that its partner sends nothing more.
-    pub(super) fn receiver_lost(&mut self, ending: Ending, to: &TcpStream, since: Instant) {
-        self.end(Progress::Discarding(ending), to, since);
+    /// Notes that the receiver's connection was found to be over without a failed write. The sender was sent a FIN at `since`,
+    /// from which its time to finish is counted.
+    pub(super) fn note_lost_receiver(
+        &mut self,
+        failure: PeerFailure,
+        to: &TcpStream,
+        since: Instant,
+    ) {
+        self.finish(Progress::Discarding(failure), to, since);
     }
 
-    /// Discards what the sender has left to send, if it is being discarded; otherwise from `now` on.
+    /// Returns the [`Discard`] of the sender that has begun, or a new one that begins at `now`.
     pub(super) fn into_discard(self, now: Instant) -> Box<Discard> {
-        self.discard.unwrap_or_else(|| Box::new(Discard::since(now)))
+        self.discard.unwrap_or_else(|| Box::new(Discard::new(now)))
     }
 
-    /// Whether something could be moved at once: for those who doubt what the runtime knows of the sockets.
+    /// Whether bytes could be moved immediately, according to the kernel rather than the runtime.
     pub(super) fn can_move(&self, from: &TcpStream, to: &TcpStream) -> bool {
         self.progress == Progress::Moving
-            && (self.held.is_some() || readiness::has_unread(from))
+            && (self.leftover.is_some() || readiness::has_unread(from))
             && readiness::is_writable(to)
     }
 
-    fn end(&mut self, ended: Progress, to: &TcpStream, now: Instant) {
-        self.progress = ended;
-        self.held = None;
-        if let Progress::Discarding(_) = ended {
-            self.discard = Some(Box::new(Discard::since(now)));
+    fn finish(&mut self, progress: Progress, to: &TcpStream, now: Instant) {
+        self.progress = progress;
+        self.leftover = None;
+        if let Progress::Discarding(_) = progress {
+            self.discard = Some(Box::new(Discard::new(now)));
         }
-        // The receiver may be gone already; then there is nobody to tell.
+        // This fails if the receiver's connection is over, and then nobody needs the FIN.
         let _ = SockRef::from(to).shutdown(Shutdown::Write);
     }
 
-    /// Ready with how it ended when no more can be moved.
+    /// Ready with the final progress when no more bytes can be moved.
     fn poll_moving(
         &mut self,
         context: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
-        work: &Work<'_>,
+        transfer: &TransferContext<'_>,
     ) -> Poll<Progress> {
         let mut moved = 0;
         loop {
-            while self.held.is_some() {
-                let given = match ready!(to.poll_write_ready(context)) {
-                    Ok(()) => self.give(to, work),
+            while self.leftover.is_some() {
+                let written = match ready!(to.poll_write_ready(context)) {
+                    Ok(()) => self.write_leftover(to, transfer),
                     Err(error) => Err(error),
                 };
-                if let Err(error) = given {
-                    return Poll::Ready(Progress::Discarding(Ending::of_receiver(&error, to)));
+                if let Err(error) = written {
+                    return Poll::Ready(Progress::Discarding(PeerFailure::of_receiver(&error, to)));
                 }
             }
-            if moved >= work.budget {
+            if moved >= transfer.budget {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let allowed = work.allowance.get();
+            let allowed = transfer.allowance.get();
             if allowed == 0 {
-                // Whoever set it wakes the task when there is more.
+                // The caller, which limits the allowance, wakes the task when there is more.
                 return Poll::Pending;
             }
-            let most = allowed.min(work.budget - moved);
-            let taken = match ready!(from.poll_read_ready(context)) {
-                Ok(()) => self.take(from, to, most, work),
-                Err(error) => Taken::Ended(Progress::SenderGone(Ending::of_sender(&error, from))),
-            };
-            match taken {
-                Taken::Bytes(bytes) => {
-                    moved += bytes;
-                    work.allowance.set(allowed.saturating_sub(bytes));
+            let max = allowed.min(transfer.budget - moved);
+            let outcome = match ready!(from.poll_read_ready(context)) {
+                Ok(()) => self.read(from, to, max, transfer),
+                Err(error) => {
+                    let failure = PeerFailure::of_sender(&error, from);
+                    ReadOutcome::Ended(Progress::SenderFailed(failure))
                 }
-                Taken::Nothing => {}
-                Taken::Ended(ended) => return Poll::Ready(ended),
+            };
+            match outcome {
+                ReadOutcome::Bytes(bytes) => {
+                    moved += bytes;
+                    transfer.allowance.set(allowed.saturating_sub(bytes));
+                }
+                ReadOutcome::Nothing => {}
+                ReadOutcome::Ended(progress) => return Poll::Ready(progress),
             }
         }
     }
 
-    /// Takes bytes from the sender, in the way that suits what was seen.
-    fn take(&mut self, from: &TcpStream, to: &TcpStream, most: usize, work: &Work<'_>) -> Taken {
-        let piped = match work.method {
-            Method::Copy => false,
-            Method::Splice => true,
-            // Little may be allowed, where bandwidth is limited.
-            Method::Adaptive => matches!(self.pace, Pace::Piping(_)) && most >= LITTLE,
+    /// Reads up to `max` bytes from the sender, either to copy them or into a pipe.
+    fn read(
+        &mut self,
+        from: &TcpStream,
+        to: &TcpStream,
+        max: usize,
+        transfer: &TransferContext<'_>,
+    ) -> ReadOutcome {
+        let uses_pipe = match transfer.method {
+            TransferMethod::Copy => false,
+            TransferMethod::Splice => true,
+            // With limited bandwidth, so few bytes may be allowed that a pipe is not worth its cost.
+            TransferMethod::Adaptive => {
+                matches!(self.mode, AdaptiveMode::Piping(_)) && max >= SMALL_PIECE
+            }
         };
-        match piped.then(|| work.pipes.take()).flatten() {
-            Some(pipe) => self.fill(pipe, from, to, most, work),
-            None => self.copy(from, to, most, work),
+        match uses_pipe.then(|| transfer.pipes.acquire()).flatten() {
+            Some(pipe) => self.read_into_pipe(pipe, from, to, max, transfer),
+            None => self.copy(from, to, max, transfer),
         }
     }
 
-    fn copy(&mut self, from: &TcpStream, to: &TcpStream, most: usize, work: &Work<'_>) -> Taken {
+    fn copy(
+        &mut self,
+        from: &TcpStream,
+        to: &TcpStream,
+        max: usize,
+        transfer: &TransferContext<'_>,
+    ) -> ReadOutcome {
         with_scratch(|scratch| {
-            let (whole, room) = (scratch.len(), scratch.len().min(most));
+            let (size, room) = (scratch.len(), scratch.len().min(max));
             let scratch = &mut scratch[..room];
             let bytes = match socket::read(from, scratch) {
-                Ok(0) => return Taken::Ended(Progress::Finished),
+                Ok(0) => return ReadOutcome::Ended(Progress::Finished),
                 Ok(read) => &scratch[..read],
-                Err(error) if is_transient(&error) => return Taken::Nothing,
+                Err(error) if is_transient(&error) => return ReadOutcome::Nothing,
                 Err(error) => {
-                    let ending = Ending::of_sender(&error, from);
-                    return Taken::Ended(Progress::SenderGone(ending));
+                    let failure = PeerFailure::of_sender(&error, from);
+                    return ReadOutcome::Ended(Progress::SenderFailed(failure));
                 }
             };
-            self.pace = match self.pace {
-                Pace::Copying(_) if bytes.len() < room => Pace::Copying(0),
-                // It was filled because it was small.
-                copying @ Pace::Copying(_) if room < whole => copying,
-                Pace::Copying(full) if full + 1 < MANY => Pace::Copying(full + 1),
-                Pace::Copying(_) => Pace::Piping(0),
-                piping @ Pace::Piping(_) => piping,
+            self.mode = match self.mode {
+                AdaptiveMode::Copying(_) if bytes.len() < room => AdaptiveMode::Copying(0),
+                // The buffer was filled because it was small.
+                copying @ AdaptiveMode::Copying(_) if room < size => copying,
+                AdaptiveMode::Copying(full) if full + 1 < FULL_READS => {
+                    AdaptiveMode::Copying(full + 1)
+                }
+                AdaptiveMode::Copying(_) => AdaptiveMode::Piping(0),
+                piping @ AdaptiveMode::Piping(_) => piping,
             };
-            match write(to, bytes, work) {
+            match write(to, bytes, transfer) {
                 Ok(written) => {
-                    self.held = hold(&bytes[written..]);
-                    Taken::Bytes(bytes.len())
+                    self.leftover = keep_leftover(&bytes[written..]);
+                    ReadOutcome::Bytes(bytes.len())
                 }
-                Err(error) => Taken::Ended(Progress::Discarding(Ending::of_receiver(&error, to))),
+                Err(error) => {
+                    let failure = PeerFailure::of_receiver(&error, to);
+                    ReadOutcome::Ended(Progress::Discarding(failure))
+                }
             }
         })
     }
 
-    /// Takes bytes into a pipe, which is empty. Where the kernel refuses, they are copied.
-    fn fill(
+    /// Reads bytes into an empty pipe. If the kernel refuses, they are copied.
+    fn read_into_pipe(
         &mut self,
-        pipe: Lease,
+        pipe: PipeLease,
         from: &TcpStream,
         to: &TcpStream,
-        most: usize,
-        work: &Work<'_>,
-    ) -> Taken {
-        // A short one says nothing of the socket: what counts against the pipe is pieces, not bytes.
-        match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
+        max: usize,
+        transfer: &TransferContext<'_>,
+    ) -> ReadOutcome {
+        // A short read does not mean that the socket is empty: the pipe may be full, since it is limited by the number of
+        // pieces, not of bytes.
+        match from.try_io(Interest::READABLE, || pipe.read_from(from, max)) {
             Ok(0) => {
-                pipe.give_back();
-                Taken::Ended(Progress::Finished)
+                pipe.release();
+                ReadOutcome::Ended(Progress::Finished)
             }
             Ok(count) => {
-                self.pace = match self.pace {
-                    Pace::Piping(few) if count < LITTLE && few + 1 == FEW => Pace::Copying(0),
-                    Pace::Piping(few) if count < LITTLE => Pace::Piping(few + 1),
-                    _ => Pace::Piping(0),
+                self.mode = match self.mode {
+                    AdaptiveMode::Piping(small)
+                        if count < SMALL_PIECE && small + 1 == MAX_SMALL_PIECES =>
+                    {
+                        AdaptiveMode::Copying(0)
+                    }
+                    AdaptiveMode::Piping(small) if count < SMALL_PIECE => {
+                        AdaptiveMode::Piping(small + 1)
+                    }
+                    _ => AdaptiveMode::Piping(0),
                 };
-                self.held = Some(Box::new(Held::Piped { pipe, count }));
-                Taken::Bytes(count)
+                self.leftover = Some(Box::new(Leftover::Piped { pipe, count }));
+                ReadOutcome::Bytes(count)
             }
             Err(error) if is_transient(&error) => {
-                pipe.give_back();
-                Taken::Nothing
+                pipe.release();
+                ReadOutcome::Nothing
             }
-            Err(error) if is_of_connection(&error) => {
-                pipe.give_back();
-                Taken::Ended(Progress::SenderGone(Ending::Reset))
+            Err(error) if is_connection_error(&error) => {
+                pipe.release();
+                ReadOutcome::Ended(Progress::SenderFailed(PeerFailure::Reset))
             }
             Err(error) => {
-                pipe.give_back();
-                work.pipes.refused(&error, from);
-                self.pace = Pace::Copying(0);
-                self.copy(from, to, most, work)
+                pipe.release();
+                transfer.pipes.note_refusal(&error, from);
+                self.mode = AdaptiveMode::Copying(0);
+                self.copy(from, to, max, transfer)
             }
         }
     }
 
-    /// Gives the receiver of what is held as much as it takes.
-    fn give(&mut self, to: &TcpStream, work: &Work<'_>) -> io::Result<()> {
-        let Some(held) = self.held.take() else {
+    /// Writes as many of the leftover bytes as the receiver accepts.
+    fn write_leftover(&mut self, to: &TcpStream, transfer: &TransferContext<'_>) -> io::Result<()> {
+        let Some(leftover) = self.leftover.take() else {
             return Ok(());
         };
-        let rest = match *held {
-            Held::Bytes { bytes, done } => {
-                let done = done + write(to, &bytes[done..], work)?;
-                (done < bytes.len()).then_some(Held::Bytes { bytes, done })
+        let rest = match *leftover {
+            Leftover::Bytes { bytes, written } => {
+                let written = written + write(to, &bytes[written..], transfer)?;
+                (written < bytes.len()).then_some(Leftover::Bytes { bytes, written })
             }
-            Held::Piped { pipe, count } => {
-                match transient_is_none(to.try_io(Interest::WRITABLE, || pipe.drain(to, count))) {
-                    Ok(given) => {
-                        work.traffic.record(given, work.now);
-                        if given == count {
-                            pipe.give_back();
+            Leftover::Piped { pipe, count } => {
+                match treat_transient_as_zero(
+                    to.try_io(Interest::WRITABLE, || pipe.write_to(to, count)),
+                ) {
+                    Ok(written) => {
+                        transfer.traffic.record(transfer.from, written, transfer.now);
+                        if written == count {
+                            pipe.release();
                             None
                         } else {
-                            Some(Held::Piped { pipe, count: count - given })
+                            Some(Leftover::Piped { pipe, count: count - written })
                         }
                     }
-                    Err(error) if is_of_connection(&error) => return Err(error),
+                    Err(error) if is_connection_error(&error) => return Err(error),
                     Err(error) => {
-                        // What is in the pipe is taken out again, and written at the next turn.
-                        let bytes = Rest::keep(&pipe.empty(count)?);
-                        work.pipes.refused(&error, to);
-                        self.pace = Pace::Copying(0);
-                        Some(Held::Bytes { bytes, done: 0 })
+                        // The bytes are taken out of the pipe, and copied on the next iteration.
+                        let bytes = Backlog::copy_of(&pipe.into_bytes(count)?);
+                        transfer.pipes.note_refusal(&error, to);
+                        self.mode = AdaptiveMode::Copying(0);
+                        Some(Leftover::Bytes { bytes, written: 0 })
                     }
                 }
             }
         };
-        self.held = rest.map(Box::new);
+        self.leftover = rest.map(Box::new);
         Ok(())
     }
 }
 
-/// What moving bytes needs beside the sockets.
+/// What a direction needs to move bytes, besides the sockets.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work<'a> {
-    pub(super) method: Method,
+pub(super) struct TransferContext<'a> {
+    pub(super) method: TransferMethod,
     pub(super) pipes: &'a Pipes,
     pub(super) traffic: &'a Traffic,
-    /// The time, within what a budget takes: it is not asked for again for each piece.
+    /// The time, read once for a whole budget and not again for each piece.
     pub(super) now: Instant,
     pub(super) budget: usize,
-    /// Bytes that may be taken from the sender; what is taken is taken away from it.
+    /// Bytes that may still be read from the sender. Reading reduces it.
     pub(super) allowance: &'a Cell<usize>,
+    /// The sender.
+    pub(super) from: PeerOrder,
 }
 
-fn hold(bytes: &[u8]) -> Option<Box<Held>> {
-    (!bytes.is_empty()).then(|| Box::new(Held::Bytes { bytes: Rest::keep(bytes), done: 0 }))
+fn keep_leftover(bytes: &[u8]) -> Option<Box<Leftover>> {
+    (!bytes.is_empty())
+        .then(|| Box::new(Leftover::Bytes { bytes: Backlog::copy_of(bytes), written: 0 }))
 }
 
-/// Writes as much as the receiver takes, perhaps nothing.
-fn write(to: &TcpStream, bytes: &[u8], work: &Work<'_>) -> io::Result<usize> {
-    let written = transient_is_none(socket::write(to, bytes))?;
+/// Writes as many bytes as the receiver accepts, possibly none.
+fn write(to: &TcpStream, bytes: &[u8], transfer: &TransferContext<'_>) -> io::Result<usize> {
+    let written = treat_transient_as_zero(socket::write(to, bytes))?;
     if written > 0 {
-        work.traffic.record(written, work.now);
+        transfer.traffic.record(transfer.from, written, transfer.now);
     }
     Ok(written)
 }
 
-fn transient_is_none(result: io::Result<usize>) -> io::Result<usize> {
+fn treat_transient_as_zero(result: io::Result<usize>) -> io::Result<usize> {
     match result {
         Err(error) if is_transient(&error) => Ok(0),
         result => result,

@@ -1,4 +1,4 @@
-//! The metrics of how bytes are moved. The bytes themselves are counted by session.
+//! Metrics of how bytes are moved. The bytes themselves are counted by session.
 
 use prometheus::{IntCounter, IntGauge, Registry};
 
@@ -6,28 +6,28 @@ use crate::metrics::{counter, gauge};
 
 /// The metrics of forwarding.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "without pipes they stay 0"))]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "always 0 without pipes"))]
 pub struct ForwardMetrics {
     pub(super) pipes: IntGauge,
     pub(super) fallbacks: IntCounter,
 }
 
 impl ForwardMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When a name is taken.
+    /// A name is already registered.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             pipes: gauge(
                 registry,
                 "aspia_relay_pipes",
-                "Pipes that are open, through which the kernel moves bytes without copying them.",
+                "Open pipes, through which the kernel moves bytes without copying them.",
             )?,
             fallbacks: counter(
                 registry,
                 "aspia_relay_pipe_fallbacks_total",
-                "How often bytes were copied because there was no pipe to be had, or the kernel refused to use one.",
+                "How often bytes were copied because no pipe was available, or the kernel refused to use one.",
             )?,
         })
     }

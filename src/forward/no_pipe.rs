@@ -1,4 +1,4 @@
-//! The pipes of a system whose kernel does not move bytes through them: there are none.
+//! Stands in for pipes on systems whose kernel does not move bytes through them.
 
 use std::convert::Infallible;
 use std::io;
@@ -7,50 +7,53 @@ use tokio::net::TcpStream;
 
 use super::metrics::ForwardMetrics;
 
-/// The size in bytes of the pipe that this process gets now.
+pub(super) use NoPipeLease as PipeLease;
+pub use NoPipes as Pipes;
+
+/// Returns the size in bytes of a pipe, where there are pipes.
 ///
 /// # Errors
-/// Always, in words.
+/// Always: there are no pipes.
 pub fn probe() -> Result<usize, String> {
     Err("the kernel of this system does not move bytes through pipes".into())
 }
 
-/// No pipes.
+/// An empty pool of pipes.
 #[derive(Debug, Clone)]
-pub struct Pipes;
+pub struct NoPipes;
 
-impl Pipes {
-    /// None, whatever the limit.
+impl NoPipes {
+    /// Creates an empty pool, whatever the limit.
     pub fn new(_limit: usize, _metrics: ForwardMetrics) -> Self {
         Self
     }
 
-    pub(super) fn take(&self) -> Option<Lease> {
+    pub(super) fn acquire(&self) -> Option<NoPipeLease> {
         None
     }
 
-    /// Nobody has a pipe that could be refused.
-    pub(super) fn refused(&self, _error: &io::Error, _stream: &TcpStream) {}
+    /// Never called, since there are no pipes.
+    pub(super) fn note_refusal(&self, _error: &io::Error, _stream: &TcpStream) {}
 }
 
-/// A pipe in use, which cannot be.
+/// A pipe in use, which cannot exist.
 #[derive(Debug)]
-pub(super) struct Lease(Infallible);
+pub(super) struct NoPipeLease(Infallible);
 
-impl Lease {
-    pub(super) fn fill(&self, _from: &TcpStream, _most: usize) -> io::Result<usize> {
+impl NoPipeLease {
+    pub(super) fn read_from(&self, _from: &TcpStream, _most: usize) -> io::Result<usize> {
         match self.0 {}
     }
 
-    pub(super) fn drain(&self, _to: &TcpStream, _count: usize) -> io::Result<usize> {
+    pub(super) fn write_to(&self, _to: &TcpStream, _count: usize) -> io::Result<usize> {
         match self.0 {}
     }
 
-    pub(super) fn empty(self, _count: usize) -> io::Result<Vec<u8>> {
+    pub(super) fn into_bytes(self, _count: usize) -> io::Result<Vec<u8>> {
         match self.0 {}
     }
 
-    pub(super) fn give_back(self) {
+    pub(super) fn release(self) {
         match self.0 {}
     }
 }

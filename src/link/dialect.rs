@@ -1,175 +1,174 @@
-//! What tells the dialects of Routers apart, behind one seam of pure functions.
+//! The interface that hides the differences between the dialects of Routers: a trait of functions without I/O.
 //!
-//! A dialect knows how its frames look and how they are sealed, which hellos and versions are good, and how keys on
-//! offer, statistics and the Router's wishes are written down. It holds no state of a link and does no I/O. What
-//! serves a link knows this trait and none of those who implement it.
+//! A dialect defines the format of frames and how they are sealed, which hellos and versions are acceptable, and how keys
+//! on offer, statistics and the Router's requests are encoded. It holds no state of a link and does no I/O. The code that
+//! serves a link uses only this trait.
 
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use prost::Message;
+use bytes::BytesMut;
 
 use crate::crypto::{Cipher, CryptoError, Iv, Opener, PublicKey, Sealer, SharedSecret};
-use crate::wire::frame::FrameError;
-use crate::wire::router::Version;
+use crate::wire::frame::{Frame, FrameError};
+use crate::wire::messages::Version;
 
-/// The way of a whole generation of Routers to speak to relays.
+/// The protocol that a major version of the Router speaks to relays.
 pub trait Dialect: fmt::Debug + Send + Sync {
-    /// Its name, as logs and `/status` show it: `2.x`, `3.0`.
+    /// Returns the name of the dialect, as logs and `/status` show it: `2.x`, `3.0`.
     fn name(&self) -> &'static str;
 
-    /// The generation of Routers that speaks it, as settings know it ([`crate::config::parse::GENERATIONS`]).
-    fn generation(&self) -> u8;
+    /// Returns the major version of the Routers that speak this dialect, by which the settings name it
+    /// ([`crate::config::parse::GENERATIONS`]).
+    fn major_version(&self) -> u8;
 
-    /// The version that the relay announces in it.
-    fn version(&self) -> Version;
+    /// Returns the version that the relay announces in this dialect, whatever its own version is.
+    fn announced_version(&self) -> Version;
 
-    /// What to do where `RouterPublicKey` is not the Router's key: it keeps it in another file in each dialect.
-    /// `names_version` is whether its `ServerHello` named a version.
+    /// Returns advice for a `RouterPublicKey` that is not the Router's key. The file that holds the key depends on the
+    /// dialect. `names_version` is whether the `ServerHello` named a version.
     fn key_remedy(&self, names_version: bool) -> &'static str;
 
-    /// Time for all of the authentication.
-    fn authentication_time(&self) -> Duration;
+    /// Returns the time limit for the whole authentication.
+    fn authentication_timeout(&self) -> Duration;
 
-    /// Most keys that a Router of this dialect keeps for one link.
-    fn max_on_offer(&self) -> usize;
+    /// Returns how many keys a Router of this dialect keeps for one link.
+    fn max_offered_keys(&self) -> usize;
 
-    /// Longest message that may be sent, in bytes, with all that surrounds it.
-    fn max_frame(&self) -> usize;
+    /// Returns the length of the longest frame that may be sent, in bytes, including headers and tag.
+    fn max_frame_len(&self) -> usize;
 
-    /// When the relay pings.
-    fn keep_alive(&self) -> Pings;
+    /// Returns when the relay sends pings.
+    fn ping_schedule(&self) -> PingSchedule;
 
-    /// `ClientHello.encryption`: the ciphers that this machine offers. `aes` is whether it has instructions for AES.
-    fn ciphers(&self, aes: bool) -> u32;
+    /// Returns the ciphers that the relay offers, for `ClientHello.encryption`. `has_aes` is whether the CPU has AES instructions.
+    fn offered_ciphers(&self, has_aes: bool) -> u32;
 
-    /// Reads a `ServerHello`.
+    /// Parses a `ServerHello`.
     ///
     /// # Errors
-    /// [`HandshakeError::NotServerHello`] where it is none, others where it must not be accepted.
-    fn server_hello(&self, bytes: &[u8]) -> Result<ServerFacts, HandshakeError>;
+    /// [`HandshakeError::NotServerHello`] if the bytes are not a `ServerHello`, others if it is not acceptable.
+    fn parse_server_hello(&self, bytes: &[u8]) -> Result<ParsedServerHello, HandshakeError>;
 
-    /// The two directions of a link: what seals what the relay sends, and what opens what the Router sends.
+    /// Derives the keys of both directions: the sealer of what the relay sends, and the opener of what the Router sends.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the provider refuses a key.
-    fn seals(&self, cipher: Cipher, hellos: &Hellos<'_>) -> Result<(Sealer, Opener), CryptoError>;
+    /// [`CryptoError::Provider`] if the provider rejects a key.
+    fn derive_keys(
+        &self,
+        cipher: Cipher,
+        hellos: &Hellos<'_>,
+    ) -> Result<(Sealer, Opener), CryptoError>;
 
-    /// The Router's version, from the place where this dialect names it.
+    /// Determines the Router's version from the message in which this dialect names it, and checks that it is supported.
     ///
     /// # Errors
-    /// [`HandshakeError::Version`] or [`HandshakeError::NoVersion`].
-    fn router_version(
+    /// [`HandshakeError::Version`], [`HandshakeError::HostPort`] or [`HandshakeError::NoVersion`].
+    fn check_version(
         &self,
         in_hello: Option<Version>,
         in_challenge: Option<Version>,
     ) -> Result<Version, HandshakeError>;
 
-    /// Takes the next frame from the front of `input` and opens it. `None` when more bytes are needed. `opener` is
-    /// there once both hellos are known.
+    /// Takes the next frame from the front of `input` and opens it. `None` if more bytes are needed. `opener` is present
+    /// once both hellos are known.
     ///
     /// # Errors
-    /// [`FramingError`]: each ends the link.
+    /// [`FramingError`]; each ends the link.
     fn decode(
         &self,
         input: &mut BytesMut,
-        stage: Stage,
+        stage: LinkStage,
         opener: Option<&mut Opener>,
     ) -> Result<Option<Frame>, FramingError>;
 
-    /// Seals a frame and puts it at the end of `output`.
+    /// Seals a frame and appends it to `output`.
     ///
     /// # Errors
-    /// [`FramingError`]: too long, or the provider failed.
+    /// [`FramingError`] if the frame is too long or the provider failed.
     fn encode(
         &self,
         frame: &Frame,
-        stage: Stage,
+        stage: LinkStage,
         sealer: Option<&mut Sealer>,
         output: &mut BytesMut,
     ) -> Result<(), FramingError>;
 
-    /// A message with keys on offer.
-    fn key_pool(&self, pool: &KeyPool<'_>) -> Vec<u8>;
+    /// Encodes a message that offers keys.
+    fn encode_key_pool(&self, pool: &KeyPool<'_>) -> Vec<u8>;
 
-    /// A message with as many of `peers` as fit into `room` bytes, and how many those are. `uptime` in seconds.
-    fn statistics(&self, peers: &[PeerFacts<'_>], uptime: u64, room: usize) -> (Vec<u8>, usize);
+    /// Encodes a message with as many of `sessions` as fit in `available` bytes. Also returns how many those are. `uptime` is
+    /// in seconds.
+    fn encode_statistics(
+        &self,
+        sessions: &[SessionStatistics<'_>],
+        uptime: u64,
+        available: usize,
+    ) -> (Vec<u8>, usize);
 
-    /// What a message of the Router says; nothing where it has no field that is known.
+    /// Parses a message from the Router. The result is empty if the message has no known field.
     ///
     /// # Errors
-    /// When it is no message.
-    fn notices(&self, message: &[u8]) -> Result<Vec<Notice>, prost::DecodeError>;
+    /// If the bytes are not a message.
+    fn parse_notices(&self, message: &[u8]) -> Result<Vec<Notice>, prost::DecodeError>;
 }
 
-/// One frame, opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Frame {
-    /// A message.
-    Message(Bytes),
-    /// A keep-alive that must be answered with the same data.
-    Ping(Bytes),
-    /// The answer to a keep-alive.
-    Pong(Bytes),
-}
-
-/// How far a direction of a link has come.
+/// The stage of one direction of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Up to and with the `SessionResponse`.
+pub enum LinkStage {
+    /// Up to and including the `SessionResponse`.
     Authentication,
-    /// Afterwards, with a Router of this version.
+    /// After the authentication, with a Router of this version.
     Service(Version),
 }
 
-/// Why a frame cannot be read or written.
+/// Why a frame could not be decoded or encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum FramingError {
-    /// It is no frame of this dialect.
+    /// The bytes are not a frame of this dialect, or the frame is too long.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// It does not open, or cannot be sealed.
+    /// The frame cannot be opened or sealed.
     #[error(transparent)]
-    Sealed(#[from] CryptoError),
+    Crypto(#[from] CryptoError),
 }
 
-/// What a `ServerHello` says.
+/// The contents of a `ServerHello`.
 #[derive(Debug)]
-pub struct ServerFacts {
+pub struct ParsedServerHello {
     /// The cipher that the Router chose, by its bit in `ClientHello.encryption`.
     pub encryption: u32,
     /// The iv that the Router seals with.
     pub iv: Iv,
-    /// The Router's version, where it stands here.
+    /// The Router's version, if the dialect names it here.
     pub version: Option<Version>,
 }
 
-/// What the keys of a link are made of.
+/// The values from which the keys of a link are derived.
 #[derive(Debug)]
 pub struct Hellos<'a> {
-    /// The secret that only the relay and the holder of `RouterPublicKey`'s private half know.
+    /// The secret that only the relay and the holder of the private key for `RouterPublicKey` know.
     pub secret: &'a SharedSecret,
     /// The `ClientHello` as it was sent.
     pub client: &'a [u8],
-    /// Its iv.
+    /// The iv of the `ClientHello`.
     pub client_iv: Iv,
-    /// The `ServerHello` as it came.
+    /// The `ServerHello` as it was received.
     pub server: &'a [u8],
-    /// Its iv.
+    /// The iv of the `ServerHello`.
     pub server_iv: Iv,
 }
 
 /// When a ping is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pings {
+pub enum PingSchedule {
     /// Always after this time.
     Every(Duration),
-    /// At each look after this time, where nothing was received since the last look.
+    /// At each check after this time, if nothing was received since the check before.
     WhenIdle(Duration),
 }
 
-/// Keys for the Router, and where peers bring them.
+/// Keys to offer to the Router, and the host and port at which peers present them.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyPool<'a> {
     /// The host that peers dial.
@@ -180,31 +179,31 @@ pub struct KeyPool<'a> {
     pub keys: &'a [OfferedKey],
 }
 
-/// What the Router learns of a one-time key.
+/// A one-time key as the Router is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OfferedKey {
-    /// Its number.
+    /// The id of the key.
     pub id: u32,
-    /// Its public half.
+    /// The public half.
     pub public: PublicKey,
     /// The iv of the peers' first message.
     pub iv: Iv,
 }
 
-/// What the Router learns of a session.
+/// The statistics of one session that are sent to the Router.
 #[derive(Debug, Clone, Copy)]
-pub struct PeerFacts<'a> {
-    /// The relay's number for it.
+pub struct SessionStatistics<'a> {
+    /// The id that the relay gave the session.
     pub id: u64,
-    /// The operator's address, as the Router saw it.
+    /// The Client's address, as the Router saw it.
     pub client_address: &'a str,
-    /// The operator's name.
+    /// The operator's user name.
     pub client_user_name: &'a str,
-    /// The remote machine's address, as the Router saw it.
+    /// The Host's address, as the Router saw it.
     pub host_address: &'a str,
-    /// The remote machine's number.
+    /// The id of the Host.
     pub host_id: u64,
-    /// Bytes of both directions.
+    /// Bytes forwarded in both directions.
     pub bytes: u64,
     /// Seconds since pairing.
     pub duration: u64,
@@ -212,27 +211,27 @@ pub struct PeerFacts<'a> {
     pub idle: u64,
 }
 
-/// What a Router says to an authenticated relay.
+/// A message from the Router to an authenticated relay, decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// This key was given to two peers.
+    /// The Router gave this key to two peers.
     KeyUsed(u32),
-    /// This session is to be ended.
+    /// An administrator asks to end this session.
     Disconnect(u64),
-    /// It asks for something that this relay does not know: what, in words.
+    /// A request that this relay does not know, described in words.
     Unknown(String),
 }
 
 /// Why a Router cannot be authenticated. Each of these ends the connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The first message that came is no `ServerHello`.
-    #[error("the Router's ServerHello cannot be read: {0}")]
+    /// The first message received is not a `ServerHello`.
+    #[error("the Router's ServerHello cannot be parsed: {0}")]
     NotServerHello(String),
-    /// A message is not what it should be.
-    #[error("the Router's {message} cannot be read: {reason}")]
+    /// A message is malformed.
+    #[error("the Router's {message} is malformed: {reason}")]
     Malformed {
-        /// Which message.
+        /// The name of the message.
         message: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -245,51 +244,27 @@ pub enum HandshakeError {
     KeyMismatch {
         /// The dialect that the Router speaks.
         dialect: &'static str,
-        /// Where the right key is: [`Dialect::key_remedy`].
+        /// How to find the right key: [`Dialect::key_remedy`].
         remedy: &'static str,
     },
-    /// The Router is too old, or contradicts itself.
+    /// The Router is too old, or its messages contradict its version.
     #[error("the Router's version {version} {rule}")]
     Version {
         /// The version that the Router named.
         version: Version,
-        /// What it should be.
+        /// The rule that it violates.
         rule: &'static str,
     },
-    /// A 3.x Router answers in the 2.x dialect: this is not its port for relays, but one for Hosts that are older than it.
+    /// A 3.x Router answered in the 2.x dialect: this is not its port for relays, but the one for Hosts of version 2.x.
     #[error("the Router, version {0}, listens for Hosts of version 2.x there, not for relays")]
     HostPort(Version),
-    /// The Router named no version at all.
+    /// The Router named no version.
     #[error("the Router names no version")]
     NoVersion,
-    /// The Router takes no relays.
-    #[error("the Router takes no relay sessions (session types {0:#x}, bit 8 is missing)")]
+    /// The Router accepts no relays.
+    #[error("the Router accepts no relay sessions (session types {0:#x}, bit 8 is missing)")]
     RelaysNotAllowed(u32),
     /// The cryptographic provider failed, or `RouterPublicKey` is a point of low order.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
-}
-
-/// The iv of a `ServerHello`.
-pub(super) fn server_iv(bytes: &[u8]) -> Result<Iv, HandshakeError> {
-    bytes.try_into().map(Iv).map_err(|_| HandshakeError::Malformed {
-        message: "ServerHello",
-        reason: format!("an iv of {} bytes instead of 12", bytes.len()),
-    })
-}
-
-/// As many of `entries` as fit into `room` bytes of a message that lists them.
-pub(super) fn fitting<M: Message>(entries: impl Iterator<Item = M>, mut room: usize) -> Vec<M> {
-    // The entry, its tag and its length.
-    let fits = move |entry: &M| {
-        let rest = room.checked_sub(entry.encoded_len() + 1 + 4);
-        room = rest.unwrap_or(0);
-        rest.is_some()
-    };
-    entries.take_while(fits).collect()
-}
-
-/// A number as the signed fields of statistics take it.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

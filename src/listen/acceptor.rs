@@ -1,5 +1,5 @@
-//! A listening socket that the runtime watches. Connections come out of it unwatched: most are handed on, and each
-//! registration costs.
+//! Accepts connections without registering them with the runtime: most are passed to other threads, and each registration has
+//! a cost.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 #[cfg(target_os = "linux")]
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A listening socket.
+/// A listening socket that is registered with the runtime.
 #[derive(Debug)]
 pub struct Acceptor {
     #[cfg(target_os = "linux")]
@@ -18,30 +18,30 @@ pub struct Acceptor {
 
 #[cfg(target_os = "linux")]
 impl Acceptor {
-    /// Has the runtime watch a socket that does not block.
+    /// Registers a non-blocking socket with the runtime.
     ///
     /// # Errors
-    /// When the system does not watch more.
+    /// The kernel cannot register more sockets.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: a listener of the standard library owns its descriptor, always gives the same one, and closes it only
-        // when it is dropped, which the registration outlives never.
-        #[expect(unsafe_code, reason = "the safe way registers each accepted connection, too")]
+        // SAFETY: a listener of the standard library owns its descriptor, always returns the same one, and closes it only
+        // when it is dropped, and the registration never outlives the descriptor.
+        #[expect(unsafe_code, reason = "the safe way also registers each accepted connection")]
         let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
         Ok(Self { listener })
     }
 
-    /// Where it listens.
+    /// Returns the address that the socket listens on.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.get_ref().local_addr()
     }
 
-    /// The next connection, which does not block. Waits only where there is none.
+    /// Accepts the next connection, which is non-blocking. Waits only if none is available.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let mut ready = self.listener.readable().await?;
@@ -52,7 +52,7 @@ impl Acceptor {
     }
 }
 
-/// One call for what takes the standard library two.
+/// Accepts a connection with one system call; the standard library needs two.
 #[cfg(target_os = "linux")]
 fn accept_now(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     use rustix::net::{SocketFlags, acceptfrom_with};
@@ -65,26 +65,26 @@ fn accept_now(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
 
 #[cfg(not(target_os = "linux"))]
 impl Acceptor {
-    /// Has the runtime watch a socket that does not block.
+    /// Registers a non-blocking socket with the runtime.
     ///
     /// # Errors
-    /// When the system does not watch more.
+    /// The kernel cannot register more sockets.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
         Ok(Self { listener: tokio::net::TcpListener::from_std(listener)? })
     }
 
-    /// Where it listens.
+    /// Returns the address that the socket listens on.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// The next connection, which does not block. Waits only where there is none.
+    /// Accepts the next connection, which is non-blocking. Waits only if none is available.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system call.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, address) = self.listener.accept().await?;
         Ok((stream.into_std()?, address))

@@ -1,4 +1,4 @@
-//! A socket to listen on, and who holds the port where that fails.
+//! Binds listening sockets, and names the process that holds a port if binding fails.
 
 use std::fmt;
 use std::io;
@@ -7,21 +7,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::options;
-use super::port_holder::{self, Holder};
+use super::port_holder::{self, PortHolder};
 
-/// Connections that the kernel keeps until they are accepted; it lowers this to its own limit
+/// The maximum number of connections that wait in the kernel until they are accepted, unless the kernel's own limit is lower
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// Who sees the program that holds a port, and how.
-const WHO_SEES: &str = if cfg!(windows) {
-    "an administrator sees it: netstat -abno"
-} else {
-    "root sees it: ss -ltnp"
-};
-/// Why a port may not be listened on, and what to do; the setting of the port follows.
-const NOT_PERMITTED: &str = if cfg!(windows) {
-    "another program has the port for itself alone, or Windows keeps it (netsh interface ipv4 show excludedportrange \
+/// How an operator can find out which program holds a port.
+const HOLDER_HINT: &str =
+    if cfg!(windows) { "as an administrator: netstat -abno" } else { "as root: ss -ltnp" };
+/// Why listening on a port may not be permitted, and what to do; followed by the name of the port's setting.
+const PERMISSION_HINT: &str = if cfg!(windows) {
+    "another program has exclusive use of the port, or Windows reserves it (netsh interface ipv4 show excludedportrange \
      protocol=tcp): choose another"
 } else {
     "ports below 1024 need the capability CAP_NET_BIND_SERVICE, or choose a higher"
@@ -30,21 +27,21 @@ const NOT_PERMITTED: &str = if cfg!(windows) {
 /// What a socket is for, so that an error can name the setting to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Purpose {
-    /// Who connects, in the plural.
+    /// Names those who connect, in the plural.
     pub callers: &'static str,
-    /// The setting of the address.
+    /// The name of the setting for the address.
     pub address_setting: &'static str,
-    /// The setting of the port.
+    /// The name of the setting for the port.
     pub port_setting: &'static str,
 }
 
-/// Why an address cannot be listened on.
+/// Says why an address cannot be listened on, and what to do.
 #[derive(Debug)]
 pub struct BindError {
     purpose: Purpose,
     address: SocketAddr,
     error: io::Error,
-    holders: Vec<Holder>,
+    holders: Vec<PortHolder>,
 }
 
 impl std::error::Error for BindError {}
@@ -53,18 +50,18 @@ impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { purpose, address, error, holders } = self;
         let Purpose { address_setting, port_setting, .. } = purpose;
-        f.write_str(&self.what_failed())?;
+        f.write_str(&self.summary())?;
         match error.kind() {
-            // Whoever it is may be what is wanted, such as another relay.
+            // The process may hold the port on purpose, as another relay would, so this does not advise stopping it.
             io::ErrorKind::AddrInUse if holders.is_empty() => write!(
                 f,
-                "; the program that holds the port cannot be seen by this user ({WHO_SEES}). Find out what it is, or set \
+                "; this user cannot see which program holds the port ({HOLDER_HINT}). Find out what it is, or set \
                  {port_setting} to a free port"
             ),
             io::ErrorKind::AddrInUse => write!(
                 f,
                 "; the port is held by {}. Stop it, or set {port_setting} to a free port",
-                port_holder::list(holders)
+                port_holder::join(holders)
             ),
             io::ErrorKind::AddrNotAvailable => {
                 write!(
@@ -72,11 +69,11 @@ impl fmt::Display for BindError {
                     "; {address_setting} must be an address of this machine, or empty for all"
                 )
             }
-            io::ErrorKind::PermissionDenied => write!(f, "; {NOT_PERMITTED} {port_setting}"),
+            io::ErrorKind::PermissionDenied => write!(f, "; {PERMISSION_HINT} {port_setting}"),
             io::ErrorKind::InvalidInput if is_link_local(address) => write!(
                 f,
-                "; a link-local address is none without a scope, which {address_setting} cannot have: use another \
-                 address of this machine"
+                "; a link-local address needs a scope, which {address_setting} cannot have: use another address of \
+                 this machine"
             ),
             _ => Ok(()),
         }
@@ -84,46 +81,38 @@ impl fmt::Display for BindError {
 }
 
 impl BindError {
-    /// What failed, without what to do about it.
-    pub fn what_failed(&self) -> String {
+    /// Says what failed, without what to do about it.
+    pub fn summary(&self) -> String {
         let Self { purpose: Purpose { callers, .. }, address, error, .. } = self;
         format!("cannot listen for {callers} on {address}: {error}")
     }
 
-    /// Whether the system allows nobody like this process to listen there.
+    /// Whether this process is not permitted to listen there.
     pub fn is_denied(&self) -> bool {
         self.error.kind() == io::ErrorKind::PermissionDenied
     }
 
-    /// The setting of the port.
+    /// Returns the name of the setting for the port.
     pub fn port_setting(&self) -> &'static str {
         self.purpose.port_setting
     }
 
-    /// An error as of a port below 1024.
-    #[cfg(test)]
-    pub(crate) fn denied(purpose: Purpose, port: u16) -> Self {
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let error = io::ErrorKind::PermissionDenied.into();
-        Self { purpose, address, error, holders: Vec::new() }
-    }
-
-    /// Whether somebody else listens there.
+    /// Whether another process listens there.
     pub fn is_taken(&self) -> bool {
         self.error.kind() == io::ErrorKind::AddrInUse
     }
 
-    /// Who that is; nobody where it cannot be found out.
-    pub fn holders(&self) -> &[Holder] {
+    /// Returns the processes that hold the port; none if they cannot be determined.
+    pub fn holders(&self) -> &[PortHolder] {
         &self.holders
     }
 }
 
-/// Listens on `interface`, or on all interfaces for IPv4 and IPv6 alike. Where the system has no IPv6, on
-/// IPv4 alone. Exclusive: a port that somebody listens on already is an error.
+/// Listens on `interface`, or on all interfaces for both IPv4 and IPv6; on a system without IPv6, for IPv4 only. The port is
+/// exclusive: it is an error if another process listens on it.
 ///
 /// # Errors
-/// [`BindError`] says who holds the port, where that can be found out.
+/// [`BindError`] names the process that holds the port, if it can be determined.
 pub fn bind(
     purpose: Purpose,
     interface: Option<IpAddr>,
@@ -134,7 +123,8 @@ pub fn bind(
     })
 }
 
-fn bind_with(
+/// Like [`bind`], but opens sockets with `open`.
+pub(crate) fn bind_with(
     purpose: Purpose,
     interface: Option<IpAddr>,
     port: u16,
@@ -147,7 +137,7 @@ fn bind_with(
     let result = match interface {
         Some(address) => attempt(address),
         None => attempt(Ipv6Addr::UNSPECIFIED.into()).or_else(|(address, error)| {
-            // A kernel without IPv6 knows neither the family nor the address.
+            // A kernel without IPv6 may refuse either the address family or the address.
             if error.kind() == io::ErrorKind::AddrInUse {
                 Err((address, error))
             } else {
@@ -168,7 +158,7 @@ fn is_link_local(address: &SocketAddr) -> bool {
     matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
 }
 
-/// Where a socket listens, in words: where that is everywhere, also for which families.
+/// Describes where a socket listens, and for which address families if it listens on all addresses.
 pub fn describe(listener: &TcpListener) -> String {
     let families = |address: &SocketAddr| {
         let only_v6 = || SockRef::from(listener).only_v6().unwrap_or(false);
@@ -181,25 +171,25 @@ pub fn describe(listener: &TcpListener) -> String {
     };
     match listener.local_addr() {
         Ok(address) => format!("{address}{}", families(&address)),
-        Err(error) => format!("an address that the system does not tell ({error})"),
+        Err(error) => format!("an unknown address ({error})"),
     }
 }
 
 fn listen(
     address: SocketAddr,
-    dual_stack: bool,
+    is_dual_stack: bool,
     open: &impl Fn(Domain) -> io::Result<Socket>,
 ) -> io::Result<TcpListener> {
     let socket = open(Domain::for_address(address))?;
     if address.is_ipv6() {
-        socket.set_only_v6(!dual_stack)?;
+        socket.set_only_v6(!is_dual_stack)?;
     }
-    // On Unix this lets a restarted relay bind while old connections are in TIME_WAIT, and still refuses a port
-    // that somebody listens on. On Windows it would let two programs share the port, so not there.
+    // On Unix this lets a restarted relay bind while old connections are in TIME_WAIT, and still refuses a port that another
+    // process listens on. On Windows it would let two programs share the port.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
     if options::INHERITED {
-        // Before the first connection can be completed.
+        // The options must be set before the first connection can be established.
         options::set(&socket)?;
     }
     socket.bind(&address.into())?;
@@ -220,7 +210,7 @@ mod tests {
     };
 
     #[test]
-    fn one_port_for_both_families() {
+    fn one_socket_listens_for_both_address_families() {
         let listener = bind(PEERS, None, 0).unwrap();
         let port = listener.local_addr().unwrap().port();
         TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -231,21 +221,21 @@ mod tests {
     }
 
     #[test]
-    fn families_are_named_where_the_address_does_not_tell_them() {
+    fn description_names_the_families_of_the_unspecified_address() {
         let listener = bind(PEERS, Some(Ipv4Addr::UNSPECIFIED.into()), 0).unwrap();
         assert!(describe(&listener).ends_with(" (IPv4 only)"));
         let listener = bind(PEERS, Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
         assert_eq!(describe(&listener), listener.local_addr().unwrap().to_string());
-        // A socket of the service manager may be so.
+        // A socket of the service manager may be like this.
         if let Ok(listener) = bind(PEERS, Some(Ipv6Addr::UNSPECIFIED.into()), 0) {
             assert!(describe(&listener).ends_with(" (IPv6 only)"));
         }
     }
 
     #[test]
-    fn without_ipv6_it_is_ipv4_alone() {
+    fn without_ipv6_the_socket_listens_for_ipv4_only() {
         let no_ipv6 = |domain| match domain {
-            // What a kernel without IPv6 answers: EAFNOSUPPORT.
+            // EAFNOSUPPORT, the error of a kernel without IPv6.
             Domain::IPV6 => Err(io::Error::from_raw_os_error(97)),
             domain => Socket::new(domain, Type::STREAM, Some(Protocol::TCP)),
         };
@@ -256,16 +246,16 @@ mod tests {
     }
 
     #[test]
-    fn one_interface_is_one_interface() {
+    fn socket_listens_on_the_given_interface_only() {
         let listener = bind(PEERS, Some([127, 0, 0, 1].into()), 0).unwrap();
         assert_eq!(listener.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
-        // An address of the documentation range is nobody's.
+        // No machine has an address of the documentation range.
         let error = bind(PEERS, Some([192, 0, 2, 1].into()), 0).unwrap_err().to_string();
         assert!(error.contains("ListenInterface"), "{error}");
     }
 
     #[test]
-    fn a_taken_port_is_refused_whatever_the_interface() {
+    fn port_in_use_is_refused_on_every_interface() {
         let first = bind(PEERS, None, 0).unwrap();
         let port = first.local_addr().unwrap().port();
         for interface in [None, Some([127, 0, 0, 1].into()), Some(Ipv4Addr::UNSPECIFIED.into())] {

@@ -1,4 +1,4 @@
-//! Listening: binding a socket and accepting connections, for peers and for HTTP alike.
+//! Binds sockets and accepts connections, both of peers and for HTTP.
 
 pub mod accept;
 pub mod acceptor;

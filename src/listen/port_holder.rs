@@ -1,4 +1,4 @@
-//! Who listens on a port, as far as the system shows it.
+//! Finds out which processes and users listen on a port, as far as the system permits.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,90 +8,94 @@ use super::interfaces;
 
 /// A process that listens on a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its number.
+pub struct PortHolder {
+    /// The process id.
     pub pid: i32,
-    /// Its name.
+    /// The name of the program.
     pub name: String,
-    /// Its command line.
+    /// The command line.
     pub arguments: Vec<String>,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for PortHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} ({})", self.pid, self.name)
     }
 }
 
-/// Several of them in words.
-pub fn list(holders: &[Holder]) -> String {
+/// Lists several processes in one line, separated by commas.
+pub fn join(holders: &[PortHolder]) -> String {
     holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Whose the sockets are that listen at an address.
+/// The users who own the sockets that listen on an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// They are root's or this user's.
+pub enum SocketOwner {
+    /// All are owned by root or by this user.
     Trusted,
-    /// One is this user's, by its number.
+    /// One is owned by the user with this id.
     Other(u32),
-    /// There are none on this machine (or in this container), or the system does not show them.
+    /// There are none on this machine (or in this container), or they cannot be seen.
     Unseen,
 }
 
 #[cfg(target_os = "linux")]
-impl Owner {
-    /// What a user with this number is to this process.
+impl SocketOwner {
+    /// Classifies the user with this id.
     pub fn of(user: u32) -> Self {
         let own = rustix::process::geteuid().as_raw();
         if [0, own].contains(&user) { Self::Trusted } else { Self::Other(user) }
     }
 }
 
-/// Whose the sockets are that take connections to `address`. Other than processes, that every user can see. One on all
-/// addresses takes only what is for this machine.
+/// Returns who owns the sockets that accept connections to `address`. Every user can see this, unlike the processes. A socket
+/// that listens on all addresses counts only if `address` is one of this machine.
 #[cfg(target_os = "linux")]
-pub fn owner(address: SocketAddr) -> Owner {
+pub fn find_owner(address: SocketAddr) -> SocketOwner {
     let ip = address.ip().to_canonical();
     let is_local = interfaces::is_local(ip);
-    let users: Vec<u32> = listening(address.port())
+    let users: Vec<u32> = list_listening(address.port())
         .filter(|entry| {
             let listens = entry.local_address.ip().to_canonical();
             listens == ip || (is_local && listens.is_unspecified())
         })
         .map(|entry| entry.uid)
         .collect();
-    let owners = || users.iter().map(|user| Owner::of(*user));
-    owners().find(|owner| *owner != Owner::Trusted).or(owners().next()).unwrap_or(Owner::Unseen)
+    let owners = || users.iter().map(|user| SocketOwner::of(*user));
+    owners()
+        .find(|owner| *owner != SocketOwner::Trusted)
+        .or(owners().next())
+        .unwrap_or(SocketOwner::Unseen)
 }
 
-/// Whose the sockets are that take connections to `address`: here that cannot be seen.
+/// Returns who owns the sockets that accept connections to `address`, which cannot be seen on this system.
 #[cfg(not(target_os = "linux"))]
-pub fn owner(_address: SocketAddr) -> Owner {
-    Owner::Unseen
+pub fn find_owner(_address: SocketAddr) -> SocketOwner {
+    SocketOwner::Unseen
 }
 
-/// All sockets that listen on `port`.
+/// Lists the sockets that listen on `port`.
 #[cfg(target_os = "linux")]
-fn listening(port: u16) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
+fn list_listening(port: u16) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
     let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
     entries.filter(move |entry| {
         entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
     })
 }
 
-/// The name of this program. Only root sees which sockets it has: it keeps its memory private.
+/// The name of this program. Only root can see its sockets, since the process is not dumpable.
 #[cfg(target_os = "linux")]
 const PROGRAM: &str = "aspia_relay";
 
-/// The processes that listen on `port`; none where they cannot be seen (another user's, another container's). Where the only
-/// one that is not seen through, of all that run as the user whose the sockets are, is this program, it is taken for the one.
+/// Returns the processes that listen on `port`; none if they cannot be seen, because they belong to another user or run in
+/// another container. If exactly one process of this program cannot be inspected and runs as the owner of the sockets, it is
+/// taken for the holder.
 #[cfg(target_os = "linux")]
-pub fn find(port: u16) -> Vec<Holder> {
+pub fn find(port: u16) -> Vec<PortHolder> {
     use procfs::process::FDTarget;
 
     let (inodes, users): (Vec<u64>, Vec<u32>) =
-        listening(port).map(|entry| (entry.inode, entry.uid)).unzip();
+        list_listening(port).map(|entry| (entry.inode, entry.uid)).unzip();
     let holds = |process: &procfs::process::Process| {
         process.fd().is_ok_and(|fds| {
             fds.flatten()
@@ -110,11 +114,13 @@ pub fn find(port: u16) -> Vec<Holder> {
     let mut found: Vec<_> = processes.iter().filter(|process| holds(process)).collect();
     if found.is_empty() {
         found = processes.iter().filter(|process| may_hold(process)).collect();
-        found.truncate(if found.len() > 1 { 0 } else { 1 });
+        if found.len() > 1 {
+            found.clear();
+        }
     }
     let mut holders: Vec<_> = found
         .into_iter()
-        .map(|process| Holder {
+        .map(|process| PortHolder {
             pid: process.pid(),
             name: process.stat().map(|stat| stat.comm).unwrap_or_default(),
             arguments: process.cmdline().unwrap_or_default(),
@@ -124,9 +130,9 @@ pub fn find(port: u16) -> Vec<Holder> {
     holders
 }
 
-/// The processes that listen on `port`: here they cannot be seen.
+/// Returns the processes that listen on `port`, which cannot be seen on this system.
 #[cfg(not(target_os = "linux"))]
-pub fn find(_port: u16) -> Vec<Holder> {
+pub fn find(_port: u16) -> Vec<PortHolder> {
     Vec::new()
 }
 
@@ -136,26 +142,29 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn a_socket_has_an_owner() {
+    fn owner_of_the_socket_that_listens_on_the_address_is_found() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert_eq!(owner(address), Owner::Trusted);
-        // Nobody listens on another address, though the port is the same.
-        assert_eq!(owner(SocketAddr::from(([127, 0, 0, 2], address.port()))), Owner::Unseen);
-        // Only root may give a socket away.
+        assert_eq!(find_owner(address), SocketOwner::Trusted);
+        // No socket listens on the same port of another address.
+        assert_eq!(
+            find_owner(SocketAddr::from(([127, 0, 0, 2], address.port()))),
+            SocketOwner::Unseen
+        );
+        // Only root may change the owner of a socket.
         if std::os::unix::fs::fchown(&listener, Some(4242), None).is_ok() {
-            assert_eq!(owner(address), Owner::Other(4242));
+            assert_eq!(find_owner(address), SocketOwner::Other(4242));
         }
         let all = TcpListener::bind("0.0.0.0:0").unwrap();
         assert_eq!(
-            owner(([127, 0, 0, 1], all.local_addr().unwrap().port()).into()),
-            Owner::Trusted
+            find_owner(([127, 0, 0, 1], all.local_addr().unwrap().port()).into()),
+            SocketOwner::Trusted
         );
-        // What has the same port on another machine is nobody's here.
+        // The same port of another machine has no socket here.
         for elsewhere in ["203.0.113.5", "2001:db8::5"] {
             let elsewhere = elsewhere.parse().unwrap();
             let elsewhere = SocketAddr::new(elsewhere, all.local_addr().unwrap().port());
-            assert_eq!(owner(elsewhere), Owner::Unseen, "{elsewhere}");
+            assert_eq!(find_owner(elsewhere), SocketOwner::Unseen, "{elsewhere}");
         }
     }
 }

@@ -1,153 +1,151 @@
-//! Log files named and rotated as the original does:
-//! `aspia_relay-YYYYMMDD-HHMMSS.mmm.N.log`, a new one with `N + 1` at the size limit, old ones removed then.
+//! Log files, named and rotated as in the original: `aspia_relay-YYYYMMDD-HHMMSS.mmm.N.log`. At the size limit a new file
+//! with `N + 1` is created, and old files are removed.
 //!
-//! The crates that rotate by size rename the file that is written to, which this naming does not do, so this
-//! is a thin layer of our own. Times in names are UTC, like those in the lines.
+//! Crates that rotate by size rename the file that is being written. Files of this naming scheme are never renamed, hence
+//! this module. Times in names are UTC, like those in the lines.
 
+use std::fmt::Write;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use time::OffsetDateTime;
-use time::macros::format_description;
-
-use super::output::{Destination, write_whole};
+use super::destination::{LogDestination, write_complete_line};
 
 const PREFIX: &str = "aspia_relay-";
 const SUFFIX: &str = ".log";
 /// Length of `YYYYMMDD-HHMMSS.mmm`.
 const STAMP_LEN: usize = 19;
-/// How long no new file is tried after one could not be begun, or took no line.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long to wait before the next file is created, after a file could not be created or a line could not be written.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What log files may take.
+/// Limits on the log files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bounds {
-    /// Of one file, in bytes.
+pub(super) struct LogFileLimits {
+    /// The largest size of one file, in bytes.
     pub(super) size: u64,
-    /// Of all files of this program in the directory together, in bytes.
+    /// The largest size of all files of this program in the directory together, in bytes.
     pub(super) total: Option<u64>,
-    /// Older ones are removed.
+    /// The age at which files are removed.
     pub(super) age: Option<Duration>,
 }
 
-/// Creates a file to append to.
-type Opener = fn(&Path) -> io::Result<File>;
+/// A function that creates a file to append to.
+type CreateFile = fn(&Path) -> io::Result<File>;
 
-/// What is emptied while it is written to goes on at its beginning.
-fn open_new(path: &Path) -> io::Result<File> {
+/// Creates a file in append mode, so that the next line is the first one if somebody truncates the file.
+fn create_file(path: &Path) -> io::Result<File> {
     File::options().append(true).create_new(true).open(path)
 }
 
-/// Writes lines to files, and begins a new one whenever the present one is full, or no longer there under its name.
+/// Writes lines to files, and begins a new file when the current one is full, or no longer exists under its name.
 pub(super) struct LogFiles {
     directory: PathBuf,
-    bounds: Bounds,
-    /// `None` after an error that may be of this file alone.
-    current: Option<Current>,
+    limits: LogFileLimits,
+    /// `None` after an error that another file may not have.
+    current: Option<LogFile>,
     /// The number of the next file.
-    next: u64,
-    /// When a file could not be begun, or took no line, and why.
-    failed: Option<(Instant, io::Error)>,
-    pause: Duration,
-    open: Opener,
+    next_number: u64,
+    /// The last error of creating a file or writing a line, and when it occurred.
+    last_error: Option<(Instant, io::Error)>,
+    retry_delay: Duration,
+    create_file: CreateFile,
 }
 
 impl LogFiles {
-    /// Creates the directory where it is missing, and the first file.
-    pub(super) fn create(directory: &Path, bounds: Bounds) -> io::Result<Self> {
+    /// Creates the directory, if it does not exist, and the first file.
+    pub(super) fn create(directory: &Path, limits: LogFileLimits) -> io::Result<Self> {
         let mut this = Self {
             directory: directory.to_owned(),
-            bounds,
+            limits,
             current: None,
-            next: 0,
-            failed: None,
-            pause: PAUSE,
-            open: open_new,
+            next_number: 0,
+            last_error: None,
+            retry_delay: RETRY_DELAY,
+            create_file,
         };
-        this.begin()?;
+        this.begin_next_file()?;
         Ok(this)
     }
 
-    fn begin(&mut self) -> io::Result<&mut Current> {
-        if let Some((when, why)) = &self.failed
-            && when.elapsed() < self.pause
+    fn begin_next_file(&mut self) -> io::Result<&mut LogFile> {
+        if let Some((at, error)) = &self.last_error
+            && at.elapsed() < self.retry_delay
         {
-            return Err(same(why));
+            return Err(clone_error(error));
         }
-        match begin(&self.directory, self.next, self.bounds, self.open) {
+        match begin_file(&self.directory, self.next_number, self.limits, self.create_file) {
             Ok((file, number)) => {
-                self.next = number + 1;
+                self.next_number = number + 1;
                 Ok(self.current.insert(file))
             }
             Err(error) => {
-                self.failed = Some((Instant::now(), same(&error)));
+                self.last_error = Some((Instant::now(), clone_error(&error)));
                 Err(error)
             }
         }
     }
 
-    /// Gives up the present file after an error that another one may not have. Not at once, and without what is empty: on a
-    /// disk that takes names but no lines, every line would leave a file behind.
-    fn give_up(&mut self, error: &io::Error) {
-        self.failed = Some((Instant::now(), same(error)));
+    /// Abandons the current file after an error that another file may not have, and removes it if it is empty. The next file
+    /// is not created at once: on a disk that has room for names but not for data, every line would leave a file behind.
+    fn abandon_file(&mut self, error: &io::Error) {
+        self.last_error = Some((Instant::now(), clone_error(error)));
         if let Some(file) = self.current.take()
             && file.length() == Some(0)
         {
-            let Current { path, file, .. } = file;
+            let LogFile { path, file, .. } = file;
             drop(file);
             let _ = fs::remove_file(path);
         }
     }
 }
 
-impl Destination for LogFiles {
-    /// Takes one line at a time: a line is never torn between two files.
+impl LogDestination for LogFiles {
+    /// Writes the line to one file: no line is split between two.
     fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
-        let fits = |file: &Current| {
-            // Where it was removed or renamed, as by what tidies temporary directories, or by logrotate, there is none; and
-            // somebody may have emptied it.
+        let fits = |file: &LogFile| {
+            // There is no length if the file was removed or renamed, as `systemd-tmpfiles` or logrotate do. It may also
+            // have been truncated.
             let used = file.length()?;
-            Some(used == 0 || used + line.len() as u64 <= self.bounds.size)
+            Some(used == 0 || used + line.len() as u64 <= self.limits.size)
         };
         let file = match &mut self.current {
             Some(file) if fits(file) == Some(true) => file,
-            _ => self.begin()?,
+            _ => self.begin_next_file()?,
         };
-        let written = write_whole(&mut file.file, line, &mut file.torn);
+        let written = write_complete_line(&mut file.file, line, &mut file.is_torn);
         match &written {
-            Ok(()) => self.failed = None,
-            // A new file would not help against a full disk; against anything else it may.
-            Err(error) if is_full(error) => {}
-            Err(error) => self.give_up(error),
+            Ok(()) => self.last_error = None,
+            // A new file does not help if the disk is full. It may help against other errors.
+            Err(error) if is_disk_full(error) => {}
+            Err(error) => self.abandon_file(error),
         }
         written
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+fn is_disk_full(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
 
     matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
-/// The same error once more, with the words of the system.
-fn same(error: &io::Error) -> io::Error {
+/// Copies an error, with the text of the system.
+fn clone_error(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// A file that is being written.
 #[derive(Debug)]
-struct Current {
+struct LogFile {
     path: PathBuf,
     file: File,
-    /// Whether its last line is not complete.
-    torn: bool,
+    /// Whether its last line is incomplete.
+    is_torn: bool,
 }
 
-impl Current {
-    /// How long it is; `None` where another file, or none, has its name.
+impl LogFile {
+    /// Returns the length of the file; `None` if another file has its name, or there is no such file any more.
     fn length(&self) -> Option<u64> {
         let named = fs::symlink_metadata(&self.path).ok()?;
         #[cfg(unix)]
@@ -163,54 +161,65 @@ impl Current {
     }
 }
 
-fn begin(
+/// Creates the next file. Returns it with its number, which is `number` or greater.
+fn begin_file(
     directory: &Path,
     number: u64,
-    bounds: Bounds,
-    open: Opener,
-) -> io::Result<(Current, u64)> {
-    // Again each time: what tidies temporary directories may have removed it.
+    limits: LogFileLimits,
+    create_file: CreateFile,
+) -> io::Result<(LogFile, u64)> {
+    // Each time, because a cleaner of temporary directories may have removed the directory.
     fs::create_dir_all(directory)?;
-    make_room(directory, bounds);
-    let stamp = OffsetDateTime::now_utc()
-        .format(format_description!(
-            "[year][month][day]-[hour][minute][second].[subsecond digits:3]"
-        ))
-        .map_err(io::Error::other)?;
-    // Another relay may have begun its file in the same millisecond.
+    remove_old_files(directory, limits);
+    let stamp = format_stamp(SystemTime::now())?;
+    // Another relay may have created its file in the same millisecond.
     let mut number = number;
     loop {
         let path = directory.join(format!("{PREFIX}{stamp}.{number}{SUFFIX}"));
-        match open(&path) {
+        match create_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
-            Ok(file) => return Ok((Current { path, file, torn: false }, number)),
+            Ok(file) => return Ok((LogFile { path, file, is_torn: false }, number)),
         }
     }
 }
 
-/// Removes files of this program and nobody else's, the oldest first: those that are too old, and those for which there is
-/// no room beside a full new one. One that cannot be removed, such as another user's, stays and does not count.
-fn make_room(directory: &Path, bounds: Bounds) {
-    let oldest = bounds.age.and_then(|age| SystemTime::now().checked_sub(age));
-    let mut files = ours(directory);
+/// Formats a time for file names: `YYYYMMDD-HHMMSS.mmm`.
+fn format_stamp(time: SystemTime) -> io::Result<String> {
+    let mut rfc3339 = String::new();
+    // humantime does not format times before 1970.
+    write!(rfc3339, "{}", humantime::format_rfc3339_millis(time)).map_err(io::Error::other)?;
+    let replace = |c| match c {
+        '-' | ':' | 'Z' => None,
+        'T' => Some('-'),
+        c => Some(c),
+    };
+    Ok(rfc3339.chars().filter_map(replace).collect())
+}
+
+/// Removes log files of this program, the oldest first: those that are too old, and as many as necessary so that a full new
+/// file does not exceed the total. A file that cannot be removed, such as another user's, stays and does not count.
+fn remove_old_files(directory: &Path, limits: LogFileLimits) {
+    let oldest = limits.age.and_then(|age| SystemTime::now().checked_sub(age));
+    let mut files = list_log_files(directory);
     files.sort_unstable_by_key(|(_, modified, _)| *modified);
     let mut total = files.iter().map(|(_, _, length)| *length).sum::<u64>();
     for (path, modified, length) in files {
         let is_old = oldest.is_some_and(|oldest| modified < oldest);
-        let is_too_much = bounds.total.is_some_and(|most| total > most.saturating_sub(bounds.size));
-        if is_old || is_too_much {
+        let exceeds_total =
+            limits.total.is_some_and(|most| total > most.saturating_sub(limits.size));
+        if is_old || exceeds_total {
             let _ = fs::remove_file(path);
             total -= length;
         }
     }
 }
 
-/// The log files of this program, with when they were written to last and their length.
-fn ours(directory: &Path) -> Vec<(PathBuf, SystemTime, u64)> {
+/// Lists the log files of this program, with the time of the last write and the length.
+fn list_log_files(directory: &Path) -> Vec<(PathBuf, SystemTime, u64)> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_ours))
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_log_file_name))
         .filter_map(|entry| {
             let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
             Some((entry.path(), metadata.modified().ok()?, metadata.len()))
@@ -218,8 +227,8 @@ fn ours(directory: &Path) -> Vec<(PathBuf, SystemTime, u64)> {
         .collect()
 }
 
-/// Whether a name is one that [`begin`] gives.
-fn is_ours(name: &str) -> bool {
+/// Whether a name has the form that [`begin_file`] gives to files.
+fn is_log_file_name(name: &str) -> bool {
     let Some((stamp, number)) = name
         .strip_prefix(PREFIX)
         .and_then(|rest| rest.strip_suffix(SUFFIX))
@@ -228,12 +237,12 @@ fn is_ours(name: &str) -> bool {
         return false;
     };
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let stamp_is_good = stamp.bytes().enumerate().all(|(place, byte)| match place {
+    let is_stamp = stamp.bytes().enumerate().all(|(place, byte)| match place {
         8 => byte == b'-',
         15 => byte == b'.',
         _ => byte.is_ascii_digit(),
     });
-    stamp_is_good && number.strip_prefix('.').is_some_and(digits)
+    is_stamp && number.strip_prefix('.').is_some_and(digits)
 }
 
 #[cfg(test)]
@@ -249,43 +258,51 @@ mod tests {
         names
     }
 
-    fn bounds(size: u64) -> Bounds {
-        Bounds { size, total: None, age: None }
+    fn limits(size: u64) -> LogFileLimits {
+        LogFileLimits { size, total: None, age: None }
     }
 
-    fn create(directory: &Path, bounds: Bounds) -> LogFiles {
-        LogFiles { pause: Duration::ZERO, ..LogFiles::create(directory, bounds).unwrap() }
+    fn create(directory: &Path, limits: LogFileLimits) -> LogFiles {
+        LogFiles { retry_delay: Duration::ZERO, ..LogFiles::create(directory, limits).unwrap() }
     }
 
-    /// All that is in the files, the older first.
+    /// The contents of all files, the oldest first.
     fn written(directory: &Path) -> String {
         let read = |name: &String| fs::read_to_string(directory.join(name)).unwrap();
         names(directory).iter().map(read).collect()
     }
 
     #[test]
-    fn a_new_file_with_the_next_number_at_the_size_limit() {
+    fn file_name_has_the_time_in_utc_to_the_millisecond() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_518_563_312_007);
+        let stamp = format_stamp(time).unwrap();
+        assert_eq!(stamp, "20180213-230832.007");
+        assert_eq!(stamp.len(), STAMP_LEN);
+    }
+
+    #[test]
+    fn file_with_the_next_number_begins_at_the_size_limit() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = create(directory.path(), bounds(100));
+        let mut files = create(directory.path(), limits(100));
         for _ in 0..5 {
             files.write_line(&[b'x'; 40]).unwrap();
         }
         let names = names(directory.path());
         assert_eq!(names.len(), 3, "{names:?}");
         for (number, name) in names.iter().enumerate() {
-            assert!(is_ours(name) && name.ends_with(&format!(".{number}.log")), "{name}");
+            assert!(is_log_file_name(name) && name.ends_with(&format!(".{number}.log")), "{name}");
             let length = fs::metadata(directory.path().join(name)).unwrap().len();
             assert_eq!(length, if number == 2 { 40 } else { 80 });
         }
     }
 
-    /// Windows keeps a directory in which a file is open.
+    /// Windows does not remove a directory in which a file is open.
     #[cfg(unix)]
     #[test]
-    fn a_directory_that_was_tidied_away_comes_back() {
+    fn removed_directory_is_created_again() {
         let directory = tempfile::tempdir().unwrap();
         let inside = directory.path().join("aspia");
-        let mut files = create(&inside, bounds(100));
+        let mut files = create(&inside, limits(100));
         files.write_line(b"first\n").unwrap();
         fs::remove_dir_all(&inside).unwrap();
         files.write_line(b"second\n").unwrap();
@@ -294,19 +311,19 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_that_was_removed_or_renamed_is_followed_by_a_new_one() {
+    fn removed_or_renamed_file_is_followed_by_a_new_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let mut files = create(directory.path(), bounds(1000));
+        let mut files = create(directory.path(), limits(1000));
         files.write_line(b"first\n").unwrap();
-        // As logrotate does.
+        // logrotate renames the file.
         let [name] = &names(directory.path())[..] else { panic!("one file") };
         fs::rename(path(name), path("rotated")).unwrap();
         files.write_line(b"second\n").unwrap();
         assert_eq!(fs::read_to_string(path("rotated")).unwrap(), "first\n");
         fs::remove_file(path("rotated")).unwrap();
         assert_eq!(written(directory.path()), "second\n");
-        // Another file has the name.
+        // Another file takes the name.
         let [name] = &names(directory.path())[..] else { panic!("one file") };
         fs::remove_file(path(name)).unwrap();
         fs::write(path(name), "not ours\n").unwrap();
@@ -315,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_emptied_is_filled_from_its_beginning() {
+    fn truncated_file_is_filled_from_its_beginning() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = create(directory.path(), bounds(20));
+        let mut files = create(directory.path(), limits(20));
         files.write_line(b"first line\n").unwrap();
         let [name] = &names(directory.path())[..] else { panic!("one file") };
         File::create(directory.path().join(name)).unwrap();
@@ -326,67 +343,67 @@ mod tests {
         assert_eq!(names(directory.path()).len(), 1);
     }
 
-    /// Whoever may do everything, as in a container, may write to a directory that may not be written to.
+    /// The test puts a file in place of the directory because root can write to a read-only directory.
     #[cfg(unix)]
     #[test]
-    fn where_no_file_can_be_begun_it_is_tried_again() {
+    fn file_that_could_not_be_created_is_tried_again() {
         let directory = tempfile::tempdir().unwrap();
         let inside = directory.path().join("aspia");
-        let mut files = create(&inside, bounds(10));
+        let mut files = create(&inside, limits(10));
         fs::remove_dir_all(&inside).unwrap();
         fs::write(&inside, "in the way").unwrap();
         assert!(files.write_line(b"lost\n").is_err());
-        files.pause = Duration::MAX;
+        files.retry_delay = Duration::MAX;
         fs::remove_file(&inside).unwrap();
-        assert!(files.write_line(b"lost\n").is_err(), "not at once");
-        files.pause = Duration::ZERO;
+        assert!(files.write_line(b"lost\n").is_err(), "not immediately");
+        files.retry_delay = Duration::ZERO;
         files.write_line(b"third\n").unwrap();
         assert_eq!(written(&inside), "third\n");
     }
 
-    /// A disk that takes names and no lines: what is opened for reading takes none.
-    fn open_unwritable(path: &Path) -> io::Result<File> {
+    /// Simulates a disk that has room for names but not for data: no line can be written to a file opened for reading.
+    fn create_unwritable(path: &Path) -> io::Result<File> {
         File::create_new(path)?;
         File::open(path)
     }
 
     #[test]
-    fn a_disk_that_takes_names_but_no_lines_is_not_filled_with_files() {
+    fn disk_with_room_for_names_but_not_for_data_is_not_filled_with_files() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = create(directory.path(), bounds(1000));
+        let mut files = create(directory.path(), limits(1000));
         files.write_line(b"first\n").unwrap();
-        let begun = names(directory.path());
-        files.open = open_unwritable;
-        let unwritable = File::open(directory.path().join(&begun[0])).unwrap();
+        let existing = names(directory.path());
+        files.create_file = create_unwritable;
+        let unwritable = File::open(directory.path().join(&existing[0])).unwrap();
         files.current.as_mut().unwrap().file = unwritable;
         let first = files.write_line(b"lost\n").unwrap_err();
-        // What it has written stays, and nothing new is begun for a while.
-        files.pause = Duration::MAX;
+        // The file that has data stays, and no new one is created for a while.
+        files.retry_delay = Duration::MAX;
         for _ in 0..100 {
             let error = files.write_line(b"lost\n").unwrap_err();
             assert_eq!(error.to_string(), first.to_string());
         }
-        assert_eq!(names(directory.path()), begun);
-        // Then there is one at a time, which does not stay empty.
-        files.pause = Duration::ZERO;
+        assert_eq!(names(directory.path()), existing);
+        // Then one file at a time is created, and removed because it stays empty.
+        files.retry_delay = Duration::ZERO;
         for _ in 0..100 {
             assert!(files.write_line(b"lost\n").is_err());
-            assert_eq!(names(directory.path()), begun);
+            assert_eq!(names(directory.path()), existing);
         }
-        // Also after such a file nothing new is begun at once.
-        files.pause = Duration::MAX;
-        files.open = open_new;
+        // After such a file, too, the next one is not created at once.
+        files.retry_delay = Duration::MAX;
+        files.create_file = create_file;
         assert!(files.write_line(b"lost\n").is_err());
-        files.pause = Duration::ZERO;
+        files.retry_delay = Duration::ZERO;
         files.write_line(b"second\n").unwrap();
         assert_eq!(written(directory.path()), "first\nsecond\n");
         assert_eq!(names(directory.path()).len(), 2);
     }
 
     #[test]
-    fn a_line_longer_than_the_limit_has_a_file_of_its_own() {
+    fn line_longer_than_the_limit_has_its_own_file() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = create(directory.path(), bounds(100));
+        let mut files = create(directory.path(), limits(100));
         for length in [300, 10] {
             files.write_line(&vec![b'x'; length]).unwrap();
         }
@@ -394,25 +411,25 @@ mod tests {
     }
 
     #[test]
-    fn all_files_together_stay_within_their_bound_and_others_stay() {
+    fn total_size_is_limited_and_files_of_other_programs_stay() {
         let directory = tempfile::tempdir().unwrap();
         let foreign = directory.path().join("aspia_router-20200101-000000.000.0.log");
         fs::write(&foreign, vec![0; 5000]).unwrap();
         let total = Some(350);
-        let mut files = create(directory.path(), Bounds { size: 100, total, age: None });
+        let mut files = create(directory.path(), LogFileLimits { size: 100, total, age: None });
         let start = SystemTime::now();
         for number in 0..40_u64 {
             files.write_line(format!("{number:>49}\n").as_bytes()).unwrap();
-            // The clock of a file system may be coarse.
+            // The timestamps of a file system may be coarse.
             let file = &files.current.as_ref().unwrap().file;
             file.set_modified(start + Duration::from_secs(number)).unwrap();
-            let sizes = ours(directory.path()).into_iter().map(|(_, _, length)| length);
+            let sizes = list_log_files(directory.path()).into_iter().map(|(_, _, length)| length);
             assert!(sizes.sum::<u64>() <= 350);
         }
-        // The newest are left.
+        // The newest files remain.
         let numbers: Vec<u64> = names(directory.path())
             .iter()
-            .filter(|name| is_ours(name))
+            .filter(|name| is_log_file_name(name))
             .flat_map(|name| {
                 fs::read_to_string(directory.path().join(name))
                     .unwrap()
@@ -428,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_old_files_are_removed() {
+    fn only_old_log_files_of_this_program_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let old = SystemTime::now() - Duration::from_secs(3 * 86_400);
         let ours = "aspia_relay-20200101-000000.000.0.log";
@@ -446,12 +463,12 @@ mod tests {
         File::create(directory.path().join(young)).unwrap();
         drop(create(
             directory.path(),
-            Bounds { age: Some(Duration::from_secs(4 * 86_400)), ..bounds(100) },
+            LogFileLimits { age: Some(Duration::from_secs(4 * 86_400)), ..limits(100) },
         ));
         assert!(names(directory.path()).contains(&ours.to_owned()));
         drop(create(
             directory.path(),
-            Bounds { age: Some(Duration::from_secs(2 * 86_400)), ..bounds(100) },
+            LogFileLimits { age: Some(Duration::from_secs(2 * 86_400)), ..limits(100) },
         ));
         let left = names(directory.path());
         assert!(!left.contains(&ours.to_owned()));

@@ -1,7 +1,8 @@
-//! Lines of JSON: one object a line, in which no key stands twice.
+//! Log lines in JSON: one object on each line, with unique keys.
 //!
-//! The formatter of `tracing_subscriber` writes fields beside its own keys as they come: an event with a field `level`, or
-//! one of a library with the same field twice, made an object that parsers read differently or not at all.
+//! The JSON formatter of `tracing_subscriber` writes fields next to its own keys without checking the names: an event with
+//! a field `level`, or an event of a library with the same field twice, became an object that parsers read differently or
+//! not at all.
 
 use std::collections::HashSet;
 use std::fmt::{self, Write as _};
@@ -31,26 +32,26 @@ where
     ) -> fmt::Result {
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let mut object = Object::default();
-        // Before the fields: what an event calls the same gives way.
+        let mut object = JsonObject::default();
+        // These come before the fields, so that a field of the same name is renamed.
         object.add("timestamp", time);
         object.add("level", event.metadata().level().as_str());
         object.keys.insert("target".to_owned());
         event.record(&mut object);
-        object.entry("target", &event.metadata().target().into());
+        object.write_entry("target", &event.metadata().target().into());
         writeln!(writer, "{}}}", object.text)
     }
 }
 
-/// An object that is being written.
+/// A JSON object while it is being written.
 #[derive(Default)]
-struct Object {
+struct JsonObject {
     text: String,
     keys: HashSet<String>,
 }
 
-impl Object {
-    /// Adds an entry under a key of its own: the second of a name becomes `name_2`.
+impl JsonObject {
+    /// Adds an entry under a unique key: the second field of a name becomes `name_2`.
     fn add(&mut self, name: &str, value: impl Into<Value>) {
         let name = name.strip_prefix("r#").unwrap_or(name);
         let mut key = name.to_owned();
@@ -59,18 +60,18 @@ impl Object {
             key = format!("{name}_{number}");
             number += 1;
         }
-        self.entry(&key, &value.into());
+        self.write_entry(&key, &value.into());
         self.keys.insert(key);
     }
 
-    fn entry(&mut self, key: &str, value: &Value) {
+    fn write_entry(&mut self, key: &str, value: &Value) {
         let separator = if self.text.is_empty() { '{' } else { ',' };
-        // A String takes everything.
+        // Writing to a `String` does not fail.
         let _ = write!(self.text, "{separator}{}:{value}", Value::from(key));
     }
 }
 
-impl Visit for Object {
+impl Visit for JsonObject {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.add(field.name(), format!("{value:?}"));
     }
@@ -99,9 +100,10 @@ impl Visit for Object {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
+    use parking_lot::Mutex;
     use tracing_subscriber::layer::SubscriberExt;
 
     #[derive(Clone, Default)]
@@ -109,7 +111,7 @@ mod tests {
 
     impl io::Write for Text {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -125,11 +127,11 @@ mod tests {
             .event_format(JsonLines)
             .with_writer(move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
-        String::from_utf8(text.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(text.0.lock().clone()).unwrap()
     }
 
     #[test]
-    fn an_event_is_one_object() {
+    fn event_is_one_json_object() {
         let error = "a \"quoted\"\nline";
         let line = line(|| {
             tracing::info!(session = 7_u64, less = -1_i64, is = true, part = 0.5, %error, name = "n", "it\tis");
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_stands_twice() {
+    fn keys_are_unique() {
         let line = line(|| {
             tracing::warn!(
                 level = "debug",

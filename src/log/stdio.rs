@@ -1,54 +1,54 @@
-//! Standard output and standard error as outputs of the log.
+//! Standard output and standard error as destinations of the log.
 
 use std::io;
 #[cfg(unix)]
 use std::{fs::File, os::fd::AsFd};
 
-use super::output::{Destination, write_whole};
+use super::destination::{LogDestination, write_complete_line};
 
-/// One of the two.
+/// Standard output or standard error.
 pub(super) struct Stdio {
-    /// Not buffered, so that it is known what was written when a write fails; and other than the standard library's
-    /// handles it does not take a closed descriptor for one that takes everything.
+    /// Unbuffered, so that it is known what was written when a write fails. Unlike the handles of the standard library, a
+    /// `File` also reports an error if the descriptor is closed.
     #[cfg(unix)]
-    to: File,
-    /// A console of Windows has an encoding of its own, which the standard library knows.
+    writer: File,
+    /// The standard library handles the encoding of a Windows console.
     #[cfg(windows)]
-    to: Box<dyn io::Write + Send>,
-    torn: bool,
+    writer: Box<dyn io::Write + Send>,
+    is_torn: bool,
 }
 
 #[cfg(unix)]
 impl Stdio {
-    /// Standard output; `None` where it is closed or leads nowhere, so that lines are better sent elsewhere.
+    /// Opens standard output; `None` if it is closed or `/dev/null`: then lines go to other outputs.
     pub(super) fn stdout() -> Option<Self> {
         let stdout = Self::of(&io::stdout())?;
-        (!is_null(&stdout.to)).then_some(stdout)
+        (!is_null(&stdout.writer)).then_some(stdout)
     }
 
-    /// Standard error; `None` where it is closed. One that was led to nowhere is meant to be silent.
+    /// Opens standard error; `None` if it is closed. If it was redirected to `/dev/null`, it is meant to be silent.
     pub(super) fn stderr() -> Option<Self> {
         let stderr = Self::of(&io::stderr())?;
-        (!was_closed(&stderr.to)).then_some(stderr)
+        (!was_closed(&stderr.writer)).then_some(stderr)
     }
 
     fn of(descriptor: &impl AsFd) -> Option<Self> {
-        let to = descriptor.as_fd().try_clone_to_owned().ok()?;
-        Some(Self { to: to.into(), torn: false })
+        let owned = descriptor.as_fd().try_clone_to_owned().ok()?;
+        Some(Self { writer: owned.into(), is_torn: false })
     }
 }
 
-/// Whether a descriptor was closed at the start. Then the standard library has put the device that swallows everything in
-/// its place, and opened it for reading, too, which nobody does for an output.
+/// Whether a descriptor was closed when the process started. The standard library then opens `/dev/null` in its place for
+/// reading and writing; a redirection of an output opens it for writing only.
 #[cfg(unix)]
 fn was_closed(file: &File) -> bool {
     use rustix::fs::{OFlags, fcntl_getfl};
 
-    let reads = fcntl_getfl(file).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDWR);
-    reads && is_null(file)
+    let is_readable = fcntl_getfl(file).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDWR);
+    is_readable && is_null(file)
 }
 
-/// Whether a file is the device that swallows everything.
+/// Whether a file is `/dev/null`.
 #[cfg(unix)]
 fn is_null(file: &File) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -61,20 +61,20 @@ fn is_null(file: &File) -> bool {
 
 #[cfg(windows)]
 impl Stdio {
-    /// Standard output.
+    /// Opens standard output.
     pub(super) fn stdout() -> Option<Self> {
-        Some(Self { to: Box::new(io::stdout()), torn: false })
+        Some(Self { writer: Box::new(io::stdout()), is_torn: false })
     }
 
-    /// Standard error.
+    /// Opens standard error.
     pub(super) fn stderr() -> Option<Self> {
-        Some(Self { to: Box::new(io::stderr()), torn: false })
+        Some(Self { writer: Box::new(io::stderr()), is_torn: false })
     }
 }
 
-impl Destination for Stdio {
+impl LogDestination for Stdio {
     fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
-        write_whole(&mut self.to, line, &mut self.torn)
+        write_complete_line(&mut self.writer, line, &mut self.is_torn)
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_device_that_swallows_everything_is_known() {
+    fn dev_null_and_closed_descriptors_are_recognised() {
         let open = |path: &str| File::options().write(true).open(path).unwrap();
         assert!(is_null(&open("/dev/null")));
         assert!(!is_null(&open("/dev/full")));

@@ -1,6 +1,6 @@
-//! Reading and opening a peer's first message (section 5 of the protocol notes).
+//! Reads and opens a peer's first message (docs/protocol.md, "A peer's first message").
 
-use std::io;
+use std::io::{self, Read};
 use std::task::Poll;
 
 use prost::Message;
@@ -12,9 +12,9 @@ use crate::crypto::{
 };
 use crate::secret::Secret;
 use crate::state::keys::{KeyId, OneTimeKey};
-use crate::state::sessions::Identity;
-use crate::wire::foreign::{Foreign, HEAD_LEN};
-use crate::wire::peer::{self, BadLength, PREFIX_LEN, PeerToRelay};
+use crate::state::sessions::PeerIdentity;
+use crate::wire::foreign::{ForeignProtocol, HEAD_LEN};
+use crate::wire::peer::{self, InvalidLength, PREFIX_LEN, PeerToRelay};
 
 /// Why a first message is not acceptable.
 #[derive(Debug, thiserror::Error)]
@@ -25,59 +25,59 @@ pub enum FirstMessageError {
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(io::Error),
-    /// The bytes are those of another protocol.
+    /// The bytes belong to another protocol.
     #[error("its first bytes are {0}, not a message of a peer: {remedy}", remedy = .0.remedy_for_peers())]
-    Foreign(Foreign),
+    ForeignProtocol(ForeignProtocol),
     /// The length is not acceptable.
     #[error(transparent)]
-    Length(#[from] BadLength),
-    /// The bytes are no message.
+    Length(#[from] InvalidLength),
+    /// The bytes are not a message.
     #[error("the first message cannot be read: {0}")]
     Malformed(prost::DecodeError),
-    /// It is sealed with a cipher that does not exist in any dialect.
+    /// It is sealed with a cipher that exists in no dialect.
     #[error(
         "the first message is sealed with cipher {0}; this relay opens 0 and 1, ChaCha20-Poly1305, and 2, AES-256-GCM"
     )]
     UnknownCipher(u32),
-    /// The public key is none, or it does not open with it.
+    /// The public key is not acceptable, or the message does not open with it.
     #[error("the first message: {0}")]
     Crypto(#[from] CryptoError),
-    /// It opens, but what is inside is no secret.
+    /// It opens, but its content is not a secret.
     #[error("the secret inside the first message cannot be read: {0}")]
     Secret(prost::DecodeError),
 }
 
-/// A message that is being read, and not a byte more: what follows it belongs to the session.
+/// Reads one message and not a byte more, since what follows belongs to the session.
 #[derive(Debug)]
-pub struct Reading {
+pub struct FirstMessageReader {
     /// The length, then the message.
     bytes: Vec<u8>,
-    /// How much of it is here.
-    have: usize,
-    /// The prefix, once it is here.
+    /// How many of these bytes have been read.
+    filled: usize,
+    /// The prefix, once it has been read.
     prefix: Option<[u8; PREFIX_LEN]>,
 }
 
-impl Default for Reading {
+impl Default for FirstMessageReader {
     fn default() -> Self {
-        Self { bytes: vec![0; PREFIX_LEN], have: 0, prefix: None }
+        Self { bytes: vec![0; PREFIX_LEN], filled: 0, prefix: None }
     }
 }
 
-impl Reading {
-    /// Reads as much as there is. Pending when that was not all; then it can be called again.
+impl FirstMessageReader {
+    /// Reads what is available. Pending if the message is not complete yet; call it again when there is more.
     ///
     /// # Errors
-    /// [`FirstMessageError`], those about reading.
+    /// The variants of [`FirstMessageError`] that concern reading.
     pub fn read(
         &mut self,
         mut source: impl FnMut(&mut [u8]) -> io::Result<usize>,
     ) -> Poll<Result<PeerToRelay, FirstMessageError>> {
         loop {
-            while self.have < self.bytes.len() {
-                match source(&mut self.bytes[self.have..]) {
+            while self.filled < self.bytes.len() {
+                match source(&mut self.bytes[self.filled..]) {
                     Ok(0) => return Poll::Ready(Err(self.or_foreign(FirstMessageError::Closed))),
-                    Ok(read) => self.have += read,
+                    Ok(read) => self.filled += read,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         return Poll::Pending;
                     }
@@ -93,35 +93,53 @@ impl Reading {
             }
             let mut prefix = [0; PREFIX_LEN];
             prefix.copy_from_slice(&self.bytes);
-            (self.prefix, self.have) = (Some(prefix), 0);
+            (self.prefix, self.filled) = (Some(prefix), 0);
             match peer::decode_length(prefix) {
                 Ok(length) => self.bytes = vec![0; length],
                 Err(error) => {
-                    // What follows says more of who it is, where it is here already. Nobody else wants it any more.
+                    // The next bytes, if they have arrived, tell more about the protocol, and nothing else needs them.
                     self.bytes = vec![0; HEAD_LEN - PREFIX_LEN];
-                    self.have = source(&mut self.bytes).unwrap_or(0);
+                    self.filled = source(&mut self.bytes).unwrap_or(0);
                     return Poll::Ready(Err(self.or_foreign(error.into())));
                 }
             }
         }
     }
 
-    /// The protocol of another program, where that is what came so far.
-    pub fn foreign(&self) -> Option<Foreign> {
-        let mut head: Vec<u8> = self.prefix.iter().flatten().copied().collect();
-        head.extend(self.bytes[..self.have].iter().take(HEAD_LEN - head.len()));
-        Foreign::recognise(&head)
-    }
-
-    /// That it is another protocol says more than what was wrong with it.
-    fn or_foreign(&self, error: FirstMessageError) -> FirstMessageError {
-        self.foreign().map_or(error, FirstMessageError::Foreign)
-    }
-
-    /// Reads until all is there.
+    /// Continues with what another reader received, at most one message; see [`Self::read`]. Without any bytes, nothing is
+    /// complete yet.
     ///
     /// # Errors
-    /// [`FirstMessageError`], those about reading.
+    /// As for [`Self::read`].
+    pub fn resume(&mut self, mut received: &[u8]) -> Poll<Result<PeerToRelay, FirstMessageError>> {
+        self.read(|bytes| match received.read(bytes)? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            read => Ok(read),
+        })
+    }
+
+    /// Returns all bytes that were read, in the order in which they arrived.
+    pub fn received(&self) -> Vec<u8> {
+        let prefix = self.prefix.iter().flatten();
+        prefix.chain(&self.bytes[..self.filled]).copied().collect()
+    }
+
+    /// Recognises another protocol in the bytes that were read so far.
+    pub fn recognise_foreign(&self) -> Option<ForeignProtocol> {
+        let mut head: Vec<u8> = self.prefix.iter().flatten().copied().collect();
+        head.extend(self.bytes[..self.filled].iter().take(HEAD_LEN - head.len()));
+        ForeignProtocol::recognise(&head)
+    }
+
+    /// Replaces `error` by the other protocol, if one is recognised, since that says more.
+    fn or_foreign(&self, error: FirstMessageError) -> FirstMessageError {
+        self.recognise_foreign().map_or(error, FirstMessageError::ForeignProtocol)
+    }
+
+    /// Reads until the message is complete.
+    ///
+    /// # Errors
+    /// The variants of [`FirstMessageError`] that concern reading.
     pub async fn read_from(
         &mut self,
         stream: &TcpStream,
@@ -135,26 +153,26 @@ impl Reading {
     }
 }
 
-/// The cipher of a first message and the key that it is sealed under, by its `encryption`: 0 and 1 as in the 2.x
-/// dialect, 2 as in the 3.0 dialect, where the key depends on both public keys. `None` for others.
-fn seal_of(
+/// Derives the cipher and the key of a first message from its field `encryption`: 0 and 1 as in the 2.x dialect, 2 as in the
+/// 3.0 dialect, where the key depends on both public keys. Returns `None` for other values.
+fn derive_seal(
     encryption: u32,
     secret: &SharedSecret,
     relay: &PublicKey,
     peer: &PublicKey,
 ) -> Option<(Cipher, SessionKey)> {
     match encryption {
-        0 | 1 => Some((Cipher::ChaCha20Poly1305, secret.session_key())),
+        0 | 1 => Some((Cipher::ChaCha20Poly1305, secret.derive_session_key())),
         2 => Some((Cipher::Aes256Gcm, secret.sha256(&[&relay.0, &peer.0]))),
         _ => None,
     }
 }
 
-/// A first message as a peer makes it, with an ephemeral key of its own: the counterpart of [`open`]. `secret` is
-/// serialised already; any `encryption` but 2 gives ChaCha20-Poly1305.
+/// Creates a first message as a peer does, with an ephemeral key: the counterpart of [`open`]. `secret` is the
+/// serialised secret; any `encryption` but 2 selects ChaCha20-Poly1305.
 ///
 /// # Errors
-/// [`CryptoError`] when a key cannot be made or used.
+/// [`CryptoError`] if a key cannot be generated or used.
 pub fn seal(
     key: KeyId,
     public_key: &PublicKey,
@@ -164,8 +182,8 @@ pub fn seal(
 ) -> Result<PeerToRelay, CryptoError> {
     let ephemeral = PrivateKey::generate()?;
     let shared = ephemeral.agree(public_key)?;
-    let (cipher, session_key) = seal_of(encryption, &shared, public_key, &ephemeral.public())
-        .unwrap_or_else(|| (Cipher::ChaCha20Poly1305, shared.session_key()));
+    let (cipher, session_key) = derive_seal(encryption, &shared, public_key, &ephemeral.public())
+        .unwrap_or_else(|| (Cipher::ChaCha20Poly1305, shared.derive_session_key()));
     Ok(PeerToRelay {
         key_id: key.0,
         public_key: ephemeral.public().0.to_vec(),
@@ -176,40 +194,38 @@ pub fn seal(
 
 /// A first message that opened.
 #[derive(Debug)]
-pub struct Opened {
-    /// What it was sealed under.
+pub struct OpenedMessage {
+    /// The key under which it was sealed.
     pub session_key: SessionKey,
-    /// The secret, as it came.
+    /// The secret, as it was received.
     pub secret: Secret<Vec<u8>>,
     /// What the secret says about the two peers.
-    pub identity: Identity,
+    pub identity: PeerIdentity,
 }
 
-/// Opens a first message with the key that it names; costs one X25519 operation.
+/// Opens a first message with the key that it names, which costs one X25519 operation.
 ///
 /// # Errors
-/// [`FirstMessageError`], those about opening.
-pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<Opened, FirstMessageError> {
+/// The variants of [`FirstMessageError`] that concern opening.
+pub fn open(message: &PeerToRelay, key: &OneTimeKey) -> Result<OpenedMessage, FirstMessageError> {
     if message.encryption > 2 {
-        // Before anything is computed for it.
+        // Checked before anything is computed.
         return Err(FirstMessageError::UnknownCipher(message.encryption));
     }
     let public = PublicKey::from_slice(&message.public_key)?;
     let shared = key.private.agree(&public)?;
-    let (cipher, session_key) = seal_of(message.encryption, &shared, &key.public(), &public)
+    let (cipher, session_key) = derive_seal(message.encryption, &shared, &key.public(), &public)
         .ok_or(FirstMessageError::UnknownCipher(message.encryption))?;
     let mut opener = Opener::new(cipher, &session_key, key.iv)?;
     let secret = Secret::new(opener.open(&message.data)?);
     let mut parsed =
-        peer::Secret::decode(secret.expose().as_slice()).map_err(FirstMessageError::Secret)?;
+        peer::PeerSecret::decode(secret.expose().as_slice()).map_err(FirstMessageError::Secret)?;
     parsed.random_data.zeroize();
-    Ok(Opened { session_key, secret, identity: Identity::from(&parsed) })
+    Ok(OpenedMessage { session_key, secret, identity: PeerIdentity::from(&parsed) })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
     use crate::crypto::{Iv, PrivateKey, Sealer};
     use crate::state::keys::KeyId;
@@ -219,7 +235,7 @@ mod tests {
     }
 
     fn message(key: &OneTimeKey, peer: &PrivateKey, secret: &[u8]) -> PeerToRelay {
-        let session_key = peer.agree(&key.public()).unwrap().session_key();
+        let session_key = peer.agree(&key.public()).unwrap().derive_session_key();
         let data =
             Sealer::new(Cipher::ChaCha20Poly1305, &session_key, key.iv).unwrap().seal(secret);
         PeerToRelay {
@@ -235,9 +251,9 @@ mod tests {
     }
 
     #[test]
-    fn a_good_message_opens() {
+    fn valid_message_opens() {
         let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
-        let secret = peer::Secret { client_user_name: "u".into(), ..Default::default() };
+        let secret = peer::PeerSecret { client_user_name: "u".into(), ..Default::default() };
         for encryption in [0, 1] {
             let mut message = message(&key, &peer, &secret.encode_to_vec());
             message.encryption = encryption;
@@ -248,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_bad_message_is_told_apart() {
+    fn each_kind_of_invalid_message_has_an_error_of_its_own() {
         let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
         let good = message(&key, &peer, b"");
         assert!(open(&good, &key).is_ok());
@@ -276,8 +292,8 @@ mod tests {
 
     #[test]
     fn other_encodings_of_a_public_key_give_the_same_session_key() {
-        // Whoever recorded a message can change the public key in these ways and it still opens. The session
-        // key does not change, and by it a recording is recognised.
+        // A recorded message still opens after its public key has been changed in these ways. The session key does not
+        // change, which is how a replay is recognised.
         let case: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/vectors/peer.json")).unwrap();
         let case = &case["cases"][0];
@@ -297,16 +313,16 @@ mod tests {
         for copy in [top_bit, other_point] {
             assert_ne!(copy.public_key, original.public_key);
             let opened = open(&copy, &key).unwrap();
-            assert!(opened.session_key.same_as(&expected.session_key));
+            assert!(opened.session_key.is_same_as(&expected.session_key));
         }
     }
 
     const INVERSE_OF_FIRST_PEER_PUBLIC: &str =
         "45d8854d833a5276dd5be93f7b626b0729cf55d2c1acf8a193da645e89740c4f";
 
-    /// What the whole of some bytes gives.
+    /// Reads a message from bytes that are all available.
     fn read(wire: &mut &[u8]) -> Result<PeerToRelay, FirstMessageError> {
-        match Reading::default().read(|bytes| wire.read(bytes)) {
+        match FirstMessageReader::default().read(|bytes| wire.read(bytes)) {
             Poll::Ready(message) => message,
             Poll::Pending => panic!("nothing blocks"),
         }
@@ -316,7 +332,7 @@ mod tests {
     fn reads_exactly_one_message() {
         let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
         let message = message(&key, &peer, b"");
-        let mut wire = peer::encode(&message).unwrap();
+        let mut wire = peer::encode_first_message(&message).unwrap();
         let length = wire.len();
         wire.extend_from_slice(b"early data");
         let mut input = wire.as_slice();
@@ -335,37 +351,38 @@ mod tests {
     }
 
     #[test]
-    fn another_protocol_is_named_with_what_to_do() {
+    fn another_protocol_is_named_with_a_remedy() {
         let cases: &[(&[u8], &str)] = &[
             (b"PROXY TCP4 203.0.113.9 192.0.2.5 51234 8070\r\n", "send-proxy"),
             (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "PROXY header (version 2)"),
             (b"\x16\x03\x01\x02\0\x01\0\x01\xfc", "bytes are TLS"),
             (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "AdminListen"),
             (b"SSH-2.0-x\r\n", "SSH"),
-            // A length that could be right: the content shows it, or that no more comes.
+            // A plausible length: the content gives it away, or the end of the bytes.
             (b"\0\0\0\x08\xfeSMB@\0\0\0", "SMB"),
             (b"\0\0\0\x08\x04\xd2\x16\x2f", "PostgreSQL"),
             (b"\x05\x01\0", "SOCKS"),
         ];
         for (bytes, expected) in cases {
             let error = read(&mut &bytes[..]).unwrap_err();
-            assert!(matches!(error, FirstMessageError::Foreign(_)), "{error}");
+            assert!(matches!(error, FirstMessageError::ForeignProtocol(_)), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
         }
-        // One that is only empty lines, or nothing.
+        // Empty lines, or nothing at all.
         let bad = read(&mut b"\r\n\r\nwhatever".as_slice());
         assert!(matches!(bad, Err(FirstMessageError::Length(_))), "{bad:?}");
         assert!(matches!(read(&mut b"".as_slice()), Err(FirstMessageError::Closed)));
     }
 
     #[test]
-    fn a_message_may_come_byte_by_byte() {
+    fn message_may_arrive_byte_by_byte() {
         let (key, peer) = (relay_key(), PrivateKey::generate().unwrap());
         let message = message(&key, &peer, b"");
-        let wire = peer::encode(&message).unwrap();
-        let (mut reading, mut calls, mut rest) = (Reading::default(), 0_usize, wire.as_slice());
-        let came = loop {
-            // Every other time there is nothing, and then one byte.
+        let wire = peer::encode_first_message(&message).unwrap();
+        let (mut reading, mut calls, mut rest) =
+            (FirstMessageReader::default(), 0_usize, wire.as_slice());
+        let read = loop {
+            // Every other read finds nothing, and the rest one byte each.
             let mut once = |bytes: &mut [u8]| {
                 calls += 1;
                 if calls.is_multiple_of(2) {
@@ -373,11 +390,13 @@ mod tests {
                 }
                 rest.read(&mut bytes[..1])
             };
-            if let Poll::Ready(message) = reading.read(&mut once) {
+            let read = reading.read(&mut once);
+            assert_eq!(reading.received(), wire[..wire.len() - rest.len()]);
+            if let Poll::Ready(message) = read {
                 break message;
             }
         };
-        assert_eq!(came.unwrap(), message);
+        assert_eq!(read.unwrap(), message);
         assert!(calls >= 2 * wire.len() - 1);
     }
 }

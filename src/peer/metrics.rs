@@ -2,47 +2,48 @@
 
 use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
-use crate::forward::failure::is_of_connection;
+use crate::forward::failure::is_connection_error;
 use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
-use crate::state::Refusal;
-use crate::state::pairing::PairingError;
+use crate::state::keys::KEY_LIFETIME;
+use crate::state::pairing::PairingRefusal;
+use crate::state::rendezvous::Refusal;
 
 use super::error::PeerError;
 use super::first_message::FirstMessageError;
 
 labels! {
-    /// What became of a connection that was accepted.
-    pub enum Connection {
-        /// It became one of the two of a session.
+    /// What became of an accepted connection.
+    pub enum PeerOutcome {
+        /// It became one of the two connections of a session.
         Paired = "paired",
-        /// Its first message, or its partner, did not come in time.
+        /// Its first message, or its partner, did not arrive in time.
         Timeout = "timeout",
-        /// It named a key that is not good.
+        /// It named a key that is not valid.
         UnknownKey = "unknown_key",
-        /// Its first message is none, or was received before.
+        /// Its first message is malformed, or was received before.
         BadMessage = "bad_message",
-        /// Its secret is not that of the peer that waits with the same key.
+        /// Its secret differs from that of the peer that waits with the same key.
         BadSecret = "bad_secret",
         /// Its address connected too often.
         RateLimited = "rate_limited",
-        /// Its address is not let in.
+        /// Its address is on a list that excludes it.
         Denied = "denied",
-        /// Too many others wait.
+        /// Too many connections are pending.
         PendingLimit = "pending_limit",
         /// It closed, or its connection failed.
         Closed = "closed",
         /// The relay or its system failed.
         Error = "error",
-        /// The relay stops.
+        /// The relay is stopping.
         Draining = "draining",
     }
 }
 
-impl From<&PeerError> for Connection {
+impl From<&PeerError> for PeerOutcome {
     fn from(error: &PeerError) -> Self {
         match error {
             PeerError::FirstMessage(FirstMessageError::Io(error)) | PeerError::Io(error)
-                if !is_of_connection(error) =>
+                if !is_connection_error(error) =>
             {
                 Self::Error
             }
@@ -50,12 +51,14 @@ impl From<&PeerError> for Connection {
             | PeerError::WentAway
             | PeerError::Io(_) => Self::Closed,
             PeerError::FirstMessage(_) => Self::BadMessage,
-            PeerError::Silent | PeerError::Alone => Self::Timeout,
-            PeerError::MadeRoom(_) => Self::PendingLimit,
+            PeerError::Silent | PeerError::NoPartner => Self::Timeout,
+            PeerError::Evicted(_) => Self::PendingLimit,
             PeerError::Refused { refusal, .. } => match refusal {
                 Refusal::UnknownKey => Self::UnknownKey,
-                Refusal::Pairing(PairingError::OtherSecret) => Self::BadSecret,
-                Refusal::Pairing(PairingError::Replay | PairingError::TooMany) => Self::BadMessage,
+                Refusal::Pairing(PairingRefusal::OtherSecret) => Self::BadSecret,
+                Refusal::Pairing(PairingRefusal::Replay | PairingRefusal::TooMany) => {
+                    Self::BadMessage
+                }
             },
         }
     }
@@ -64,7 +67,7 @@ impl From<&PeerError> for Connection {
 /// The metrics of connections.
 #[derive(Debug, Clone)]
 pub struct PeerMetrics {
-    pub(super) connections: Counters<Connection>,
+    pub(super) connections: Counters<PeerOutcome>,
     pub(super) pending: IntGauge,
     pub(super) handshake: Histogram,
     pub(super) pairing_wait: Histogram,
@@ -73,16 +76,16 @@ pub struct PeerMetrics {
 }
 
 impl PeerMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When a name is taken.
+    /// A name is already registered.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             connections: counters(
                 registry,
                 "aspia_relay_peer_connections_total",
-                "Accepted connections, by what became of them; a session is two that were paired.",
+                "Accepted connections by outcome; each session counts two that were paired.",
                 "outcome",
             )?,
             pending: gauge(
@@ -100,29 +103,43 @@ impl PeerMetrics {
                 registry,
                 "aspia_relay_pairing_wait_seconds",
                 "Time from the first peer of a pair being ready until the second is.",
-                &[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0],
+                &[
+                    0.001,
+                    0.005,
+                    0.01,
+                    0.05,
+                    0.1,
+                    0.25,
+                    0.5,
+                    1.0,
+                    2.5,
+                    5.0,
+                    10.0,
+                    20.0,
+                    KEY_LIFETIME.as_secs_f64(),
+                ],
             )?,
             rtt: histogram(
                 registry,
                 "aspia_relay_peer_rtt_seconds",
-                "Round-trip time to each peer of each session, seen every 10 s.",
+                "Round-trip time to each peer of each session, sampled every 10 s.",
                 &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0],
             )?,
             retransmits: counter(
                 registry,
                 "aspia_relay_peer_retransmits_total",
-                "TCP segments that had to be sent to peers of sessions again.",
+                "TCP segments that were retransmitted to peers of sessions.",
             )?,
         })
     }
 
-    /// Connections that are not paired yet.
+    /// Returns the number of connections that are not paired yet.
     pub fn pending(&self) -> u64 {
         u64::try_from(self.pending.get()).unwrap_or(0)
     }
 
-    /// How many connections had each outcome.
-    pub fn connections(&self) -> &Counters<Connection> {
+    /// Returns the number of connections with each outcome.
+    pub fn connections(&self) -> &Counters<PeerOutcome> {
         &self.connections
     }
 }
@@ -135,10 +152,10 @@ mod tests {
     use crate::metrics::Label;
 
     #[test]
-    fn what_the_system_fails_at_is_not_counted_as_a_peer_that_closed() {
-        let outcome = |error: &PeerError| Connection::from(error).name();
+    fn failure_of_the_system_is_not_counted_as_a_closed_peer() {
+        let outcome = |error: &PeerError| PeerOutcome::from(error).name();
         let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        // As when the kernel registers no more sockets.
+        // For example, the kernel cannot register more sockets.
         let system = || io::Error::from(io::ErrorKind::OutOfMemory);
         assert_eq!(outcome(&PeerError::Io(reset())), "closed");
         assert_eq!(outcome(&PeerError::Io(system())), "error");

@@ -1,525 +1,329 @@
-//! The peers' side: accept, read the first message, pair, run the session.
+//! The peers' side: accepts connections, pairs them and runs their sessions.
 
-pub mod departures;
-mod door;
+mod admission;
 pub mod error;
 pub mod first_message;
-mod gone;
+mod handshake;
 pub mod metrics;
 mod origin;
 mod path;
+mod peer_closed;
 mod rate;
 mod refusals;
 pub mod session;
+mod suspended;
 
-use std::io::{self, Read};
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::sync::{oneshot, watch};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::deadline;
+use crate::config::settings::SettingKey;
+use crate::crypto::SessionKey;
 use crate::forward::Forward;
-use crate::listen::accept::{Accepting, Room, accept};
+use crate::listen::accept::{AcceptDecision, AcceptStatus, accept};
 use crate::listen::acceptor::Acceptor;
 use crate::listen::bind::Purpose;
 use crate::listen::options;
 use crate::log::limit::LineLimit;
-use crate::open_files::{self, Budget};
+use crate::open_files::{self, DescriptorBudget};
+use crate::state::expiry;
 use crate::state::keys::KeyId;
-use crate::state::sessions::End;
-use crate::state::shared::{Admitted, SharedState, WaitingPlace};
-use crate::state::{ReadyPeer, Refusal};
-use crate::trace::Tracer;
-use crate::trace::session::{IdentityFacts, PeerFacts, SessionFacts, SessionTrace};
-use crate::wire::peer::PeerToRelay;
+use crate::state::rendezvous::{Refusal, Rendezvous};
+use crate::state::sessions::EndCause;
 
-use door::{Door, Pending};
-use error::{Crowded, FIRST_MESSAGE_TIMEOUT, PeerError};
-use first_message::{FirstMessageError, Reading};
-use metrics::{Connection, PeerMetrics};
-use refusals::Refusals;
-use session::{Joined, Partner, Runner, Way};
+use admission::{AdmissionControl, PendingConnection};
+use error::{Eviction, PeerError};
+use handshake::{HandshakeEnd, PairedPeer, PeerHandshake, PendingPeer};
+use metrics::{PeerMetrics, PeerOutcome};
+use refusals::RefusalLog;
+use session::{Partner, PartnerSender, RunnableSession, SessionManager};
 
-/// The socket that peers dial.
-pub const PURPOSE: Purpose =
-    Purpose { callers: "peers", address_setting: "ListenInterface", port_setting: "ListenPort" };
+pub use suspended::SuspendedPeer;
 
-/// Time from accepting a connection until it is paired.
-pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(30);
+/// The socket to which peers connect.
+pub const PURPOSE: Purpose = Purpose {
+    callers: "peers",
+    address_setting: SettingKey::ListenInterface.name(),
+    port_setting: SettingKey::ListenPort.name(),
+};
 
-/// How often it is said that descriptors are short.
-const SHORTAGES: Duration = Duration::from_secs(60);
+/// How often a shortage of descriptors is logged.
+const SHORTAGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Everything that the tasks of peers share.
+/// Accepts peers and pairs them; cheap to clone, for the task of each connection.
 #[derive(Clone)]
 pub struct Peers {
-    state: SharedState<Way>,
+    rendezvous: Rendezvous<PartnerSender>,
     config: watch::Receiver<Arc<Config>>,
-    door: Arc<Door>,
-    refusals: Arc<Refusals>,
-    /// How often it is said that descriptors are short.
+    admission: Arc<AdmissionControl>,
+    refusals: Arc<RefusalLog>,
+    /// Limits the lines about a shortage of descriptors.
     shortages: Arc<LineLimit>,
-    runner: Arc<Runner>,
+    sessions: SessionManager,
     metrics: PeerMetrics,
-    tracer: Tracer,
-    accepting: Accepting,
-    /// Threads that forward, whose descriptors are not for peers.
+    accepting: AcceptStatus,
+    /// The number of worker threads, whose descriptors are not available to peers.
     workers: usize,
     tasks: TaskTracker,
+    suspension: Arc<Suspension>,
     draining: CancellationToken,
     stop: CancellationToken,
 }
 
+/// The request to suspend a run, and the connections that it suspended.
+#[derive(Debug)]
+struct Suspension {
+    request: CancellationToken,
+    /// Whether a run has been suspended. The request cannot be taken back, so it applies to one run only.
+    is_done: AtomicBool,
+    peers: Mutex<Vec<SuspendedPeer>>,
+}
+
+impl Suspension {
+    /// Returns the token that suspends the run that begins now.
+    fn token(&self) -> CancellationToken {
+        let is_done = self.is_done.load(Ordering::Relaxed);
+        if is_done { CancellationToken::new() } else { self.request.clone() }
+    }
+
+    /// Takes the connections that were suspended, at the end of the run.
+    fn finish(&self) -> Vec<SuspendedPeer> {
+        self.is_done.store(true, Ordering::Relaxed);
+        std::mem::take(&mut self.peers.lock())
+    }
+}
+
 impl Peers {
-    /// Peers whose sessions `runner` runs, and who meet in its state; `accepting` says whether new ones are taken; all their tasks end when `stop` is cancelled. `draining` only changes what is
-    /// said of those whose keys were withdrawn.
+    /// Creates the peers' side of a relay. `sessions` runs the sessions, and peers meet in its state. `accepting` reports
+    /// whether connections are accepted. All tasks end when `stop` is cancelled; `draining` only changes how peers whose keys
+    /// were withdrawn are counted. `suspend` suspends one run, see [`Self::run`].
     pub fn new(
-        runner: Arc<Runner>,
+        sessions: SessionManager,
         metrics: PeerMetrics,
-        tracer: Tracer,
-        accepting: Accepting,
+        accepting: AcceptStatus,
         draining: CancellationToken,
+        suspend: CancellationToken,
         stop: CancellationToken,
     ) -> Self {
-        let (workers, _) = open_files::workers(&runner.config().borrow());
+        let (workers, _) = open_files::count_workers(&sessions.config().borrow());
         Self {
-            state: runner.state().clone(),
-            config: runner.config().clone(),
+            rendezvous: Rendezvous::new(sessions.state().clone()),
+            config: sessions.config().clone(),
             workers,
-            door: Arc::new(Door::new(metrics.pending.clone())),
-            refusals: Arc::new(Refusals::new()),
-            shortages: Arc::new(LineLimit::new(NonZero::<u32>::MIN, SHORTAGES)),
-            runner,
+            admission: Arc::new(AdmissionControl::new(metrics.pending.clone())),
+            refusals: Arc::new(RefusalLog::new()),
+            shortages: Arc::new(LineLimit::new(NonZero::<u32>::MIN, SHORTAGE_INTERVAL)),
+            sessions,
             metrics,
-            tracer,
             accepting,
             tasks: TaskTracker::new(),
+            suspension: Arc::new(Suspension {
+                request: suspend,
+                is_done: AtomicBool::new(false),
+                peers: Mutex::default(),
+            }),
             draining,
             stop,
         }
     }
 
-    /// Accepts connections until `stop` is cancelled, then waits for all their tasks.
-    pub async fn run(&self, listener: Acceptor) {
-        // One that was handed over may not have them.
+    /// Expires keys and releases the peers that wait with them. Never returns; one task runs it.
+    pub async fn expire_keys(&self) {
+        expiry::expire_keys(&self.rendezvous).await;
+    }
+
+    /// Returns the session keys that were seen with a handed-out key; see [`Rendezvous::seen_keys`].
+    pub fn seen_keys(&self, key: KeyId) -> Vec<SessionKey> {
+        self.rendezvous.seen_keys(key)
+    }
+
+    /// Returns how many first messages opened with each of these keys; see [`Rendezvous::count_seen`].
+    pub fn count_seen(&self, keys: impl IntoIterator<Item = KeyId>) -> Vec<usize> {
+        self.rendezvous.count_seen(keys)
+    }
+
+    /// Remembers session keys that were seen with a handed-out key in another process; see [`Rendezvous::restore_seen`].
+    pub fn restore_seen(&self, key: KeyId, seen: Vec<SessionKey>) {
+        self.rendezvous.restore_seen(key, seen, Instant::now());
+    }
+
+    /// Accepts connections until `stop` is cancelled, then waits for all their tasks and for the sessions to end.
+    ///
+    /// If the run is suspended, the listener is closed, and the connections that are not paired yet are returned instead, for
+    /// the `resumed` of a later run or of another process. Each connection is either returned, or refused, or part of a
+    /// session. Sessions go on. The request to suspend applies to one run; the next one goes on until `stop` is cancelled.
+    pub async fn run(&self, listener: Acceptor, resumed: Vec<SuspendedPeer>) -> Vec<SuspendedPeer> {
+        // A socket that was passed to the process may not have the options of peers' sockets yet.
         if options::INHERITED
             && let Err(error) = options::set(&listener)
         {
             warn!(%error, "the options of peers' sockets cannot be set");
         }
-        let room = || self.room();
-        let accept =
-            accept(&listener, PURPOSE.callers, &self.accepting, room, |stream, address| {
-                self.start(stream, address);
-            });
-        // In this task: should one of them fail, all do, and that is seen. A relay that no longer looks at the time of its
-        // sessions must not go on as if it did.
-        let all = async {
-            tokio::join!(accept, self.runner.keep_looking(), self.refusals.keep_reporting());
+        let suspend = self.suspension.token();
+        self.tasks.reopen();
+        // Before anything can end this run: none of them may be forgotten.
+        let mut resuming = self.resume(resumed, &suspend);
+        let accept = async {
+            // Nothing is ever sent: this returns when all of them are as far as they were. A recording of a peer's message
+            // that arrives later then finds that the message was received before.
+            resuming.recv().await;
+            let decide = || self.decide_to_accept();
+            let start = |stream, address| self.start_connection(stream, address, &suspend);
+            accept(&listener, PURPOSE.callers, &self.accepting, decide, start).await;
         };
-        self.stop.run_until_cancelled(all).await;
+        // All of them run in this task, so that if one fails, the others end with it and the failure is noticed. A relay that
+        // no longer enforces the limits of its sessions must not continue as if it did.
+        let all = async {
+            tokio::join!(accept, self.sessions.maintain(), self.refusals.run());
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            () = suspend.cancelled() => {}
+            () = all => {}
+        }
         drop(listener);
-        self.state.stop_all_sessions(End::Drain);
+        if !self.stop.is_cancelled() {
+            self.tasks.close();
+            self.tasks.wait().await;
+        }
+        // A stop during the suspension ends everything, as at any other time.
+        if !self.stop.is_cancelled() {
+            return self.suspension.finish();
+        }
+        self.sessions.state().stop_all_sessions(EndCause::Drain);
         self.tasks.close();
         self.tasks.wait().await;
-        // Nobody pairs any more.
-        self.runner.ended().await;
+        for _ in self.suspension.finish() {
+            self.metrics.connections.count(PeerOutcome::Draining);
+        }
+        // No more peers are paired.
+        self.sessions.wait_until_ended().await;
+        Vec::new()
     }
 
-    /// Whether there is room for one more: descriptors for everything else must be left, and where places run out, those
-    /// who came before must have had the time to say who they are.
-    fn room(&self) -> Room {
+    /// Resumes suspended connections. The channel is closed when all of them are as far as they were.
+    fn resume(
+        &self,
+        mut resumed: Vec<SuspendedPeer>,
+        suspend: &CancellationToken,
+    ) -> mpsc::Receiver<()> {
+        // The oldest connection is the first to be evicted.
+        resumed.sort_by_key(|peer| Reverse(peer.age));
+        let (guard, guards) = mpsc::channel(1);
+        for peer in resumed {
+            let pending = self.admission.readmit(peer.address);
+            self.spawn(PendingPeer::resumed(peer, guard.clone()), pending, suspend);
+        }
+        guards
+    }
+
+    /// Decides whether one more connection is accepted. If peers use more descriptors than their share, one is, at the expense
+    /// of the connection that has been silent the longest; until that is closed, the new one uses a descriptor of the reserve.
+    fn decide_to_accept(&self) -> AcceptDecision {
         if self.are_descriptors_short() {
-            return if self.door.can_make_room() { Room::Crowded } else { Room::None };
+            let can_evict = self.admission.can_evict();
+            return if can_evict { AcceptDecision::YieldFirst } else { AcceptDecision::Wait };
         }
-        let is_full = self.door.pending() >= self.config.borrow().max_pending_peers;
-        if is_full { Room::Crowded } else { Room::Enough }
+        let is_full = self.admission.pending() >= self.config.borrow().max_pending_peers;
+        if is_full { AcceptDecision::YieldFirst } else { AcceptDecision::Accept }
     }
 
-    /// Whether peers have more descriptors than are theirs. The one more is of the reserve, and for a moment.
+    /// Whether peers use more descriptors than their share.
     fn are_descriptors_short(&self) -> bool {
-        let taken = (self.door.pending() + 2 * self.state.counts().active) as u64;
-        Budget::of_process(self.workers).is_some_and(|budget| taken > budget.peers)
+        let active = self.sessions.state().counts().active;
+        let used = (self.admission.pending() + 2 * active) as u64;
+        DescriptorBudget::of_process(self.workers).is_some_and(|budget| used > budget.peers)
     }
 
-    fn start(&self, stream: std::net::TcpStream, address: SocketAddr) {
-        let pending = match self.door.enter(address, &self.config.borrow()) {
-            Ok(pending) => pending,
-            Err(why) => {
-                self.metrics.connections.count(why.into());
-                self.refusals.shut_out(address, why);
-                return;
-            }
-        };
-        if self.are_descriptors_short()
-            && self.door.make_room(Crowded::Descriptors)
-            && self.shortages.allows()
-        {
-            warn!(
-                "descriptors are short: of the peers that keep silent, the oldest make room. Raise the limit on open \
-                 files (ulimit -n, LimitNOFILE, ulimits of the container)"
-            );
-        }
-        let peers = self.clone();
-        self.tasks.spawn(async move { peers.serve(stream, address, pending).await });
-    }
-
-    async fn serve(&self, stream: std::net::TcpStream, address: SocketAddr, mut pending: Pending) {
-        let Some(admitted) =
-            self.stop.run_until_cancelled(self.admit(stream, address, &mut pending)).await
-        else {
-            self.metrics.connections.count(Connection::Draining);
-            return;
-        };
-        drop(pending);
-        let outcome = match &admitted {
-            Ok(_) => Connection::Paired,
-            // The key was good until the relay withdrew it.
-            Err(PeerError::Refused { refusal: Refusal::UnknownKey, .. })
-                if self.draining.is_cancelled() =>
-            {
-                Connection::Draining
-            }
-            Err(error) => error.into(),
-        };
-        self.metrics.connections.count(outcome);
-        match admitted {
-            Ok(Some((stream, first, partner))) => self.join(stream, first, partner),
-            Ok(None) => {}
-            Err(error) => self.refusals.refused(address, outcome, &error),
-        }
-    }
-
-    /// Takes a connection from accepting to pairing. Gives both ends of the session to the first of its peers;
-    /// the second has handed over its own and gets nothing.
-    async fn admit(
+    fn start_connection(
         &self,
         stream: std::net::TcpStream,
         address: SocketAddr,
-        pending: &mut Pending,
-    ) -> Result<Option<(std::net::TcpStream, PeerFacts, Partner)>, PeerError> {
-        let accepted = Instant::now();
-        if !options::INHERITED {
-            options::set(&stream)?;
-        }
-        let (stream, message) = first(stream, accepted + FIRST_MESSAGE_TIMEOUT, pending).await?;
-        let key = KeyId(message.key_id);
-        let refused = |refusal| PeerError::Refused { key, refusal };
-        let one_time_key =
-            self.state.key(key, Instant::now()).ok_or_else(|| refused(Refusal::UnknownKey))?;
-        let opened = first_message::open(&message, &one_time_key)?;
-        let now = Instant::now();
-        let facts = PeerFacts { address, accepted, opened: now };
-        let (way, partner) = oneshot::channel();
-        let ready = ReadyPeer {
-            key,
-            session_key: opened.session_key,
-            secret: opened.secret,
-            identity: opened.identity,
-            address,
+        suspend: &CancellationToken,
+    ) {
+        let pending = match self.admission.try_admit(address, &self.config.borrow()) {
+            Ok(pending) => pending,
+            Err(why) => {
+                self.metrics.connections.count(why.into());
+                self.refusals.log_rejected(address, why);
+                return;
+            }
         };
-        let admitted = self.state.peer_ready(ready, way, now);
-        // After it: whoever sees this one counted finds it waiting, or paired.
-        self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
-        match admitted.map_err(refused)? {
-            Admitted::Paired { first, session } => {
-                // The first cannot have gone: it would have left its place first. Only a stop ends its
-                // task all the same, before this or, see `Arrival`, after it.
-                let stream = stream.into_unwatched()?;
-                if let Err(partner) = first.send(Partner { stream, facts, session }) {
-                    partner.session.finish(End::Drain);
-                }
-                Ok(None)
-            }
-            Admitted::Wait(place) => {
-                let stream = stream.into_watched()?;
-                let deadline = accepted + PAIRING_TIMEOUT;
-                let partner = wait(&stream, place, Arrival(partner), deadline).await?;
-                let waited = partner.facts.opened.duration_since(now);
-                self.metrics.pairing_wait.observe(waited.as_secs_f64());
-                Ok(Some((stream.into_std()?, facts, partner)))
-            }
+        // Only for a connection that was admitted: one that is rejected needs no descriptor any more.
+        if self.are_descriptors_short()
+            && self.admission.evict_oldest(Eviction::Descriptors)
+            && self.shortages.allows()
+        {
+            warn!(
+                "descriptors are short: the peers that have been silent the longest are evicted. Raise the limit on open \
+                 files (ulimit -n, LimitNOFILE, ulimits of the container)"
+            );
         }
+        self.spawn(PendingPeer::accepted(stream, address), pending, suspend);
     }
 
-    fn join(&self, first: std::net::TcpStream, facts: PeerFacts, partner: Partner) {
-        let trace = self.trace(facts, &partner);
-        let Partner { stream: second, session: active, .. } = partner;
-        let sockets = [first, second];
-        self.runner.start(Joined { sockets, forward: Forward::default(), active, trace });
+    fn spawn(&self, peer: PendingPeer, pending: PendingConnection, suspend: &CancellationToken) {
+        let (peers, suspend) = (self.clone(), suspend.clone());
+        self.tasks.spawn(async move { peers.serve(peer, pending, &suspend).await });
     }
 
-    fn trace(&self, first: PeerFacts, partner: &Partner) -> SessionTrace {
-        self.tracer.session(|| {
-            let session = partner.session.session();
-            let identity = self.config.borrow().trace_peer_identity.then(|| IdentityFacts {
-                user_name: session.identity.client_user_name().to_owned(),
-                host_id: session.identity.host_id,
-            });
-            let peers = [first, partner.facts];
-            SessionFacts { id: session.id.0, peers, paired: session.started, identity }
-        })
-    }
-}
-
-/// A peer's connection; the runtime watches it where somebody waits for what comes.
-enum Connected {
-    Unwatched(std::net::TcpStream),
-    Watched(TcpStream),
-}
-
-impl Connected {
-    fn into_watched(self) -> io::Result<TcpStream> {
-        match self {
-            Self::Unwatched(stream) => TcpStream::from_std(stream),
-            Self::Watched(stream) => Ok(stream),
-        }
-    }
-
-    fn into_unwatched(self) -> io::Result<std::net::TcpStream> {
-        match self {
-            Self::Unwatched(stream) => Ok(stream),
-            Self::Watched(stream) => stream.into_std(),
-        }
-    }
-}
-
-/// The first message of a peer. Where many come at once it is there already, and nobody has to wait for it.
-async fn first(
-    stream: std::net::TcpStream,
-    until: Instant,
-    pending: &mut Pending,
-) -> Result<(Connected, PeerToRelay), PeerError> {
-    let mut reading = Reading::default();
-    if let Poll::Ready(message) = reading.read(|bytes| (&stream).read(bytes)) {
-        pending.speaks();
-        return Ok((Connected::Unwatched(stream), message?));
-    }
-    let stream = TcpStream::from_std(stream)?;
-    let message = tokio::select! {
-        biased;
-        message = deadline::timeout_at(until, reading.read_from(&stream)) => match message {
-            Ok(message) => message?,
-            Err(_) => {
-                let foreign = reading.foreign().map(FirstMessageError::Foreign);
-                return Err(foreign.map_or(PeerError::Silent, PeerError::FirstMessage));
-            }
-        },
-        why = pending.asked_to_go() => return Err(PeerError::MadeRoom(why)),
-    };
-    pending.speaks();
-    Ok((Connected::Watched(stream), message))
-}
-
-/// Where the partner of a first peer arrives.
-struct Arrival(oneshot::Receiver<Partner>);
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        // Only a stop cuts the wait short. A partner that was handed over and is not taken yet ends by it, too, not by an
-        // error.
-        self.0.close();
-        if let Ok(partner) = self.0.try_recv() {
-            partner.session.finish(End::Drain);
-        }
-    }
-}
-
-/// Waits for the partner, as long as the peer is there and its time is not over.
-async fn wait(
-    stream: &TcpStream,
-    place: WaitingPlace<Way>,
-    mut partner: Arrival,
-    until: Instant,
-) -> Result<Partner, PeerError> {
-    let reason = tokio::select! {
-        // The way was dropped with the key: its time is over.
-        came = &mut partner.0 => {
-            return match came {
-                Ok(partner) => Ok(partner),
-                Err(_) => Err(PeerError::Alone),
-            };
-        }
-        () = gone::gone(stream) => PeerError::WentAway,
-        () = deadline::sleep_until(until) => PeerError::Alone,
-    };
-    if place.leave() {
-        return Err(reason);
-    }
-    // It was paired in the same moment: the partner is on its way and must not be left alone.
-    match (&mut partner.0).await {
-        Ok(partner) => Ok(partner),
-        Err(_) => Err(reason),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use prometheus::{Registry, TextEncoder};
-    use tokio::net::TcpListener;
-
-    use super::*;
-    use crate::config::sources::Sources;
-    use crate::crypto::SessionKey;
-    use crate::secret::Secret;
-    use crate::state::metrics::StateMetrics;
-    use crate::state::sessions::Identity;
-    use crate::state::shared::ActiveSession;
-
-    /// The relay's end of a connection, and the peer's.
-    async fn connection() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (accepted, connected) = tokio::join!(listener.accept(), TcpStream::connect(address));
-        (accepted.unwrap().0, connected.unwrap())
-    }
-
-    fn ready(key: KeyId, number: u8) -> ReadyPeer {
-        ReadyPeer {
-            key,
-            session_key: SessionKey::from_bytes([number; 32]),
-            secret: Secret::new(vec![7]),
-            identity: Identity::default(),
-            address: ([127, 0, 0, 1], 1).into(),
-        }
-    }
-
-    /// A state in which two peers were just paired.
-    struct Paired {
-        state: SharedState<Way>,
-        registry: Registry,
-        place: WaitingPlace<Way>,
-        partner: Arrival,
-        first: Way,
-        session: ActiveSession<Way>,
-    }
-
-    fn pair() -> Paired {
-        let registry = Registry::new();
-        let metrics = StateMetrics::new(&registry).unwrap();
-        let state: SharedState<Way> = SharedState::new(1, 0, metrics);
-        state.link_up();
-        let order = state.order(1, 1).unwrap();
-        let keys = order.make().unwrap();
-        let key = keys[0].id;
-        assert!(state.offer(&order, keys));
-        let (way, partner) = oneshot::channel();
-        let now = Instant::now();
-        let Ok(Admitted::Wait(place)) = state.peer_ready(ready(key, 1), way, now) else {
-            panic!("the first waits");
-        };
-        let (way, _) = oneshot::channel();
-        let Ok(Admitted::Paired { first, session }) = state.peer_ready(ready(key, 2), way, now)
+    async fn serve(
+        &self,
+        peer: PendingPeer,
+        mut pending: PendingConnection,
+        suspend: &CancellationToken,
+    ) {
+        let (address, Self { rendezvous, metrics, .. }) = (peer.address(), self);
+        let handshake = PeerHandshake { rendezvous, metrics, suspend };
+        let Some(end) = self.stop.run_until_cancelled(handshake.run(peer, &mut pending)).await
         else {
-            panic!("the second is paired");
+            self.metrics.connections.count(PeerOutcome::Draining);
+            return;
         };
-        Paired { state, registry, place, partner: Arrival(partner), first, session }
-    }
-
-    fn facts() -> PeerFacts {
-        let now = Instant::now();
-        PeerFacts { address: ([127, 0, 0, 1], 2).into(), accepted: now, opened: now }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_goes_away_while_its_partner_comes_is_paired_all_the_same() {
-        let Paired { state, registry, place, partner, first, session } = pair();
-        // Paired, but the partner has not been handed over yet; the first goes away, and its time is over, too.
-        let (stream, peer) = connection().await;
-        drop(peer);
-        let (second, _peer) = connection().await;
-        let deadline = Instant::now() + PAIRING_TIMEOUT;
-        let hand_over = async {
-            tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
-            first
-                .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
-                .unwrap();
-        };
-        let (waited, ()) = tokio::join!(wait(&stream, place, partner, deadline), hand_over);
-        assert!(waited.is_ok());
-        assert_eq!(state.counts().active, 1);
-        // Whoever drops a session without a reason has failed.
-        drop(waited);
-        assert_eq!(state.counts().active, 0);
-        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-        assert!(text.contains("aspia_relay_sessions_total{end=\"error\"} 1"), "{text}");
-    }
-
-    /// A process that was stopped for a minute finds its deadlines over, and what came meanwhile in its sockets.
-    #[tokio::test(start_paused = true)]
-    async fn what_came_while_the_process_was_stopped_is_taken() {
-        // A partner that is accepted only now.
-        let Paired { state, place, partner, first: way, session, .. } = pair();
-        let (stream, _peer) = connection().await;
-        let (second, _other) = connection().await;
-        let until = Instant::now() + PAIRING_TIMEOUT;
-        let mut waiting = Box::pin(wait(&stream, place, partner, until));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        tokio::time::advance(2 * PAIRING_TIMEOUT).await;
-        let hand_over = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let stream = second.into_std().unwrap();
-            assert!(way.send(Partner { stream, facts: facts(), session }).is_ok());
-        };
-        let (waited, ()) = tokio::join!(waiting, hand_over);
-        assert!(waited.is_ok());
-        assert_eq!(state.counts().active, 1);
-        // A first message.
-        let (relay, mut peer) = connection().await;
-        let until = Instant::now() + FIRST_MESSAGE_TIMEOUT;
-        let door = Arc::new(Door::new(prometheus::IntGauge::new("pending", "pending").unwrap()));
-        let environment = [
-            ("ROUTER_ADDRESS", "127.0.0.1".to_owned()),
-            ("ROUTER_PUBLIC_KEY", "01".repeat(32)),
-            ("PEER_ADDRESS", "127.0.0.1".to_owned()),
-        ];
-        let environment =
-            environment.map(|(name, value)| (format!("ASPIA_RELAY_{name}"), value)).into();
-        let path = std::path::PathBuf::new();
-        let sources = Sources { path, path_is_explicit: false, environment };
-        let config = crate::config::load(&sources).unwrap().config;
-        let mut pending = door.enter(([127, 0, 0, 1], 1).into(), &config).unwrap();
-        let mut reading = Box::pin(first(relay.into_std().unwrap(), until, &mut pending));
-        assert!(reading.as_mut().now_or_never().is_none());
-        let message = PeerToRelay { key_id: 7, ..PeerToRelay::default() };
-        let message = crate::wire::peer::encode(&message).unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut peer, &message).await.unwrap();
-        tokio::time::advance(2 * FIRST_MESSAGE_TIMEOUT).await;
-        assert_eq!(reading.await.unwrap().1.key_id, 7);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stop_between_handing_over_and_taking_a_partner_is_no_error() {
-        let Paired { state, registry, place, partner, first, session } = pair();
-        let (stream, _peer) = connection().await;
-        let (second, mut peer) = connection().await;
-        let deadline = Instant::now() + PAIRING_TIMEOUT;
-        let mut waiting = Box::pin(wait(&stream, place, partner, deadline));
-        tokio::select! {
-            biased;
-            _ = &mut waiting => panic!("nobody came yet"),
-            () = std::future::ready(()) => {}
+        drop(pending);
+        match end {
+            Ok(HandshakeEnd::Suspended(peer)) => self.suspension.peers.lock().push(peer),
+            Ok(HandshakeEnd::First(paired)) => {
+                self.metrics.connections.count(PeerOutcome::Paired);
+                self.start_session(paired);
+            }
+            Ok(HandshakeEnd::Second) => self.metrics.connections.count(PeerOutcome::Paired),
+            Err(error) => self.refuse(address, &error),
         }
-        first
-            .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
-            .unwrap();
-        assert_eq!(state.counts().active, 1);
-        drop(waiting);
-        assert_eq!(state.counts().active, 0);
-        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-        assert!(text.contains("aspia_relay_sessions_total{end=\"drain\"} 1"), "{text}");
-        assert!(text.contains("aspia_relay_sessions_total{end=\"error\"} 0"), "{text}");
-        assert_eq!(tokio::io::AsyncReadExt::read(&mut peer, &mut [0]).await.unwrap(), 0);
+    }
+
+    fn refuse(&self, address: SocketAddr, error: &PeerError) {
+        let outcome = match error {
+            // The key was valid until the relay withdrew it.
+            PeerError::Refused { refusal: Refusal::UnknownKey, .. }
+                if self.draining.is_cancelled() =>
+            {
+                PeerOutcome::Draining
+            }
+            error => error.into(),
+        };
+        self.metrics.connections.count(outcome);
+        self.refusals.log_refused(address, outcome, error);
+    }
+
+    fn start_session(&self, paired: PairedPeer) {
+        let PairedPeer { stream: first, facts, partner } = paired;
+        let session = partner.session.session();
+        let trace = self.sessions.begin_trace(session, [facts, partner.facts]);
+        let Partner { stream: second, session: active, .. } = partner;
+        let (sockets, forward) = ([first, second], Forward::default());
+        self.sessions.start(RunnableSession { sockets, forward, active, trace });
     }
 }

@@ -1,9 +1,8 @@
-//! How often each address may connect: the generic cell rate algorithm over a table that does not grow without a bound.
+//! Limits how often each address may connect: the generic cell rate algorithm over a table of bounded size.
 
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::ops::Add;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, Reference};
@@ -12,40 +11,42 @@ use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::ShrinkableKeyedStateStore;
 use governor::{Quota, RateLimiter};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::origin::Origin;
 
-/// Addresses that are remembered at once. About 3 MiB, and more than come in a minute unless somebody has a whole network.
+/// The maximum number of addresses that are remembered at once. They take about 3 MiB, and are more than connect in a minute,
+/// unless an attacker has a whole network.
 const MAX_ORIGINS: usize = 64 * 1024;
-/// How often a full table is looked through for those that have kept quiet for long enough.
-const CLEANING: Duration = Duration::from_secs(1);
+/// How often a full table is searched for addresses that can be forgotten.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The limit of one setting. Starts anew where the setting changes.
+/// The limit for one value of the setting. A new value starts with an empty table.
 #[derive(Debug)]
 pub(super) struct ConnectRate {
     rate: NonZero<u32>,
-    limiter: RateLimiter<Origin, Table, RuntimeClock, NoOpMiddleware<Moment>>,
-    /// When the table was last cleaned.
+    limiter: RateLimiter<Origin, RateTable, RuntimeClock, NoOpMiddleware<RuntimeInstant>>,
+    /// When the table was last cleaned up.
     cleaned: Instant,
 }
 
 impl ConnectRate {
-    /// So many connections a minute, and as many at once.
+    /// Allows `rate` connections a minute, and as many at once.
     pub(super) fn new(rate: NonZero<u32>) -> Self {
-        let limiter = RateLimiter::new(Quota::per_minute(rate), Table::default(), RuntimeClock);
+        let limiter = RateLimiter::new(Quota::per_minute(rate), RateTable::default(), RuntimeClock);
         Self { rate, limiter, cleaned: Instant::now() }
     }
 
-    /// The setting.
+    /// Returns the value of the setting.
     pub(super) fn rate(&self) -> NonZero<u32> {
         self.rate
     }
 
-    /// Whether one more from there is within the limit. Where the table is full of others, an address that is not in
-    /// it is let in: whoever fills it must not shut out everybody else, and other limits hold all the same.
+    /// Whether one more connection from `origin` is within the limit. When the table is full, an address that is not in it is
+    /// allowed: an attacker who fills the table must not shut out everybody else, and the other limits still hold.
     pub(super) fn allows(&mut self, origin: Origin) -> bool {
-        if self.limiter.len() >= MAX_ORIGINS && self.cleaned.elapsed() >= CLEANING {
+        if self.limiter.len() >= MAX_ORIGINS && self.cleaned.elapsed() >= CLEANUP_INTERVAL {
             self.limiter.retain_recent();
             self.cleaned = Instant::now();
         }
@@ -53,22 +54,22 @@ impl ConnectRate {
     }
 }
 
-/// The runtime's clock, which tests stop.
+/// The clock of the runtime, which tests can stop.
 #[derive(Debug, Clone, Copy)]
 struct RuntimeClock;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Moment(Instant);
+struct RuntimeInstant(Instant);
 
 impl Clock for RuntimeClock {
-    type Instant = Moment;
+    type Instant = RuntimeInstant;
 
-    fn now(&self) -> Moment {
-        Moment(Instant::now())
+    fn now(&self) -> RuntimeInstant {
+        RuntimeInstant(Instant::now())
     }
 }
 
-impl Add<Nanos> for Moment {
+impl Add<Nanos> for RuntimeInstant {
     type Output = Self;
 
     fn add(self, nanos: Nanos) -> Self {
@@ -76,7 +77,7 @@ impl Add<Nanos> for Moment {
     }
 }
 
-impl Reference for Moment {
+impl Reference for RuntimeInstant {
     fn duration_since(&self, earlier: Self) -> Nanos {
         self.0.saturating_duration_since(earlier.0).into()
     }
@@ -86,48 +87,42 @@ impl Reference for Moment {
     }
 }
 
-/// What the algorithm remembers of each address: until when what has come is paid for.
+/// What the algorithm remembers of each address: its theoretical arrival time.
 #[derive(Debug, Default)]
-struct Table(Mutex<HashMap<Origin, Nanos>>);
+struct RateTable(Mutex<HashMap<Origin, Nanos>>);
 
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Origin, Nanos>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl StateStore for Table {
+impl StateStore for RateTable {
     type Key = Origin;
 
     fn measure_and_replace<T, F, E>(&self, origin: &Origin, decide: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut table = self.lock();
+        let mut table = self.0.lock();
         let known = table.get(origin).copied();
-        let (decision, paid) = decide(known)?;
+        let (decision, arrival) = decide(known)?;
         if known.is_some() || table.len() < MAX_ORIGINS {
-            table.insert(*origin, paid);
+            table.insert(*origin, arrival);
         }
         Ok(decision)
     }
 }
 
-impl ShrinkableKeyedStateStore<Origin> for Table {
+impl ShrinkableKeyedStateStore<Origin> for RateTable {
     fn retain_recent(&self, drop_below: Nanos) {
-        self.lock().retain(|_, paid| *paid > drop_below);
+        self.0.lock().retain(|_, arrival| *arrival > drop_below);
     }
 
     fn shrink_to_fit(&self) {
-        self.lock().shrink_to_fit();
+        self.0.lock().shrink_to_fit();
     }
 
     fn len(&self) -> usize {
-        self.lock().len()
+        self.0.lock().len()
     }
 
     fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.0.lock().is_empty()
     }
 }
 
@@ -146,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn as_many_at_once_as_a_minute_and_then_evenly() {
+    async fn burst_of_one_minute_is_allowed_and_then_an_even_rate() {
         let mut rate = rate(60);
         let mut burst = || (0..1000).filter(|_| rate.allows(origin(1))).count();
         assert_eq!(burst(), 60);
@@ -158,14 +153,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_table_shuts_nobody_out_and_forgets_those_that_keep_quiet() {
+    async fn full_table_admits_new_addresses_and_forgets_quiet_ones() {
         let mut rate = rate(2);
         let all = u32::try_from(MAX_ORIGINS).unwrap();
         for number in 0..all {
             assert!(rate.allows(origin(number)));
         }
         assert_eq!(rate.limiter.len(), MAX_ORIGINS);
-        // Who came late is not remembered; who was there is limited as ever.
+        // A new address is not remembered; those in the table are limited as before.
         for _ in 0..100 {
             assert!(rate.allows(origin(all + 1)));
         }
@@ -173,7 +168,7 @@ mod tests {
         assert_eq!(rate.limiter.len(), MAX_ORIGINS);
         advance(Duration::from_secs(121)).await;
         assert!(rate.allows(origin(all + 1)));
-        // It, and perhaps the one that came twice, of which the algorithm is not sure yet.
+        // What remains is this address, and perhaps the address that connected twice, which the algorithm may not forget yet.
         assert!(rate.limiter.len() <= 2, "{}", rate.limiter.len());
     }
 }

@@ -1,4 +1,4 @@
-//! The socket of a link: frames in, frames out, neither waiting for the other.
+//! The socket of a link: reads and writes frames. Neither direction waits for the other.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,167 +8,254 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::crypto::{Opener, Sealer};
-use crate::link::dialect::{Dialect, Frame, FramingError};
-use crate::link::framing::{Incoming, Outgoing};
+use crate::crypto::snapshot::CipherSnapshot;
+use crate::crypto::{CryptoError, Opener, Sealer};
+use crate::link::dialect::{Dialect, FramingError};
+use crate::link::find_dialect;
+use crate::link::framing::{FrameDecoder, FrameEncoder};
 use crate::link::keepalive::KeepAliveError;
-use crate::wire::frame::FrameError;
-use crate::wire::router::Version;
+use crate::link::snapshot::LinkSnapshot;
+use crate::wire::frame::{Frame, FrameError};
+use crate::wire::messages::Version;
 
 use super::error::LinkError;
 
-/// Most that waits to be sent, in frames of the longest kind. A Router that takes less than this is given up.
-const MAX_OUTGOING: usize = 2;
+/// How much data may wait to be sent, in frames of the maximum length. If there is more, the link is closed, because the
+/// Router does not read.
+const MAX_PENDING_FRAMES: usize = 2;
+
+/// Why a suspended link cannot be resumed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResumeError {
+    /// Another version of the relay made the link, in a dialect that this version does not speak.
+    #[error("this version does not speak its dialect, {0}")]
+    Dialect(String),
+    /// The socket cannot be used.
+    #[error("its socket cannot be used: {0}")]
+    Socket(#[from] io::Error),
+    /// The cryptographic provider rejects a key.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
 
 /// A connection to a Router.
-pub(super) struct Connection {
+pub(super) struct RouterConnection {
+    dialect: &'static dyn Dialect,
     address: SocketAddr,
-    local: Option<IpAddr>,
-    reader: Reader,
-    writer: Writer,
+    local_ip: Option<IpAddr>,
+    reader: LinkReader,
+    writer: LinkWriter,
 }
 
-/// Reads frames.
-pub(super) struct Reader {
+/// Reads frames from a link.
+pub(super) struct LinkReader {
     half: OwnedReadHalf,
-    incoming: Incoming,
-    /// Whether anything came since somebody asked.
-    heard: bool,
+    decoder: FrameDecoder,
+    /// Whether anything was received since the last call of [`LinkReader::take_received`].
+    has_received: bool,
 }
 
-/// Writes frames. What is sent waits here until [`Writer::flush`] has brought it to the socket, so that a Router
-/// that does not read cannot keep the relay from reading.
-pub(super) struct Writer {
+/// Writes frames to a link. Frames wait in a buffer until [`LinkWriter::flush`] has written them to the socket, so that a
+/// Router that does not read cannot keep the relay from reading.
+pub(super) struct LinkWriter {
     half: OwnedWriteHalf,
-    outgoing: Outgoing,
-    waiting: BytesMut,
+    encoder: FrameEncoder,
+    buffer: BytesMut,
     limit: usize,
 }
 
-impl Reader {
-    /// The next frame; `None` at the end of the connection. Can be cancelled without losing anything.
-    pub(super) async fn next(&mut self) -> Result<Option<Frame>, FramingError> {
+/// A connection that is neither read nor written at the moment.
+pub(super) struct SuspendedConnection {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) sealer: CipherSnapshot,
+    pub(super) opener: CipherSnapshot,
+    pub(super) received: Vec<u8>,
+    pub(super) unsent: Vec<u8>,
+}
+
+impl LinkReader {
+    /// Reads the next frame; `None` at the end of the connection. Cancel safe.
+    pub(super) async fn read_frame(&mut self) -> Result<Option<Frame>, FramingError> {
         loop {
-            if let Some(frame) = self.incoming.take()? {
+            if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            let read = self.half.read_buf(&mut self.incoming.buffer).await;
+            let read = self.half.read_buf(&mut self.decoder.buffer).await;
             if read.map_err(FrameError::Io)? == 0 {
-                return self.incoming.end().map(|()| None);
+                return self.decoder.check_end().map(|()| None);
             }
-            self.heard = true;
+            self.has_received = true;
         }
     }
 
-    /// Whether anything was received since the last call: a part of a frame, or one that means nothing, too.
-    pub(super) fn has_heard(&mut self) -> bool {
-        std::mem::take(&mut self.heard)
+    /// Returns the number of bytes that were received and are not decoded yet.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.decoder.buffer.len()
+    }
+
+    /// Returns whether anything was received since the last call, even if only part of a frame or a frame of unknown type.
+    pub(super) fn take_received(&mut self) -> bool {
+        std::mem::take(&mut self.has_received)
     }
 }
 
-impl Writer {
+impl LinkWriter {
     /// Queues a frame.
-    pub(super) fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
-        self.outgoing.write(frame, &mut self.waiting)?;
-        if self.waiting.len() > self.limit {
+    pub(super) fn queue_frame(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        self.encoder.encode(frame, &mut self.buffer)?;
+        if self.buffer.len() > self.limit {
             return Err(LinkError::Stalled);
         }
         Ok(())
     }
 
-    /// Number of bytes that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// Queues a message.
+    pub(super) fn queue_message(&mut self, payload: Vec<u8>) -> Result<(), LinkError> {
+        self.queue_frame(&Frame::Message(Bytes::from(payload)))
     }
 
-    /// Writes some of what waits. Can be cancelled without losing anything.
+    /// Returns the number of bytes that wait to be sent.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Writes some of the bytes that wait. Cancel safe.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        self.half.write_buf(&mut self.waiting).await?;
-        if self.waiting.is_empty() {
-            // The keys of a large pool leave megabytes behind; a quiet link needs none of it.
-            self.waiting = BytesMut::new();
+        self.half.write_buf(&mut self.buffer).await?;
+        if self.buffer.is_empty() {
+            // The keys of a large pool leave megabytes of capacity behind, which a quiet link does not need.
+            self.buffer = BytesMut::new();
         }
         Ok(())
     }
 }
 
-impl Connection {
-    /// A connection as it begins: nothing is sealed.
+impl RouterConnection {
+    /// Wraps a new connection, on which nothing is sealed yet.
     pub(super) fn new(stream: TcpStream, dialect: &'static dyn Dialect) -> Self {
         let address = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-        let local = stream.local_addr().ok().map(|local| local.ip());
+        let local_ip = stream.local_addr().ok().map(|local| local.ip());
         let (read, write) = stream.into_split();
         Self {
+            dialect,
             address,
-            local,
-            reader: Reader { half: read, incoming: Incoming::new(dialect), heard: false },
-            writer: Writer {
+            local_ip,
+            reader: LinkReader {
+                half: read,
+                decoder: FrameDecoder::new(dialect),
+                has_received: false,
+            },
+            writer: LinkWriter {
                 half: write,
-                outgoing: Outgoing::new(dialect),
-                waiting: BytesMut::new(),
-                limit: MAX_OUTGOING * dialect.max_frame(),
+                encoder: FrameEncoder::new(dialect),
+                buffer: BytesMut::new(),
+                limit: MAX_PENDING_FRAMES * dialect.max_frame_len(),
             },
         }
     }
 
-    /// The Router's address.
+    /// Continues with the socket of a suspended link. Must be called on a Tokio runtime.
+    pub(super) fn resume(
+        socket: &std::net::TcpStream,
+        snapshot: &LinkSnapshot,
+    ) -> Result<Self, ResumeError> {
+        let dialect = find_dialect(&snapshot.dialect)
+            .ok_or_else(|| ResumeError::Dialect(snapshot.dialect.clone()))?;
+        let (sealer, opener) =
+            (Sealer::resume(&snapshot.sealer)?, Opener::resume(&snapshot.opener)?);
+        let version = snapshot.router_version;
+        let socket = socket.try_clone()?;
+        socket.set_nonblocking(true)?;
+        let mut connection = Self::new(TcpStream::from_std(socket)?, dialect);
+        connection.reader.decoder =
+            FrameDecoder::resume(dialect, version, opener, &snapshot.received);
+        connection.writer.encoder = FrameEncoder::resume(dialect, version, sealer);
+        connection.writer.buffer = BytesMut::from(snapshot.unsent.as_slice());
+        Ok(connection)
+    }
+
+    /// Returns the dialect that it speaks.
+    pub(super) fn dialect(&self) -> &'static dyn Dialect {
+        self.dialect
+    }
+
+    /// Returns the Router's address.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address that this machine dialled from.
-    pub(super) fn local(&self) -> Option<IpAddr> {
-        self.local
+    /// Returns the address that this machine dialled from.
+    pub(super) fn local_ip(&self) -> Option<IpAddr> {
+        self.local_ip
     }
 
-    /// From now on everything is sealed, in both directions.
-    pub(super) fn seal(&mut self, sealer: Sealer, opener: Opener) {
-        self.writer.outgoing.seal(sealer);
-        self.reader.incoming.seal(opener);
+    /// Seals and opens everything from now on.
+    pub(super) fn enable_sealing(&mut self, sealer: Sealer, opener: Opener) {
+        self.writer.encoder.enable_sealing(sealer);
+        self.reader.decoder.enable_opening(opener);
     }
 
-    /// The authentication has ended, with a Router of this version.
-    pub(super) fn authenticated(&mut self, router: Version) {
-        self.writer.outgoing.authenticated(router);
-        self.reader.incoming.authenticated(router);
+    /// Ends the authentication, with a Router of this version.
+    pub(super) fn finish_authentication(&mut self, router: Version) {
+        self.writer.encoder.finish_authentication(router);
+        self.reader.decoder.finish_authentication(router);
     }
 
     /// Queues a message.
-    pub(super) fn send_message(&mut self, payload: Vec<u8>) -> Result<(), LinkError> {
-        self.writer.send(&Frame::Message(Bytes::from(payload)))
+    pub(super) fn queue_message(&mut self, payload: Vec<u8>) -> Result<(), LinkError> {
+        self.writer.queue_message(payload)
     }
 
-    /// The next message of the authentication; answers pings on the way.
-    pub(super) async fn message(&mut self) -> Result<Bytes, LinkError> {
+    /// Reads the next message of the authentication. Pings that arrive before it are answered.
+    pub(super) async fn read_message(&mut self) -> Result<Bytes, LinkError> {
         loop {
             let frame = tokio::select! {
-                frame = self.reader.next() => frame,
-                flushed = self.writer.flush(), if self.writer.waiting() > 0 => {
+                frame = self.reader.read_frame() => frame,
+                flushed = self.writer.flush(), if self.writer.pending_bytes() > 0 => {
                     flushed.map_err(|error| LinkError::ClosedEarly(Some(error)))?;
                     continue;
                 }
             };
             match frame {
                 Ok(Some(Frame::Message(payload))) => return Ok(payload),
-                Ok(Some(Frame::Ping(data))) => self.writer.send(&Frame::Pong(data))?,
-                Ok(Some(Frame::Pong(_))) => return Err(KeepAliveError::NotAsked.into()),
+                Ok(Some(Frame::Ping(data))) => self.writer.queue_frame(&Frame::Pong(data))?,
+                Ok(Some(Frame::Pong(_))) => return Err(KeepAliveError::UnexpectedPong.into()),
                 Ok(None) => return Err(LinkError::ClosedEarly(None)),
-                Err(FramingError::Frame(FrameError::Io(error))) => {
-                    return Err(LinkError::ClosedEarly(Some(error)));
-                }
-                Err(error) => {
-                    return Err(match (self.reader.incoming.handshake_error(&error), error) {
-                        (Some(meant), _) => meant.into(),
-                        (None, FramingError::Frame(error)) => LinkError::NotARouter(error),
-                        (None, FramingError::Sealed(error)) => LinkError::Sealed(error),
-                    });
-                }
+                Err(error) => return Err(self.classify_early_error(error)),
             }
         }
     }
 
-    /// Takes the two directions apart.
-    pub(super) fn split(self) -> (Reader, Writer) {
+    /// Classifies a framing error that occurred during the authentication.
+    fn classify_early_error(&self, error: FramingError) -> LinkError {
+        match (self.reader.decoder.to_handshake_error(&error), error) {
+            (_, FramingError::Frame(FrameError::Io(error))) => LinkError::ClosedEarly(Some(error)),
+            (Some(meaning), _) => meaning.into(),
+            (None, FramingError::Frame(error)) => LinkError::NotARouter(error),
+            (None, FramingError::Crypto(error)) => LinkError::Sealed(error),
+        }
+    }
+
+    /// Joins the directions of a connection on which everything is sealed, without closing it.
+    pub(super) fn suspend(
+        reader: LinkReader,
+        writer: LinkWriter,
+    ) -> Result<SuspendedConnection, LinkError> {
+        let sealed = writer.encoder.sealer_snapshot().zip(reader.decoder.opener_snapshot());
+        let (sealer, opener) = sealed.ok_or(CryptoError::Provider)?;
+        let stream = reader.half.reunite(writer.half).map_err(io::Error::other);
+        let socket = stream.and_then(TcpStream::into_std);
+        Ok(SuspendedConnection {
+            socket: socket.map_err(|error| LinkError::Closed(Some(error)))?,
+            sealer,
+            opener,
+            received: reader.decoder.buffer.to_vec(),
+            unsent: writer.buffer.to_vec(),
+        })
+    }
+
+    /// Splits the connection into its two directions.
+    pub(super) fn split(self) -> (LinkReader, LinkWriter) {
         (self.reader, self.writer)
     }
 }

@@ -1,4 +1,4 @@
-//! Looks at a Router without offering it a key; for the doctor.
+//! Examines a Router without offering it a key; for the doctor.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -6,98 +6,98 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
-use crate::config::parse::Protocol;
+use crate::config::parse::RouterProtocol;
 use crate::crypto::Cipher;
 use crate::link::dialect::{Dialect, FramingError};
 use crate::wire::frame::FrameError;
-use crate::wire::router::Version;
+use crate::wire::messages::Version;
 
-use super::choice::{Begun, Choice};
+use super::connector::{ConnectedRouter, RouterConnector};
 use super::error::LinkError;
 use super::machine_info;
-use super::status::CONFIRMATION;
+use super::status::CONFIRMATION_TIME;
 
-/// A Router that authenticated itself and takes relay sessions.
+/// The time limit for detecting the dialect.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known about a Router that has authenticated itself and accepts relay sessions.
 #[derive(Debug)]
-pub struct Examined {
-    /// The dialect that it speaks: `2.x` or `3.0`.
+pub struct RouterExamination {
+    /// The dialect that the Router speaks: `2.x` or `3.0`.
     pub dialect: &'static str,
-    /// Its version.
+    /// The Router's version.
     pub version: Version,
-    /// The cipher that it chose.
+    /// The cipher that the Router chose.
     pub cipher: Cipher,
-    /// The address that this machine dialled from: the one that the Router sees, unless it is translated on the way.
+    /// The address that this machine dialled from. The Router sees the same address, unless NAT translates it.
     pub local: Option<IpAddr>,
-    /// Whether it kept the link, and how long that was watched. It ends one at once where its white list of relays
-    /// does not have this one.
+    /// [`CONFIRMATION_TIME`] if the Router kept the link for that long, or why it did not. A Router whose white list of relays
+    /// lacks this one closes the link at once.
     pub kept: Result<Duration, LinkError>,
 }
 
-/// Connects to `address`, authenticates within `limit` and watches for a few seconds whether the Router hangs up.
+/// Connects to `address`, authenticates within `limit` and watches for [`CONFIRMATION_TIME`] whether the Router hangs up.
 ///
 /// # Errors
-/// [`LinkError`] where it does not come so far.
-pub async fn examine(
+/// [`LinkError`] if the authentication fails.
+pub async fn examine_router(
     config: &Config,
     address: SocketAddr,
     limit: Duration,
-) -> Result<Examined, LinkError> {
-    let mut choice = Choice::default();
-    let connected = timeout(limit, connect(config, address, &mut choice)).await;
-    let begun = connected.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))?;
-    let Begun { connection, established, .. } = begun;
-    let local = connection.local();
+) -> Result<RouterExamination, LinkError> {
+    let mut connector = RouterConnector::default();
+    let connected = timeout(limit, connect(config, address, &mut connector)).await;
+    let connected = connected.unwrap_or(Err(LinkError::AuthenticationTimeout(limit)))?;
+    let ConnectedRouter { connection, parameters, .. } = connected;
+    let local = connection.local_ip();
     let since = Instant::now();
     let (mut reader, mut writer) = connection.split();
-    // The last answer of the authentication may still wait here.
-    while writer.waiting() > 0 {
+    // The last message of the authentication may not be sent yet.
+    while writer.pending_bytes() > 0 {
         if writer.flush().await.is_err() {
             break;
         }
     }
-    // Whatever it says, but an end.
-    let ended = timeout(CONFIRMATION, async {
+    // Frames are ignored: only the end of the connection matters.
+    let ended = timeout(CONFIRMATION_TIME, async {
         loop {
-            match reader.next().await {
+            match reader.read_frame().await {
                 Ok(Some(_)) => {}
-                Ok(None) | Err(FramingError::Frame(FrameError::Io(_) | FrameError::Torn)) => {
+                Ok(None) | Err(FramingError::Frame(FrameError::Io(_) | FrameError::Truncated)) => {
                     break LinkError::Denied(since.elapsed());
                 }
-                // That is no white list, but a Router that does not speak as it should.
+                // The Router violates the protocol: this is not the effect of a white list.
                 Err(FramingError::Frame(error)) => break LinkError::Frame(error),
-                Err(FramingError::Sealed(error)) => break LinkError::Sealed(error),
+                Err(FramingError::Crypto(error)) => break LinkError::Sealed(error),
             }
         }
     });
-    Ok(Examined {
-        dialect: established.dialect.name(),
-        version: established.router_version,
-        cipher: established.cipher,
+    Ok(RouterExamination {
+        dialect: parameters.dialect.name(),
+        version: parameters.router_version,
+        cipher: parameters.cipher,
         local,
-        kept: ended.await.map_or(Ok(CONFIRMATION), Err),
+        kept: ended.await.map_or(Ok(CONFIRMATION_TIME), Err),
     })
 }
 
-/// The dialect that a Router speaks there, with whatever key and version; `None` where none is spoken. Tries all of
-/// them, whatever `RouterProtocol` is, and offers no key.
-pub async fn dialect_at(config: &Config, address: SocketAddr) -> Option<&'static str> {
+/// Detects the dialect of the Router at `address`, whatever its key and version; `None` if it speaks none. Tries all
+/// dialects regardless of `RouterProtocol`, and offers no key.
+pub async fn detect_dialect(config: &Config, address: SocketAddr) -> Option<&'static str> {
     let mut config = config.clone();
-    config.router.protocol = Protocol::Auto;
-    let mut choice = Choice::default();
-    // Whether it authenticates does not matter: that it answers says what it is.
-    let _ = timeout(GREETING, connect(&config, address, &mut choice)).await;
-    choice.known().map(Dialect::name)
+    config.router.protocol = RouterProtocol::Auto;
+    let mut connector = RouterConnector::default();
+    // The result does not matter: an answer is enough to know the dialect.
+    let _ = timeout(GREETING_TIMEOUT, connect(&config, address, &mut connector)).await;
+    connector.known_dialect().map(Dialect::name)
 }
 
 /// Connects and authenticates.
 async fn connect(
     config: &Config,
     address: SocketAddr,
-    choice: &mut Choice,
-) -> Result<Begun, LinkError> {
+    connector: &mut RouterConnector,
+) -> Result<ConnectedRouter, LinkError> {
     let machine = machine_info(&config.router.display_name);
-    choice.begin(config, &machine, Some(address)).await
+    connector.connect(config, &machine, Some(address)).await
 }
-
-/// Time for an answer to a greeting that only asks which dialect is spoken.
-const GREETING: Duration = Duration::from_secs(10);

@@ -8,35 +8,36 @@ use crate::link::dialect::HandshakeError;
 use crate::metrics::{Counters, counters, gauge, histogram, labels};
 
 use super::error::LinkError;
+use super::status::CONFIRMATION_TIME;
 
 labels! {
-    /// How an attempt to link to the Router went.
-    pub enum Connect {
-        /// It was authenticated, and the Router did not close it at once.
+    /// The outcome of an attempt to connect to the Router.
+    pub enum ConnectOutcome {
+        /// The link was authenticated, and the Router did not close it at once.
         Ok = "ok",
         /// `RouterAddress` does not resolve.
         Resolve = "resolve",
-        /// Nobody listens there, or it cannot be reached.
+        /// The connection was refused, or the host cannot be reached.
         Refused = "refused",
-        /// No answer in time.
+        /// There was no answer in time.
         Timeout = "timeout",
         /// The Router has another private key.
         KeyMismatch = "key_mismatch",
-        /// What answers does not speak as it should.
+        /// The server violates the protocol, or has an unsupported version.
         Protocol = "protocol",
-        /// The Router does not take this relay.
+        /// The Router does not accept this relay.
         Denied = "denied",
     }
 }
 
-impl From<&LinkError> for Connect {
+impl From<&LinkError> for ConnectOutcome {
     fn from(error: &LinkError) -> Self {
         match error {
             LinkError::Resolve { .. } => Self::Resolve,
             LinkError::Connect(attempts) => {
-                let timed_out =
+                let is_timeout =
                     |(_, error): &(_, io::Error)| error.kind() == io::ErrorKind::TimedOut;
-                if attempts.iter().all(timed_out) { Self::Timeout } else { Self::Refused }
+                if attempts.iter().all(is_timeout) { Self::Timeout } else { Self::Refused }
             }
             LinkError::AuthenticationTimeout(_) => Self::Timeout,
             LinkError::Handshake(HandshakeError::KeyMismatch { .. }) => Self::KeyMismatch,
@@ -61,22 +62,25 @@ impl From<&LinkError> for Connect {
 /// The metrics of the Router link.
 #[derive(Debug, Clone)]
 pub struct RouterMetrics {
-    pub(super) connects: Counters<Connect>,
+    pub(super) connects: Counters<ConnectOutcome>,
     pub(super) ping: Histogram,
     connected: IntGauge,
 }
 
 impl RouterMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When a name is taken.
+    /// If a name is already registered.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let confirmed = CONFIRMATION_TIME.as_secs();
         Ok(Self {
             connects: counters(
                 registry,
                 "aspia_relay_router_connects_total",
-                "Attempts to link to the Router; ok counts 5 s after authentication.",
+                &format!(
+                    "Attempts to connect to the Router; ok counts {confirmed} s after authentication."
+                ),
                 "outcome",
             )?,
             ping: histogram(
@@ -88,20 +92,22 @@ impl RouterMetrics {
             connected: gauge(
                 registry,
                 "aspia_relay_router_connected",
-                "1 while there is a link that the Router has kept for 5 s after authentication.",
+                &format!(
+                    "1 while there is a link that the Router has kept for {confirmed} s after authentication."
+                ),
             )?,
         })
     }
 
-    /// There is a link until the result is dropped.
-    pub(super) fn connected(&self) -> ConnectedGauge {
+    /// Sets the gauge until the result is dropped.
+    pub(super) fn set_connected(&self) -> ConnectedGauge {
         self.connected.set(1);
         ConnectedGauge(self.connected.clone())
     }
 }
 
-/// A link that the Router keeps.
-#[must_use = "when it is dropped, there is no link"]
+/// Sets the gauge to 0 when it is dropped.
+#[must_use = "the gauge is 0 once this is dropped"]
 pub(super) struct ConnectedGauge(IntGauge);
 
 impl Drop for ConnectedGauge {
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_count_under_the_names_that_dashboards_know() {
+    fn every_error_counts_as_its_documented_outcome() {
         use std::time::Duration;
 
         let address = ([192, 0, 2, 1], 8060).into();
@@ -128,20 +134,23 @@ mod tests {
             last_good: Vec::new(),
         };
         for (error, outcome) in [
-            (resolve, Connect::Resolve),
-            (connect(&[io::ErrorKind::ConnectionRefused]), Connect::Refused),
-            (connect(&[io::ErrorKind::TimedOut]), Connect::Timeout),
-            (connect(&[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable]), Connect::Refused),
-            (LinkError::AuthenticationTimeout(Duration::from_secs(60)), Connect::Timeout),
+            (resolve, ConnectOutcome::Resolve),
+            (connect(&[io::ErrorKind::ConnectionRefused]), ConnectOutcome::Refused),
+            (connect(&[io::ErrorKind::TimedOut]), ConnectOutcome::Timeout),
+            (
+                connect(&[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable]),
+                ConnectOutcome::Refused,
+            ),
+            (LinkError::AuthenticationTimeout(Duration::from_secs(60)), ConnectOutcome::Timeout),
             (
                 LinkError::Handshake(HandshakeError::KeyMismatch { dialect: "3.0", remedy: "" }),
-                Connect::KeyMismatch,
+                ConnectOutcome::KeyMismatch,
             ),
-            (LinkError::NoDialect(Vec::new()), Connect::Protocol),
-            (LinkError::Denied(Duration::from_millis(9)), Connect::Denied),
-            (LinkError::ClosedEarly(None), Connect::Protocol),
+            (LinkError::NoDialect(Vec::new()), ConnectOutcome::Protocol),
+            (LinkError::Denied(Duration::from_millis(9)), ConnectOutcome::Denied),
+            (LinkError::ClosedEarly(None), ConnectOutcome::Protocol),
         ] {
-            assert_eq!(Connect::from(&error), outcome, "{error}");
+            assert_eq!(ConnectOutcome::from(&error), outcome, "{error}");
         }
     }
 }

@@ -1,12 +1,14 @@
-//! The relay's link to its Router: dial, authenticate, serve, and again for ever.
+//! The relay's link to its Router: connects, authenticates and serves the link, again and again.
 
-mod choice;
 mod connection;
+mod connector;
 pub mod error;
 pub mod examine;
 pub mod metrics;
 mod serve;
+mod statistics;
 pub mod status;
+pub mod suspend;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -25,223 +27,394 @@ use tracing::{Instrument, Span, error, info, warn};
 use crate::config::Config;
 use crate::deadline;
 use crate::link::handshake::MachineInfo;
+use crate::link::keepalive::KeepAliveSnapshot;
 use crate::metrics::Label;
 use crate::state::shared::SharedState;
 use crate::trace::SPAN_TARGET;
 
-use choice::{Begun, Choice};
+use connection::RouterConnection;
+use connector::{ConnectedRouter, RouterConnector};
 use error::LinkError;
-use metrics::{Connect, ConnectedGauge, RouterMetrics};
-use status::{CONFIRMATION, LinkFacts, LinkStatus};
+use metrics::{ConnectOutcome, ConnectedGauge, RouterMetrics};
+use serve::{AuthenticatedLink, ServiceEnd};
+use status::{CONFIRMATION_TIME, LinkStatus};
+use suspend::{LinkOrigin, SuspendedLink};
 
-/// A link that lived this long was a good one: the next try comes soon.
-const GOOD_LINK: Duration = Duration::from_secs(30);
-/// The task that keeps the link.
-pub struct RouterTask<W> {
-    state: SharedState<W>,
+/// A link that lasted this long resets the back-off: the first reconnection comes soon.
+const STABLE_LINK_TIME: Duration = Duration::from_secs(30);
+/// The longest time between two attempts, jitter included.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(15);
+
+/// The task that maintains the link to the Router.
+pub struct RouterTask {
+    state: SharedState,
     config: watch::Receiver<Arc<Config>>,
     metrics: RouterMetrics,
     status: watch::Sender<LinkStatus>,
     started: Instant,
     stop: CancellationToken,
+    suspend: CancellationToken,
 }
 
-/// How an attempt ended when nobody asked it to end.
-struct Failed {
+/// How an attempt ended.
+enum AttemptEnd {
+    /// The relay is stopping, or was suspended while there was no link.
+    Stopped,
+    /// The link is suspended.
+    Suspended(Box<SuspendedLink>),
+    /// Another link is needed at once, for example because the settings changed.
+    Reconfigured,
+    /// The link failed.
+    Failed(LinkFailure),
+}
+
+/// Why a link failed.
+struct LinkFailure {
     error: LinkError,
-    /// Time since authentication; `None` when it did not come so far.
-    lived: Option<Duration>,
+    /// The time since authentication; `None` if the link was not authenticated.
+    lifetime: Option<Duration>,
 }
 
-impl<W: Send + 'static> RouterTask<W> {
-    /// A link that offers the keys of `state` and says in `status` how it is. `started` is what the statistics count the uptime from.
+/// An authenticated link that is to be served, new or resumed.
+struct ReadyLink {
+    connection: RouterConnection,
+    origin: LinkOrigin,
+    /// Whether the Router has kept it for [`CONFIRMATION_TIME`].
+    is_confirmed: bool,
+    /// The pings of a link that is resumed.
+    resumed: Option<KeepAliveSnapshot>,
+}
+
+impl RouterTask {
+    /// Creates a task that offers the keys of `state` and reports to `status`. The uptime in the statistics counts from
+    /// `started`.
     pub fn new(
-        state: SharedState<W>,
+        state: SharedState,
         config: watch::Receiver<Arc<Config>>,
         metrics: RouterMetrics,
         status: watch::Sender<LinkStatus>,
         started: Instant,
         stop: CancellationToken,
+        suspend: CancellationToken,
     ) -> Self {
-        Self { state, config, metrics, status, started, stop }
+        Self { state, config, metrics, status, started, stop, suspend }
     }
 
-    /// Keeps the link until `stop` is cancelled, then closes it, which withdraws the keys on offer.
-    pub async fn run(mut self) {
+    /// Suspends the next [`Self::run`] when this token is cancelled, instead of the one given at first: a token cannot be
+    /// cancelled twice.
+    pub fn set_suspend_token(&mut self, suspend: CancellationToken) {
+        self.suspend = suspend;
+    }
+
+    /// Maintains the link until the task is stopped or suspended. When it is stopped, it closes the link, which withdraws
+    /// the keys on offer. When it is suspended, it returns the authenticated link, if there is one, and leaves its keys on
+    /// offer. To continue with that link, this task or one of another process is given it as `resumed`; the state must
+    /// then have its keys ([`SharedState::restore_offered`]).
+    pub async fn run(&mut self, resumed: Option<SuspendedLink>) -> Option<SuspendedLink> {
         let mut backoff = Backoff::new();
         let mut failures = 0;
-        let mut choice = Choice::default();
+        let mut connector = RouterConnector::default();
+        if resumed.is_none() {
+            // Without their link, keys are worth nothing.
+            self.state.link_lost();
+        }
+        let mut resumed = resumed;
         loop {
             let config = self.config.borrow_and_update().clone();
-            let link = self.stop.child_token();
-            let failed = {
-                let attempt = self.attempt(&config, &mut choice, &mut failures, &link);
-                let mut attempt = pin!(caught(attempt));
-                tokio::select! {
-                    biased;
-                    () = self.link_settings_changed(&config) => {
-                        info!("settings of the Router link changed: connecting anew");
-                        link.cancel();
-                        // However that ends, it is over.
-                        let _ = attempt.await;
-                        backoff = Backoff::new();
-                        continue;
-                    }
-                    failed = &mut attempt => failed,
+            let attempt = self.run_attempt(&config, &mut connector, &mut failures, resumed.take());
+            let failure = match attempt.await {
+                AttemptEnd::Stopped => return None,
+                AttemptEnd::Suspended(link) => return Some(*link),
+                AttemptEnd::Reconfigured => {
+                    backoff = Backoff::new();
+                    continue;
                 }
+                AttemptEnd::Failed(failure) => failure,
             };
-            let failed = match failed {
-                Ok(None) => return,
-                Ok(Some(failed)) => failed,
-                Err(panic) => Failed { error: LinkError::Panicked(panic), lived: None },
-            };
-            if failed.lived.is_some_and(|lived| lived >= GOOD_LINK) {
+            if failure.lifetime.is_some_and(|lifetime| lifetime >= STABLE_LINK_TIME) {
                 backoff = Backoff::new();
             }
             failures += 1;
-            self.status.send_modify(|status| status.failed(failures, failed.error.to_string()));
             let delay = backoff.next();
-            let router = config.router.address.with_port(config.router.port);
-            let retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            if failed.error.needs_operator() {
-                error!(router, retry_ms, "Router link: {}", failed.error);
-            } else {
-                warn!(router, retry_ms, "Router link: {}", failed.error);
-            }
+            self.report_failure(&config, &failure.error, failures, delay);
             tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = self.link_settings_changed(&config) => {}
-                () = choice.looked_up() => {}
+                () = self.stop.cancelled() => return None,
+                () = self.suspend.cancelled() => return None,
+                () = self.wait_for_link_change(&config) => {}
+                () = connector.wait_for_lookup() => {}
                 () = tokio::time::sleep(delay) => {}
             }
         }
     }
 
-    /// Returns when the settings in force ask for another link than `current` does.
-    async fn link_settings_changed(&self, current: &Config) {
+    fn report_failure(&self, config: &Config, error: &LinkError, failures: u64, delay: Duration) {
+        self.status.send_modify(|status| status.set_failed(failures, error.to_string()));
+        let router = config.router.address.with_port(config.router.port);
+        let retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        if error.needs_operator() {
+            error!(router, retry_ms, "Router link: {error}");
+        } else {
+            warn!(router, retry_ms, "Router link: {error}");
+        }
+    }
+
+    /// Waits until the current settings require another link than `config`, or allow fewer keys than are on offer.
+    async fn wait_for_link_change(&self, config: &Config) {
         let changed = |new: &Arc<Config>| {
-            current.needs_new_link(new) || self.state.counts().too_much_on_offer()
+            config.needs_new_link(new) || self.state.counts().has_excess_offers()
         };
         if self.config.clone().wait_for(changed).await.is_err() {
-            // Nobody changes settings any more.
+            // The sender is gone: the settings do not change any more.
             std::future::pending::<()>().await;
         }
     }
 
-    /// One link from dialling to its end; `None` when it ended because `stop` was cancelled.
-    async fn attempt(
+    /// Makes or resumes one link and serves it until it fails, the settings require another one, or the relay stops.
+    async fn run_attempt(
         &self,
         config: &Config,
-        choice: &mut Choice,
+        connector: &mut RouterConnector,
         failures: &mut u64,
-        stop: &CancellationToken,
-    ) -> Option<Failed> {
-        let span = connect_span(config);
-        let machine = machine_info(&config.router.display_name);
-        let begun = choice.begin(config, &machine, None).instrument(span.clone());
-        let Begun { connection, established, why } = match stop.run_until_cancelled(begun).await? {
-            Ok(begun) => begun,
-            Err(error) => {
-                self.metrics.connects.count(record_failure(&span, &error));
-                return Some(Failed { error, lived: None });
+        resumed: Option<SuspendedLink>,
+    ) -> AttemptEnd {
+        let stop = self.stop.child_token();
+        let link = async {
+            match resumed {
+                Some(link) => self.resume_link(link, config, connector, failures, &stop).await,
+                None => self.run_link(config, connector, failures, &stop).await,
             }
         };
-        let since = Instant::now();
-        let (router, version) = (connection.address(), established.router_version);
-        let (cipher, dialect) = (established.cipher, established.dialect.name());
-        span.record("aspia.router.version", version.to_string());
-        if *failures == 0 {
-            info!(%router, %version, dialect, why, %cipher, "connected to the Router");
-        } else {
-            info!(%router, %version, dialect, why, %cipher, "authenticated to the Router");
+        let mut link = pin!(catch_panic(link));
+        let ended = tokio::select! {
+            biased;
+            () = self.wait_for_link_change(config) => {
+                info!("settings of the Router link changed: reconnecting");
+                stop.cancel();
+                // The link is closed in order; its result does not matter.
+                let _ = link.await;
+                return AttemptEnd::Reconfigured;
+            }
+            ended = &mut link => ended,
+        };
+        ended.unwrap_or_else(|panic| {
+            AttemptEnd::Failed(LinkFailure { error: LinkError::Panicked(panic), lifetime: None })
+        })
+    }
+
+    /// Makes one link and serves it to its end.
+    async fn run_link(
+        &self,
+        config: &Config,
+        connector: &mut RouterConnector,
+        failures: &mut u64,
+        stop: &CancellationToken,
+    ) -> AttemptEnd {
+        let span = create_connect_span(config);
+        let machine = machine_info(&config.router.display_name);
+        let connecting = connector.connect(config, &machine, None).instrument(span.clone());
+        let connected = tokio::select! {
+            biased;
+            () = stop.cancelled() => return AttemptEnd::Stopped,
+            () = self.suspend.cancelled() => return AttemptEnd::Stopped,
+            connected = connecting => connected,
+        };
+        match connected {
+            Ok(ConnectedRouter { connection, parameters, why }) => {
+                let origin = LinkOrigin::new(&parameters, config);
+                span.record("aspia.router.version", origin.version.to_string());
+                log_authenticated(connection.address(), &origin, why, *failures);
+                let link = ReadyLink { connection, origin, is_confirmed: false, resumed: None };
+                self.serve_link(link, span, failures, stop).await
+            }
+            Err(error) => {
+                self.metrics.connects.count(record_failure(&span, &error));
+                AttemptEnd::Failed(LinkFailure { error, lifetime: None })
+            }
         }
+    }
+
+    /// Resumes a suspended link and serves it to its end, unless the current settings need another one.
+    async fn resume_link(
+        &self,
+        suspended: SuspendedLink,
+        config: &Config,
+        connector: &mut RouterConnector,
+        failures: &mut u64,
+        stop: &CancellationToken,
+    ) -> AttemptEnd {
+        let connection = match RouterConnection::resume(&suspended.socket, &suspended.snapshot) {
+            Ok(connection) => connection,
+            Err(error) => {
+                warn!("cannot take over the Router link: {error}; making a new one");
+                suspended.close();
+                self.state.link_lost();
+                return AttemptEnd::Reconfigured;
+            }
+        };
+        // The connection has a descriptor of its own.
+        let SuspendedLink { socket: _, snapshot } = suspended;
+        let origin = LinkOrigin::of_resumed(&connection, &snapshot);
+        if origin.settings != config.link_fingerprint() {
+            info!(
+                "the Router link that is taken over was made with other settings: making a new one"
+            );
+            stop.cancel();
+        }
+        if !stop.is_cancelled() {
+            let (router, dialect) = (connection.address(), origin.dialect);
+            connector.remember(&config.router, dialect, router);
+            let LinkOrigin { version, cipher, .. } = origin;
+            info!(%router, %version, dialect = dialect.name(), %cipher, "Router link taken over");
+        }
+        let (is_confirmed, resumed) = (snapshot.is_confirmed, Some(snapshot.keep_alive));
+        let link = ReadyLink { connection, origin, is_confirmed, resumed };
+        match self.serve_link(link, Span::none(), failures, stop).await {
+            // Only this link was stopped.
+            AttemptEnd::Stopped if !self.stop.is_cancelled() && !self.suspend.is_cancelled() => {
+                AttemptEnd::Reconfigured
+            }
+            end => end,
+        }
+    }
+
+    /// Serves an authenticated link to its end.
+    ///
+    /// A link is counted once: when the Router has kept it for [`CONFIRMATION_TIME`], or when it ends before that. The span
+    /// stays open until then, because only then it is known whether the Router denies this relay. Its end time is
+    /// nevertheless that of the authentication.
+    async fn serve_link(
+        &self,
+        link: ReadyLink,
+        span: Span,
+        failures: &mut u64,
+        stop: &CancellationToken,
+    ) -> AttemptEnd {
+        let ReadyLink { connection, origin, resumed, mut is_confirmed } = link;
+        let router = connection.address();
         self.status.send_modify(|status| {
-            let facts =
-                LinkFacts { is_confirmed: false, address: router, dialect, version, cipher };
-            status.authenticated(facts);
+            status.set_authenticated(origin.facts(router, is_confirmed), origin.age());
         });
-        let _away = Away(&self.status);
-        let server = serve::Server {
+        let _guard = UnlinkedGuard(&self.status);
+        let mut served = pin!(self.service(&origin, stop).run(connection, resumed));
+        let early_end = if is_confirmed {
+            None
+        } else {
+            let left = CONFIRMATION_TIME.saturating_sub(origin.age());
+            deadline::timeout(left, &mut served).await.ok()
+        };
+        let end = match early_end {
+            Some(end) => self.count_early_end(end, &span, origin.age()),
+            None => {
+                drop(span);
+                let _connected = self.confirm_link(failures, router, is_confirmed);
+                is_confirmed = true;
+                served.await
+            }
+        };
+        match end {
+            ServiceEnd::Stopped => AttemptEnd::Stopped,
+            ServiceEnd::Suspended(connection, keep_alive) => AttemptEnd::Suspended(Box::new(
+                origin.into_suspended(connection, keep_alive, is_confirmed),
+            )),
+            ServiceEnd::Failed(error) => {
+                AttemptEnd::Failed(LinkFailure { error, lifetime: Some(origin.age()) })
+            }
+        }
+    }
+
+    fn service(&self, origin: &LinkOrigin, stop: &CancellationToken) -> AuthenticatedLink {
+        AuthenticatedLink {
             state: self.state.clone(),
             config: self.config.clone(),
             metrics: self.metrics.clone(),
-            dialect: established.dialect,
+            dialect: origin.dialect,
             started: self.started,
             stop: stop.clone(),
-            lines: serve::lines(),
-        };
-        let mut span = Some(span);
-        let mut served = pin!(server.run(connection));
-        // A link counts once: when it is known that the Router keeps it, or when it ends before that. Its span is kept
-        // as long, since a white list shows only then; it ends where the authentication did, all the same.
-        let (end, counted) = match deadline::timeout(CONFIRMATION, &mut served).await {
-            Ok(end) => (end, false),
-            Err(_) => {
-                drop(span.take());
-                let _connected = self.confirm(failures, router);
-                (served.await, true)
-            }
-        };
-        let lived = since.elapsed();
-        let error = match end {
-            Some(LinkError::Closed(_)) if !counted => Some(LinkError::Denied(lived)),
-            end => end,
-        };
-        if !counted {
-            // One that the relay itself gave up was good.
-            let outcome = match (&error, &span) {
-                (Some(error), Some(span)) => record_failure(span, error),
-                (Some(error), None) => Connect::from(error),
-                (None, _) => Connect::Ok,
-            };
-            self.metrics.connects.count(outcome);
+            suspend: self.suspend.clone(),
+            line_limit: serve::new_line_limit(),
         }
-        Some(Failed { error: error?, lived: Some(lived) })
     }
 
-    /// The Router keeps the link: from now on the relay is ready. The link counts as connected until the result is dropped.
-    fn confirm(&self, failures: &mut u64, router: SocketAddr) -> ConnectedGauge {
-        self.metrics.connects.count(Connect::Ok);
+    /// Counts a link that ended before it was confirmed. A suspended link is counted when it is resumed.
+    fn count_early_end(&self, end: ServiceEnd, span: &Span, lifetime: Duration) -> ServiceEnd {
+        let end = match end {
+            ServiceEnd::Failed(LinkError::Closed(_)) => {
+                ServiceEnd::Failed(LinkError::Denied(lifetime))
+            }
+            end => end,
+        };
+        match &end {
+            // A link that the relay itself ended counts as successful.
+            ServiceEnd::Stopped => self.metrics.connects.count(ConnectOutcome::Ok),
+            ServiceEnd::Failed(error) => self.metrics.connects.count(record_failure(span, error)),
+            ServiceEnd::Suspended(..) => {}
+        }
+        end
+    }
+
+    /// Records that the Router keeps the link: from now on the relay is ready. The gauge shows the link as connected until
+    /// the result is dropped. A link that was confirmed before it was suspended is not counted again.
+    fn confirm_link(
+        &self,
+        failures: &mut u64,
+        router: SocketAddr,
+        was_confirmed: bool,
+    ) -> ConnectedGauge {
+        if !was_confirmed {
+            self.metrics.connects.count(ConnectOutcome::Ok);
+        }
         if *failures > 0 {
-            // Whoever was told of the failures is told of their end: warnings are shown where the line at the
-            // authentication is not. Not earlier, or a Router that refuses this relay would be welcomed at every attempt.
+            // The failures were logged as warnings, and so is their end: a log level that shows one shows the other. It is
+            // not logged earlier, or a Router that denies this relay would be reported as connected at every attempt.
             warn!(%router, failures, "connected to the Router again");
             *failures = 0;
         }
-        self.status.send_modify(LinkStatus::confirmed);
-        self.metrics.connected()
+        self.status.send_modify(LinkStatus::set_confirmed);
+        self.metrics.set_connected()
     }
 }
 
-/// What comes of it, or what it panicked with: whatever a Router sends, it costs one link and no session.
-async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
-    // What it shares sets itself right when it is dropped.
+/// Logs that the Router is authenticated.
+fn log_authenticated(router: SocketAddr, origin: &LinkOrigin, why: &str, failures: u64) {
+    let LinkOrigin { version, cipher, .. } = origin;
+    let dialect = origin.dialect.name();
+    if failures == 0 {
+        info!(%router, %version, dialect, why, %cipher, "connected to the Router");
+    } else {
+        info!(%router, %version, dialect, why, %cipher, "authenticated to the Router");
+    }
+}
+
+/// Returns the output of `work`, or the message of its panic, so that nothing a Router sends can cost more than one link.
+/// Sessions are not affected.
+async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    // Guards restore the state that the work shares with other tasks when they are dropped.
     AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
     })
 }
 
-/// Says that the link is away when it is dropped.
-struct Away<'a>(&'a watch::Sender<LinkStatus>);
+/// Sets the status to unlinked when it is dropped.
+struct UnlinkedGuard<'a>(&'a watch::Sender<LinkStatus>);
 
-impl Drop for Away<'_> {
+impl Drop for UnlinkedGuard<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(LinkStatus::away);
+        self.0.send_modify(LinkStatus::set_unlinked);
     }
 }
 
-/// Puts down in the span of an attempt why it failed. Gives the outcome that it counts as.
-fn record_failure(span: &Span, error: &LinkError) -> Connect {
-    let outcome = Connect::from(error);
+/// Records in the span of an attempt why it failed. Returns the outcome that it counts as.
+fn record_failure(span: &Span, error: &LinkError) -> ConnectOutcome {
+    let outcome = ConnectOutcome::from(error);
     span.record("error.type", outcome.name());
     span.record("otel.status_code", "error");
     span.record("otel.status_description", error.to_string());
     outcome
 }
 
-/// The span of one attempt, from dialling to the end of the authentication.
-fn connect_span(config: &Config) -> Span {
+/// Creates the span of one attempt, from dialling to the end of the authentication.
+fn create_connect_span(config: &Config) -> Span {
     tracing::info_span!(
         target: SPAN_TARGET,
         "router.connect",
@@ -249,7 +422,7 @@ fn connect_span(config: &Config) -> Span {
         "otel.status_code" = Empty,
         "otel.status_description" = Empty,
         "server.address" = config.router.address.as_str(),
-        // Signed: the exporter makes texts of other numbers.
+        // Signed: the exporter turns other integers into strings.
         "server.port" = i64::from(config.router.port),
         "network.transport" = "tcp",
         "network.peer.address" = Empty,
@@ -259,7 +432,7 @@ fn connect_span(config: &Config) -> Span {
     )
 }
 
-/// What the Router is told about this machine, in the words that it knows.
+/// Describes this machine in the words that Routers know.
 fn machine_info(computer_name: &str) -> MachineInfo {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     MachineInfo {
@@ -279,23 +452,23 @@ fn machine_info(computer_name: &str) -> MachineInfo {
     }
 }
 
-/// The time to the next try: at most 1 s at first, at most 15 s later, with jitter, so that the relays of a
-/// Router that was restarted do not come back all at once.
+/// The delay before the next attempt: at most 1 s at first, at most [`MAX_RETRY_DELAY`] later, with jitter, so that the
+/// relays of a restarted Router do not all come back at once.
 struct Backoff(ExponentialBackoff);
 
 impl Backoff {
     fn new() -> Self {
-        // Jitter adds up to as much again.
+        // Jitter adds up to the delay itself, hence the half.
         let delays = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(500))
-            .with_max_delay(Duration::from_millis(7500))
+            .with_max_delay(MAX_RETRY_DELAY / 2)
             .with_jitter()
             .without_max_times();
         Self(delays.build())
     }
 
     fn next(&mut self) -> Duration {
-        self.0.next().unwrap_or(Duration::from_secs(15))
+        self.0.next().unwrap_or(MAX_RETRY_DELAY)
     }
 }
 
@@ -304,50 +477,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tries_come_soon_at_first_and_never_more_than_15_s_apart() {
+    fn retry_delay_starts_below_1_s_and_never_exceeds_15_s() {
         for _ in 0..100 {
             let mut backoff = Backoff::new();
             let delays: Vec<_> = (0..20).map(|_| backoff.next()).collect();
             assert!(delays[0] <= Duration::from_secs(1), "{delays:?}");
-            assert!(delays.iter().all(|d| *d <= Duration::from_secs(15)), "{delays:?}");
-            assert!(delays[5..].iter().all(|d| *d >= Duration::from_millis(7500)), "{delays:?}");
+            assert!(delays.iter().all(|d| *d <= MAX_RETRY_DELAY), "{delays:?}");
+            assert!(delays[5..].iter().all(|d| *d >= MAX_RETRY_DELAY / 2), "{delays:?}");
         }
     }
 
     #[test]
-    fn a_3_0_router_gets_fewer_than_30_connections_a_minute_even_in_two_dialects() {
-        const CONNECTIONS_A_TRY: usize = crate::link::DIALECTS.len();
+    fn retries_in_both_dialects_stay_below_30_connections_a_minute() {
+        const CONNECTIONS_PER_ATTEMPT: usize = crate::link::DIALECTS.len();
 
         for _ in 0..100 {
             let mut backoff = Backoff::new();
-            let mut tries = vec![Duration::ZERO];
-            while tries.len() < 50 {
-                tries.push(tries[tries.len() - 1] + backoff.next());
+            let mut attempts = vec![Duration::ZERO];
+            while attempts.len() < 50 {
+                attempts.push(attempts[attempts.len() - 1] + backoff.next());
             }
-            for start in &tries {
+            for start in &attempts {
                 let minute = *start..=*start + Duration::from_secs(60);
-                let within = tries.iter().filter(|at| minute.contains(*at)).count();
-                assert!(within * CONNECTIONS_A_TRY < 30, "{within} {tries:?}");
+                let within = attempts.iter().filter(|at| minute.contains(*at)).count();
+                assert!(within * CONNECTIONS_PER_ATTEMPT < 30, "{within} {attempts:?}");
             }
         }
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_failure_like_any_other() {
+    async fn panic_is_returned_as_an_error() {
         let overflow = async |a: u8| a.checked_add(1).expect("too large");
-        assert_eq!(caught(overflow(1)).await, Ok(2));
-        assert_eq!(caught(overflow(255)).await.unwrap_err(), "too large");
-        assert_eq!(caught(async { panic!("{} bytes", 7) }).await, Err::<(), _>("7 bytes".into()));
+        assert_eq!(catch_panic(overflow(1)).await, Ok(2));
+        assert_eq!(catch_panic(overflow(255)).await.unwrap_err(), "too large");
+        assert_eq!(
+            catch_panic(async { panic!("{} bytes", 7) }).await,
+            Err::<(), _>("7 bytes".into())
+        );
     }
 
     #[test]
-    fn jitter_spreads_the_relays() {
+    fn retry_delays_of_relays_differ() {
         let delays: std::collections::HashSet<_> = (0..20).map(|_| Backoff::new().next()).collect();
         assert!(delays.len() > 10, "{delays:?}");
     }
 
     #[test]
-    fn this_machine_is_described_in_the_routers_words() {
+    fn machine_is_described_in_words_that_routers_know() {
         let machine = machine_info("relay");
         assert!(machine.cpu_cores > 0);
         assert!(["Linux", "Windows", "macOS"].contains(&machine.os_name.as_str()));

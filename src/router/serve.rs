@@ -1,6 +1,7 @@
-//! An authenticated link: keys out, notices in, statistics, keep-alive.
+//! Serves an authenticated link: offers keys, processes the Router's messages, sends statistics and pings.
 
 use std::fmt;
+use std::io;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,269 +10,234 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::task::coop::consume_budget;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, Interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::crypto::CryptoError;
-use crate::link::dialect::{Dialect, Frame, FramingError, KeyPool, Notice, OfferedKey, PeerFacts};
-use crate::link::keepalive::{Due, KeepAlive};
+use crate::link::dialect::{Dialect, FramingError, KeyPool, Notice, OfferedKey};
+use crate::link::keepalive::{KeepAlive, KeepAliveAction, KeepAliveSnapshot};
 use crate::log::limit::LineLimit;
-use crate::state::keys::{KeyId, OneTimeKey, Order, Used};
-use crate::state::sessions::{End, Session, SessionId};
+use crate::state::keys::{KeyId, KeyOrder, KeyUse, OneTimeKey};
+use crate::state::sessions::{EndCause, SessionId};
 use crate::state::shared::SharedState;
-use crate::wire::frame::FrameError;
+use crate::wire::frame::{Frame, FrameError};
 
-use super::connection::{Connection, Reader, Writer};
+use super::connection::{LinkReader, LinkWriter, RouterConnection, SuspendedConnection};
 use super::error::LinkError;
 use super::metrics::RouterMetrics;
+use super::statistics;
 
-/// Keys made and sent at once: some milliseconds of work, and a message of about 15 KiB.
+/// How many keys are generated and sent at once. They take some milliseconds, and a message of about 15 KiB.
 const KEY_BATCH: usize = 256;
-/// A Router that has this many keys is in no hurry for more: they are collected for [`COLLECT`], and made and sent
-/// together. With thousands of short sessions a second that saves a message and two changes of threads for each.
-const PLENTY: usize = 64;
-/// See [`PLENTY`]. Two hundredths of a second, in which even 3000 sessions a second do not use up what is plenty.
-const COLLECT: Duration = Duration::from_millis(20);
+/// A Router that has this many keys does not need more at once: missing keys are collected for [`KEY_COLLECTION_TIME`], then
+/// generated and sent together. With thousands of short sessions a second this saves a message and two thread switches
+/// per session.
+const PLENTY_OF_KEYS: usize = 64;
+/// See [`PLENTY_OF_KEYS`]: even 3000 sessions a second do not use up that many keys in this time.
+const KEY_COLLECTION_TIME: Duration = Duration::from_millis(20);
 /// No more keys and no statistics are queued while this many bytes wait for the Router.
-const ENOUGH_WAITING: usize = 256 * 1024;
-/// How long a link that is being closed is still listened to: the Router may have given keys away meanwhile.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Lines about what means nothing, in a [`PERIOD`]: a Router that floods the link shall not fill the log.
-const LINES: NonZero<u32> = NonZero::new(20).expect("it is not 0");
-/// See [`LINES`].
-const PERIOD: Duration = Duration::from_secs(10);
-/// Room left in a frame of statistics for what surrounds the sessions.
-const STATISTICS_MARGIN: usize = 1024;
+const MAX_PENDING_BYTES: usize = 256 * 1024;
+/// How long the relay still reads from a link that it closes: the Router may have given keys to peers meanwhile.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
+/// How long suspending a link may wait for keys that are being generated, and for a Router that has much to read.
+const SUSPENDING_TIME: Duration = Duration::from_millis(500);
+/// How many bytes of each direction a suspended link may have: with more than that, it is closed instead.
+const MAX_SUSPENDED_BYTES: usize = MAX_PENDING_BYTES;
+/// How many lines about messages without effect are logged in each [`LINE_PERIOD`], so that a Router that floods the link
+/// cannot fill the log.
+const MAX_LINES: NonZero<u32> = NonZero::new(20).expect("it is not 0");
+/// See [`MAX_LINES`].
+const LINE_PERIOD: Duration = Duration::from_secs(10);
 
-/// What an authenticated link needs.
-pub(super) struct Server<W> {
-    pub(super) state: SharedState<W>,
+/// An authenticated link, and what is needed to serve it.
+pub(super) struct AuthenticatedLink {
+    pub(super) state: SharedState,
     pub(super) config: watch::Receiver<Arc<Config>>,
     pub(super) metrics: RouterMetrics,
     pub(super) dialect: &'static dyn Dialect,
+    /// When the relay started.
     pub(super) started: Instant,
     pub(super) stop: CancellationToken,
-    pub(super) lines: LineLimit,
+    pub(super) suspend: CancellationToken,
+    /// The limit on lines about messages without effect.
+    pub(super) line_limit: LineLimit,
 }
 
-/// As many lines about what means nothing as a link may cause.
-pub(super) fn lines() -> LineLimit {
-    LineLimit::new(LINES, PERIOD)
+/// Creates the limit on lines about messages without effect that one link may cause.
+pub(super) fn new_line_limit() -> LineLimit {
+    LineLimit::new(MAX_LINES, LINE_PERIOD)
 }
 
-/// Takes the keys on offer back when the link is gone, however it goes.
-struct OnOffer<'a, W>(&'a SharedState<W>);
+/// How the service of a link ended.
+pub(super) enum ServiceEnd {
+    /// The link was told to stop, and is closed.
+    Stopped,
+    /// The link is still open and can be resumed, with its pings.
+    Suspended(SuspendedConnection, KeepAliveSnapshot),
+    /// The link failed.
+    Failed(LinkError),
+}
 
-impl<'a, W> OnOffer<'a, W> {
-    fn begin(state: &'a SharedState<W>) -> Self {
-        state.link_up();
-        Self(state)
+/// Withdraws the keys on offer when it is dropped, however the link ends, unless the link is suspended.
+struct OfferGuard<'a> {
+    state: &'a SharedState,
+    is_suspended: bool,
+}
+
+impl<'a> OfferGuard<'a> {
+    /// Guards the keys that will be offered on a new link, or those that are on offer on a link that is resumed.
+    fn new(state: &'a SharedState, is_resumed: bool) -> Self {
+        if is_resumed {
+            state.resume_link();
+        } else {
+            state.link_up();
+        }
+        Self { state, is_suspended: false }
     }
 }
 
-impl<W> Drop for OnOffer<'_, W> {
+impl Drop for OfferGuard<'_> {
     fn drop(&mut self) {
-        let dropped = self.0.link_lost();
-        debug!(dropped, "keys on offer dropped with the Router link");
+        if self.is_suspended {
+            self.state.suspend_link();
+        } else {
+            let dropped = self.state.link_lost();
+            debug!(dropped, "keys on offer dropped with the Router link");
+        }
     }
 }
 
-/// Statistics that are being made, and how many sessions are left out of them.
-type Listing = JoinHandle<(Vec<u8>, usize)>;
-type Made = JoinHandle<(Order, Result<Vec<OneTimeKey>, CryptoError>)>;
+/// A blocking task that encodes statistics. Yields the message and the number of sessions left out.
+type StatisticsJob = JoinHandle<(Vec<u8>, usize)>;
+/// A blocking task that generates keys.
+type KeyJob = JoinHandle<(KeyOrder, Result<Vec<OneTimeKey>, CryptoError>)>;
 
-impl<W: Send + 'static> Server<W> {
-    /// Serves the link until it ends, and says why it did; or until it is told to stop.
-    pub(super) async fn run(self, connection: Connection) -> Option<LinkError> {
-        let _on_offer = OnOffer::begin(&self.state);
+impl AuthenticatedLink {
+    /// Serves the link until it fails, is stopped or is suspended. `resumed` holds the pings of a link that was suspended.
+    pub(super) async fn run(
+        self,
+        connection: RouterConnection,
+        resumed: Option<KeepAliveSnapshot>,
+    ) -> ServiceEnd {
+        let mut guard = OfferGuard::new(&self.state, resumed.is_some());
         let (mut reader, writer) = connection.split();
-        // What is sent ends with the loop, so the Router sees the end of the relay's half.
-        let served = self.serve(&mut reader, writer);
-        let end = self.stop.run_until_cancelled(served).await;
-        let end = match end {
-            None => None,
-            Some(Ok(never)) => match never {},
-            Some(Err(error)) => Some(error),
-        };
-        if matches!(end, None | Some(LinkError::Closed(_))) {
-            // Keys that the Router gave away before it saw the end are in what it sent before its own.
-            let rest = async {
-                while let Ok(Some(frame)) = reader.next().await {
-                    if let Frame::Message(message) = frame {
-                        self.receive(&message);
+        // The loop owns the writer, so that the Router sees the end of the relay's half as soon as the loop ends.
+        let served = ServiceLoop::new(&self, writer, resumed).run(&mut reader);
+        let end = match self.stop.run_until_cancelled(served).await {
+            None | Some(Ok(None)) => ServiceEnd::Stopped,
+            Some(Ok(Some((writer, keep_alive)))) => {
+                return match RouterConnection::suspend(reader, writer) {
+                    Ok(connection) => {
+                        guard.is_suspended = true;
+                        ServiceEnd::Suspended(connection, keep_alive)
                     }
-                    consume_budget().await;
-                }
-            };
-            let _ = timeout(LAST_WORDS, rest).await;
+                    Err(error) => ServiceEnd::Failed(error),
+                };
+            }
+            Some(Err(error)) => ServiceEnd::Failed(error),
+        };
+        if matches!(end, ServiceEnd::Stopped | ServiceEnd::Failed(LinkError::Closed(_))) {
+            let _ = timeout(CLOSING_TIME, self.read_remaining_frames(&mut reader)).await;
         }
         end
     }
 
-    async fn serve(
-        &self,
-        reader: &mut Reader,
-        mut writer: Writer,
-    ) -> Result<std::convert::Infallible, LinkError> {
-        let mut settings = self.config.clone();
-        let mut config = settings.borrow_and_update().clone();
-        let mut timer = statistics_timer(&config);
-        let mut keep_alive = KeepAlive::new(self.dialect.keep_alive(), Instant::now());
-        let mut making: Option<Made> = None;
-        let mut listing: Option<Listing> = None;
-        let mut next_order = Instant::now();
-        loop {
-            let in_time = next_order <= Instant::now() || self.state.counts().offered < PLENTY;
-            if making.is_none() && in_time && has_room(&writer) {
-                making = self.state.order(KEY_BATCH, self.dialect.max_on_offer()).map(make);
-                if making.is_some() {
-                    next_order = Instant::now() + COLLECT;
-                }
+    /// Processes what the Router sent before it saw the end of the link: it may have given keys to peers.
+    async fn read_remaining_frames(&self, reader: &mut LinkReader) {
+        while let Ok(Some(frame)) = reader.read_frame().await {
+            if let Frame::Message(message) = frame {
+                self.process_message(&message);
             }
-            tokio::select! {
-                frame = reader.next() => {
-                    match came(frame)? {
-                        Frame::Message(message) => self.receive(&message),
-                        Frame::Ping(data) => writer.send(&Frame::Pong(data))?,
-                        Frame::Pong(data) => {
-                            let taken = keep_alive.on_pong(&data, Instant::now())?;
-                            self.metrics.ping.observe(taken.as_secs_f64());
-                            debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
-                        }
-                    }
-                    // There may be thousands of frames in what was read at once; others have a turn, too.
-                    consume_budget().await;
-                }
-                flushed = writer.flush(), if writer.waiting() > 0 => {
-                    flushed.map_err(|error| LinkError::Closed(Some(error)))?;
-                }
-                made = finished(&mut making) => {
-                    making = None;
-                    let (order, keys) = made?;
-                    let pool = self.key_pool(&config, &keys);
-                    // First known here, then there: a peer may come as soon as the Router knows.
-                    if self.state.offer(&order, keys) {
-                        writer.send(&message(pool))?;
-                    }
-                }
-                () = self.state.room(), if making.is_none() && in_time => {}
-                () = sleep_until(next_order), if making.is_none() && !in_time => {}
-                () = sleep_until(keep_alive.deadline()) => {
-                    if reader.has_heard() {
-                        keep_alive.on_bytes();
-                    }
-                    // For a last look there is nothing to do: what the Router sent is read above.
-                    if let Due::Ping(data) = keep_alive.on_deadline(Instant::now())? {
-                        writer.send(&Frame::Ping(Bytes::copy_from_slice(&data)))?;
-                    }
-                }
-                () = tick(&mut timer), if listing.is_none() => {
-                    // The Router keeps the latest only: those that it has not taken yet are enough.
-                    listing = has_room(&writer).then(|| self.list());
-                }
-                statistics = listed(&mut listing) => {
-                    listing = None;
-                    let (statistics, left_out) = statistics?;
-                    self.warn_left_out(left_out);
-                    writer.send(&message(statistics))?;
-                }
-                Ok(()) = settings.changed() => {
-                    let old = config;
-                    config = settings.borrow_and_update().clone();
-                    if old.statistics_interval != config.statistics_interval {
-                        timer = statistics_timer(&config);
-                    }
-                }
-            }
+            consume_budget().await;
         }
     }
 
-    /// Takes a message of the Router. One that means nothing is logged and ignored.
-    fn receive(&self, message: &[u8]) {
-        let notices = match self.dialect.notices(message) {
+    /// Processes a message from the Router. A message without effect is logged and ignored.
+    fn process_message(&self, message: &[u8]) {
+        let notices = match self.dialect.parse_notices(message) {
             Ok(notices) => notices,
             Err(error) => {
-                return self
-                    .ignored(format_args!("a message of the Router cannot be read: {error}"));
+                self.log_ignored(format_args!(
+                    "a message from the Router cannot be parsed: {error}"
+                ));
+                return;
             }
         };
         if notices.is_empty() {
-            self.ignored(format_args!(
-                "a message of the Router says nothing that this relay knows"
+            self.log_ignored(format_args!(
+                "a message from the Router has no field that this relay knows"
             ));
         }
         for notice in notices {
             match notice {
-                Notice::KeyUsed(key) => self.key_used(key),
-                Notice::Disconnect(session) => {
-                    if self.state.stop_session(SessionId(session), End::Disconnected) {
-                        info!(session, "the Router ends a session");
-                    } else if self.lines.allows() {
-                        info!(
-                            session,
-                            "the Router wants to end a session that is not there; ignored"
-                        );
-                    }
-                }
+                Notice::KeyUsed(key) => self.mark_key_used(key),
+                Notice::Disconnect(session) => self.end_session(session),
                 Notice::Unknown(request) => {
-                    self.ignored(format_args!("the Router asks for something unknown: {request}"));
+                    self.log_ignored(format_args!("the Router sent an unknown request: {request}"));
                 }
             }
         }
     }
 
-    /// Says that something means nothing, unless that has been said often enough.
-    fn ignored(&self, what: fmt::Arguments<'_>) {
-        if self.lines.allows() {
-            let left_out = self.lines.take_left_out();
+    /// Logs that something was ignored, within the limit on such lines.
+    fn log_ignored(&self, what: fmt::Arguments<'_>) {
+        if self.line_limit.allows() {
+            let left_out = self.line_limit.take_left_out();
             warn!(left_out, "{what}; ignored");
         }
     }
 
-    fn key_used(&self, key: u32) {
-        match self.state.key_used(KeyId(key), Instant::now()) {
-            Used::HandedOut => debug!(key, "key handed out"),
-            // A Router may say so for ever.
-            Used::Already if self.debugs() => debug!(key, "key was handed out before"),
-            Used::Unknown if self.debugs() => {
-                // Two peers that were faster than this message have used it up; or it is nonsense.
-                debug!(key, "the Router used a key that is not on offer; ignored");
-            }
-            Used::Already | Used::Unknown => {}
+    fn end_session(&self, session: u64) {
+        if self.state.stop_session(SessionId(session), EndCause::Router) {
+            info!(session, "the Router ends a session");
+        } else if self.line_limit.allows() {
+            info!(session, "the Router asks to end a session that does not exist; ignored");
         }
     }
 
-    /// Makes statistics where they do not hold up anything else: there may be 100 000 sessions.
-    fn list(&self) -> Listing {
-        let (state, dialect, started) = (self.state.clone(), self.dialect, self.started);
-        tokio::task::spawn_blocking(move || {
-            statistics(dialect, &state.sessions(), started, Instant::now())
-        })
+    fn mark_key_used(&self, key: u32) {
+        match self.state.key_used(KeyId(key), Instant::now()) {
+            KeyUse::HandedOut => debug!(key, "key handed out"),
+            // A Router may repeat this message for ever.
+            KeyUse::AlreadyHandedOut if self.can_log_debug() => {
+                debug!(key, "key was handed out before");
+            }
+            KeyUse::Unknown if self.can_log_debug() => {
+                // Two peers were faster than this message and have used up the key, or the Router is wrong.
+                debug!(key, "the Router used a key that is not on offer; ignored");
+            }
+            KeyUse::AlreadyHandedOut | KeyUse::Unknown => {}
+        }
+    }
+
+    /// Returns whether one more debug line may be logged. The Router can cause such lines without end.
+    fn can_log_debug(&self) -> bool {
+        tracing::enabled!(tracing::Level::DEBUG) && self.line_limit.allows()
     }
 
     fn warn_left_out(&self, left_out: usize) {
-        // As often as statistics are sent, and for as long as there are so many.
-        if left_out > 0 && self.lines.allows() {
-            warn!(
-                left_out,
-                "statistics do not fit into one frame; the newest sessions are left out"
-            );
+        // Limited, because the warning recurs with all statistics as long as there are so many sessions.
+        if left_out > 0 && self.line_limit.allows() {
+            warn!(left_out, "statistics do not fit in one frame; the newest sessions are left out");
         }
     }
 
-    /// Whether one more line may be written that a Router can repeat for ever, and that only debugging shows.
-    fn debugs(&self) -> bool {
-        tracing::enabled!(tracing::Level::DEBUG) && self.lines.allows()
+    /// Encodes statistics on a blocking thread, so that other tasks are not delayed: there may be 100 000 sessions.
+    fn spawn_statistics(&self) -> StatisticsJob {
+        let (state, dialect, started) = (self.state.clone(), self.dialect, self.started);
+        tokio::task::spawn_blocking(move || {
+            statistics::encode(dialect, &state.sessions(), started, Instant::now())
+        })
     }
 
-    fn key_pool(&self, config: &Config, keys: &[OneTimeKey]) -> Vec<u8> {
+    fn encode_key_pool(&self, config: &Config, keys: &[OneTimeKey]) -> Vec<u8> {
         let keys: Vec<_> = keys
             .iter()
             .map(|key| OfferedKey { id: key.id.0, public: key.public(), iv: key.iv })
             .collect();
-        self.dialect.key_pool(&KeyPool {
+        self.dialect.encode_key_pool(&KeyPool {
             host: config.router.peer_address.as_str(),
             port: config.router.peer_port,
             keys: &keys,
@@ -279,119 +245,216 @@ impl<W: Send + 'static> Server<W> {
     }
 }
 
-/// The frame that came, or why none will come any more.
-fn came(frame: Result<Option<Frame>, FramingError>) -> Result<Frame, LinkError> {
-    match frame {
-        Ok(Some(frame)) => Ok(frame),
-        Ok(None) | Err(FramingError::Frame(FrameError::Torn)) => Err(LinkError::Closed(None)),
-        Err(FramingError::Frame(FrameError::Io(error))) => Err(LinkError::Closed(Some(error))),
-        Err(FramingError::Frame(error)) => Err(LinkError::Frame(error)),
-        Err(FramingError::Sealed(error)) => Err(LinkError::Sealed(error)),
+/// What is left of the loop of a link that is suspended.
+type LoopRemains = (LinkWriter, KeepAliveSnapshot);
+
+/// The loop that serves a link, with its state.
+struct ServiceLoop<'a> {
+    link: &'a AuthenticatedLink,
+    writer: LinkWriter,
+    settings: watch::Receiver<Arc<Config>>,
+    config: Arc<Config>,
+    keep_alive: KeepAlive,
+    statistics_timer: Option<Interval>,
+    statistics_job: Option<StatisticsJob>,
+    key_job: Option<KeyJob>,
+    /// When keys may be ordered even if the Router has plenty of them.
+    next_order: Instant,
+}
+
+impl<'a> ServiceLoop<'a> {
+    fn new(
+        link: &'a AuthenticatedLink,
+        writer: LinkWriter,
+        resumed: Option<KeepAliveSnapshot>,
+    ) -> Self {
+        let mut settings = link.config.clone();
+        let config = settings.borrow_and_update().clone();
+        let (now, schedule) = (Instant::now(), link.dialect.ping_schedule());
+        let keep_alive = match resumed {
+            Some(snapshot) => KeepAlive::resume(schedule, &snapshot),
+            None => KeepAlive::new(schedule, now),
+        };
+        Self {
+            link,
+            writer,
+            settings,
+            keep_alive,
+            statistics_timer: statistics::create_timer(&config),
+            statistics_job: None,
+            key_job: None,
+            next_order: now,
+            config,
+        }
+    }
+
+    /// Serves the link until it fails or is suspended. Between two turns nothing is half done, so it can then be resumed.
+    async fn run(mut self, reader: &mut LinkReader) -> Result<Option<LoopRemains>, LinkError> {
+        loop {
+            let can_order_keys = self.can_order_keys();
+            self.order_keys(can_order_keys);
+            tokio::select! {
+                () = self.link.suspend.cancelled() => return self.suspend(reader).await,
+                frame = reader.read_frame() => {
+                    self.on_frame(expect_frame(frame)?)?;
+                    // One read may return thousands of frames: let other tasks run.
+                    consume_budget().await;
+                }
+                flushed = self.writer.flush(), if self.writer.pending_bytes() > 0 => {
+                    flushed.map_err(|error| LinkError::Closed(Some(error)))?;
+                }
+                generated = wait_for_keys(&mut self.key_job) => {
+                    self.key_job = None;
+                    let (order, keys) = generated?;
+                    self.offer_keys(&order, keys)?;
+                }
+                () = self.link.state.capacity_freed(), if self.key_job.is_none() && can_order_keys => {}
+                () = sleep_until(self.next_order), if self.key_job.is_none() && !can_order_keys => {}
+                () = sleep_until(self.keep_alive.deadline()) => {
+                    self.on_keep_alive_deadline(reader.take_received())?;
+                }
+                () = statistics::wait_for_tick(&mut self.statistics_timer), if self.statistics_job.is_none() => {
+                    // The Router keeps only the latest statistics, so none are queued while it does not read.
+                    self.statistics_job = self.has_room().then(|| self.link.spawn_statistics());
+                }
+                encoded = wait_for_statistics(&mut self.statistics_job) => {
+                    self.statistics_job = None;
+                    let (message, left_out) = encoded?;
+                    self.link.warn_left_out(left_out);
+                    self.writer.queue_message(message)?;
+                }
+                Ok(()) = self.settings.changed() => self.apply_settings(),
+            }
+        }
+    }
+
+    /// Ends the service so that the link can be resumed: keys that are being generated are offered, statistics that are being
+    /// encoded are dropped, and what is queued is sent when the link is resumed. Returns `None` if more is queued than can
+    /// be handed over, because the Router does not read.
+    async fn suspend(mut self, reader: &mut LinkReader) -> Result<Option<LoopRemains>, LinkError> {
+        if self.key_job.is_some()
+            && let Ok(generated) = timeout(SUSPENDING_TIME, wait_for_keys(&mut self.key_job)).await
+        {
+            let (order, keys) = generated?;
+            self.offer_keys(&order, keys)?;
+        }
+        // Keys that take longer are ordered again when the link is resumed.
+        let _ = timeout(SUSPENDING_TIME, async {
+            while self.writer.pending_bytes() > MAX_SUSPENDED_BYTES {
+                self.writer.flush().await?;
+            }
+            Ok::<_, io::Error>(())
+        })
+        .await;
+        if self.writer.pending_bytes().max(reader.buffered_bytes()) > MAX_SUSPENDED_BYTES {
+            return Ok(None);
+        }
+        if reader.take_received() {
+            self.keep_alive.on_bytes();
+        }
+        Ok(Some((self.writer, self.keep_alive.snapshot())))
+    }
+
+    /// Returns whether more can be queued, because the Router reads what was sent.
+    fn has_room(&self) -> bool {
+        self.writer.pending_bytes() < MAX_PENDING_BYTES
+    }
+
+    /// Returns whether keys may be ordered now. Otherwise missing keys are still being collected.
+    fn can_order_keys(&self) -> bool {
+        self.next_order <= Instant::now() || self.link.state.counts().offered < PLENTY_OF_KEYS
+    }
+
+    /// Starts to generate keys that are missing, unless some are being generated.
+    fn order_keys(&mut self, can_order_keys: bool) {
+        if self.key_job.is_some() || !can_order_keys || !self.has_room() {
+            return;
+        }
+        let order = self.link.state.order(KEY_BATCH, self.link.dialect.max_offered_keys());
+        self.key_job = order.map(spawn_key_generation);
+        if self.key_job.is_some() {
+            self.next_order = Instant::now() + KEY_COLLECTION_TIME;
+        }
+    }
+
+    fn offer_keys(&mut self, order: &KeyOrder, keys: Vec<OneTimeKey>) -> Result<(), LinkError> {
+        let pool = self.link.encode_key_pool(&self.config, &keys);
+        // The state must know the keys first: a peer may connect as soon as the Router has them.
+        if self.link.state.offer(order, keys) {
+            self.writer.queue_message(pool)?;
+        }
+        Ok(())
+    }
+
+    fn on_frame(&mut self, frame: Frame) -> Result<(), LinkError> {
+        match frame {
+            Frame::Message(message) => self.link.process_message(&message),
+            Frame::Ping(data) => self.writer.queue_frame(&Frame::Pong(data))?,
+            Frame::Pong(data) => {
+                let taken = self.keep_alive.on_pong(&data, Instant::now())?;
+                self.link.metrics.ping.observe(taken.as_secs_f64());
+                debug!(milliseconds = taken.as_millis(), "the Router answered a ping");
+            }
+        }
+        Ok(())
+    }
+
+    fn on_keep_alive_deadline(&mut self, has_received: bool) -> Result<(), LinkError> {
+        if has_received {
+            self.keep_alive.on_bytes();
+        }
+        // `ReadReceived` needs no action: the loop reads anyway.
+        if let KeepAliveAction::SendPing(data) = self.keep_alive.on_deadline(Instant::now())? {
+            self.writer.queue_frame(&Frame::Ping(Bytes::copy_from_slice(&data)))?;
+        }
+        Ok(())
+    }
+
+    fn apply_settings(&mut self) {
+        let config = self.settings.borrow_and_update().clone();
+        if config.statistics_period() != self.config.statistics_period() {
+            self.statistics_timer = statistics::create_timer(&config);
+        }
+        self.config = config;
     }
 }
 
-fn message(payload: Vec<u8>) -> Frame {
-    Frame::Message(Bytes::from(payload))
+/// Returns the frame that was received, or why the link has ended.
+fn expect_frame(frame: Result<Option<Frame>, FramingError>) -> Result<Frame, LinkError> {
+    match frame {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) | Err(FramingError::Frame(FrameError::Truncated)) => Err(LinkError::Closed(None)),
+        Err(FramingError::Frame(FrameError::Io(error))) => Err(LinkError::Closed(Some(error))),
+        Err(FramingError::Frame(error)) => Err(LinkError::Frame(error)),
+        Err(FramingError::Crypto(error)) => Err(LinkError::Sealed(error)),
+    }
 }
 
-/// Whether the Router takes what it is sent, so that more makes sense.
-fn has_room(writer: &Writer) -> bool {
-    writer.waiting() < ENOUGH_WAITING
-}
-
-/// Makes keys where it does not hold up anything else.
-fn make(order: Order) -> Made {
+/// Generates keys on a blocking thread, so that other tasks are not delayed.
+fn spawn_key_generation(order: KeyOrder) -> KeyJob {
     tokio::task::spawn_blocking(move || {
-        let keys = order.make();
+        let keys = order.generate();
         (order, keys)
     })
 }
 
-async fn finished(making: &mut Option<Made>) -> Result<(Order, Vec<OneTimeKey>), LinkError> {
-    match making {
+/// Waits until the keys are generated; waits for ever if none are being generated.
+async fn wait_for_keys(job: &mut Option<KeyJob>) -> Result<(KeyOrder, Vec<OneTimeKey>), LinkError> {
+    match job {
         None => std::future::pending().await,
-        Some(made) => {
-            let (order, keys) = made.await.map_err(|_| CryptoError::Provider)?;
+        Some(job) => {
+            let (order, keys) = job.await.map_err(|_| CryptoError::Provider)?;
             Ok((order, keys?))
         }
     }
 }
 
-async fn listed(listing: &mut Option<Listing>) -> Result<(Vec<u8>, usize), LinkError> {
-    match listing {
+/// Waits until the statistics are encoded; waits for ever if none are being encoded.
+async fn wait_for_statistics(
+    job: &mut Option<StatisticsJob>,
+) -> Result<(Vec<u8>, usize), LinkError> {
+    match job {
         None => std::future::pending().await,
-        Some(listed) => listed.await.map_err(|error| LinkError::Panicked(error.to_string())),
-    }
-}
-
-fn statistics_timer(config: &Config) -> Option<Interval> {
-    config.statistics_interval.map(|period| {
-        let mut timer = interval_at(Instant::now() + period, period);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        timer
-    })
-}
-
-async fn tick(timer: &mut Option<Interval>) {
-    match timer {
-        None => std::future::pending().await,
-        Some(timer) => {
-            timer.tick().await;
-        }
-    }
-}
-
-/// The message, and how many sessions did not fit into it.
-fn statistics(
-    dialect: &dyn Dialect,
-    sessions: &[Arc<Session>],
-    started: Instant,
-    now: Instant,
-) -> (Vec<u8>, usize) {
-    let seconds = |since: Instant| now.saturating_duration_since(since).as_secs();
-    let peers: Vec<_> = sessions
-        .iter()
-        .map(|session| PeerFacts {
-            id: session.id.0,
-            client_address: session.identity.client_address(),
-            client_user_name: session.identity.client_user_name(),
-            host_address: session.identity.host_address(),
-            host_id: session.identity.host_id,
-            bytes: session.traffic.bytes(),
-            duration: seconds(session.started),
-            idle: seconds(session.traffic.last_moved()),
-        })
-        .collect();
-    let room = dialect.max_frame() - STATISTICS_MARGIN;
-    let (message, listed) = dialect.statistics(&peers, seconds(started), room);
-    (message, peers.len() - listed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::link::DIALECTS;
-    use crate::state::sessions::{Identity, Sessions};
-
-    #[test]
-    fn statistics_stay_within_a_frame_whatever_the_number_of_sessions() {
-        let text = "x".repeat(256);
-        let identity = Identity::new(&text, &text, &text, u64::MAX);
-        let mut sessions = Sessions::default();
-        let now = Instant::now();
-        let address = ([127, 0, 0, 1], 1).into();
-        for _ in 0..10_000 {
-            drop(sessions.start(identity.clone(), [address; 2], now));
-        }
-        for dialect in DIALECTS {
-            let longest = dialect.max_frame();
-            let (message, left_out) = statistics(dialect, &sessions.list(), now, now);
-            assert!(left_out > 0);
-            assert!(message.len() < longest - 64, "{}", message.len());
-            // And not much less than there is room for.
-            assert!(message.len() > longest / 100 * 99, "{}", message.len());
-            let (few, _) = statistics(dialect, &sessions.list()[..1000], now, now);
-            assert!(few.len() > 1000 * 3 * 256, "{}", few.len());
-        }
+        Some(job) => job.await.map_err(|error| LinkError::Panicked(error.to_string())),
     }
 }

@@ -1,11 +1,12 @@
-//! What the service may do, and who may do what with its directories and files.
+//! Permissions: the privileges of the service, and who may access its directories and files.
 //!
-//! Its directories are where ordinary users may make some, too (`C:\ProgramData`, `C:\Windows\Temp`). So one that is
-//! there already is only taken where an administrator or the system owns it, and never a link to somewhere else: a
-//! user could have made it to be given, by an administrator who installs the service, what is behind it.
+//! Its directories are in places where ordinary users may create directories, too (`C:\ProgramData`,
+//! `C:\Windows\Temp`). An existing directory is therefore only accepted if an administrator or the system owns it, and
+//! a link never is: a user could have created it so that the administrator who installs the service grants access to
+//! its target.
 #![allow(
     unsafe_code,
-    reason = "no kept library sets permissions, or limits privileges, on Windows"
+    reason = "no maintained library sets permissions or limits privileges on Windows"
 )]
 
 use std::ffi::c_void;
@@ -40,106 +41,107 @@ use windows_sys::Win32::System::Services::{
     SERVICE_REQUIRED_PRIVILEGES_INFOW,
 };
 
-/// The number of the service's account. Windows computes it from the name of the service: the SHA-1 of the name in
-/// capitals.
+/// The SID of the service's account, which Windows computes from the name of the service: the SHA-1 of the name in upper
+/// case.
 const SERVICE: &str = "S-1-5-80-620634200-3938320152-2731559384-36916927-1525748724";
 
-/// The one privilege that it keeps: to open what is in a directory that it may not list, as everybody may.
+/// The one privilege that the service keeps, which all users have: to open files in directories that they may not list.
 const PRIVILEGE: &str = "SeChangeNotifyPrivilege";
 
-/// Whoever makes something in a directory, in what is inherited there.
+/// The SID that stands for the creator of a file in inherited permissions.
 const CREATOR: &str = "S-1-3-0";
 
 const READ: u32 = FILE_GENERIC_READ | FILE_GENERIC_EXECUTE;
 const MODIFY: u32 = READ | FILE_GENERIC_WRITE | DELETE;
 
-/// What somebody may do with a directory or a file.
+/// Rights of an account on a directory or a file.
 #[derive(Debug, Clone, Copy)]
-struct Grant {
-    /// A number of an account.
+struct AccessGrant {
+    /// The SID of the account.
     to: &'static str,
     rights: u32,
-    /// Whether it is about the files in a directory, not about the directory.
-    of_files: bool,
+    /// Whether the rights are for the files in a directory instead of the directory itself.
+    is_for_files: bool,
 }
 
-/// What is in the directory of the configuration is of other Aspia programs as well, with secrets of theirs.
-const CONFIGURATION_DIRECTORY: &[Grant] = &[Grant { to: SERVICE, rights: READ, of_files: false }];
-const CONFIGURATION: &[Grant] = &[Grant { to: SERVICE, rights: READ, of_files: false }];
-/// Log files of other Aspia programs may be there, too: the service makes files, and whoever made one may do with it what
-/// it wants.
-const LOG_DIRECTORY: &[Grant] = &[
-    Grant { to: SERVICE, rights: READ | FILE_ADD_FILE, of_files: false },
-    Grant { to: CREATOR, rights: MODIFY, of_files: true },
+/// Rights on the configuration file and on its directory. The directory also holds files of other Aspia programs, with
+/// secrets, to which the service gets no access.
+const CONFIGURATION: &[AccessGrant] =
+    &[AccessGrant { to: SERVICE, rights: READ, is_for_files: false }];
+/// Rights on the directory of the log files, which may also hold those of other Aspia programs: the service may create
+/// files, and has full access only to its own.
+const LOG_DIRECTORY: &[AccessGrant] = &[
+    AccessGrant { to: SERVICE, rights: READ | FILE_ADD_FILE, is_for_files: false },
+    AccessGrant { to: CREATOR, rights: MODIFY, is_for_files: true },
 ];
 
-/// Sees to it that the service can write log files in a directory. Where it is missing it is made, and nobody but the
-/// system, administrators and the service has any rights there; where it exists, the service's are added.
+/// Lets the service write log files in a directory. A missing directory is created with rights only for the system,
+/// administrators and the service; to an existing one, the rights of the service are added.
 ///
 /// # Errors
-/// What the system says, or that the directory is not to be trusted, in words.
-pub(super) fn log_directory(path: &Path) -> io::Result<()> {
-    match create(path, &descriptor(LOG_DIRECTORY)) {
+/// The system's error, or why the directory is not trusted.
+pub(super) fn prepare_log_directory(path: &Path) -> io::Result<()> {
+    match create_directory(path, &build_descriptor(LOG_DIRECTORY)) {
         Err(error) if error.raw_os_error() == Some(ERROR_ALREADY_EXISTS.cast_signed()) => {
             let open = open(path)?;
             if !open.metadata()?.is_dir() {
-                return Err(io::Error::other("it is no directory; remove or rename it"));
+                return Err(io::Error::other("it is not a directory; remove or rename it"));
             }
-            add(&open, LOG_DIRECTORY)
+            add_grants(&open, LOG_DIRECTORY)
         }
         made => made,
     }
 }
 
-/// Makes a directory for the configuration, in which nobody but the system and administrators may do anything, and the
-/// service see what there is.
+/// Creates the directory of the configuration, which only the system and administrators may change, and the service may
+/// list.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(super) fn make_configuration_directory(path: &Path) -> io::Result<()> {
-    create(path, &descriptor(CONFIGURATION_DIRECTORY))
+    create_directory(path, &build_descriptor(CONFIGURATION))
 }
 
-/// The security descriptor of a new directory, in Windows' notation: owned by the administrators, nothing inherited from
-/// above, and everything inherited by what is in it: full rights for the system and the administrators.
-fn descriptor(grants: &[Grant]) -> String {
-    let grants = grants.iter().map(|Grant { to, rights, of_files }| {
-        let inheritance = if *of_files { "OIIO" } else { "" };
+/// The security descriptor of a new directory, in SDDL: owned by the administrators, not inheriting from its parent,
+/// with full rights for the system and administrators that everything in it inherits.
+fn build_descriptor(grants: &[AccessGrant]) -> String {
+    let grants = grants.iter().map(|AccessGrant { to, rights, is_for_files }| {
+        let inheritance = if *is_for_files { "OIIO" } else { "" };
         format!("(A;{inheritance};{rights:#x};;;{to})")
     });
     grants.fold("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)".to_owned(), |all, grant| all + &grant)
 }
 
-/// Sees to it that a directory that is there is an administrator's, and itself, not a link; gives nobody any rights.
+/// Checks that an existing directory belongs to an administrator and is not a link, without changing its permissions.
 ///
 /// # Errors
-/// What the system says, or that the directory is not to be trusted, in words.
+/// The system's error, or why the directory is not trusted.
 pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     Security::of(&open(path)?)?.check_owner()
 }
 
-/// Lets the service read a file, where there is one.
+/// Lets the service read a file, if there is one.
 ///
 /// # Errors
-/// What the system says, or that the file is not to be trusted, in words.
-pub(super) fn file(path: &Path) -> io::Result<()> {
+/// The system's error, or why the file is not trusted.
+pub(super) fn let_service_read(path: &Path) -> io::Result<()> {
     match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(open) => add(&open, CONFIGURATION),
+        Ok(open) => add_grants(&open, CONFIGURATION),
     }
 }
 
-/// Takes all privileges of the account from the service but the one that it needs.
+/// Removes all privileges of the account except [`PRIVILEGE`] from the service.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(super) fn limit_privileges(service: &Service) -> io::Result<()> {
-    // A list of texts that each end with a zero, and one zero more.
+    // A list of zero-terminated strings, and a final zero.
     let mut list: Vec<u16> = PRIVILEGE.encode_utf16().chain([0, 0]).collect();
     let info = SERVICE_REQUIRED_PRIVILEGES_INFOW { pmszRequiredPrivileges: list.as_mut_ptr() };
-    // SAFETY: the handle is open as long as `service` is there; `info` and its list, which ends with two zeros, outlive
-    // the call and are the structure that goes with this level.
+    // SAFETY: the handle is open as long as `service` lives; `info` and its list, which ends with two zeros, outlive the
+    // call, and `info` is the structure of this information level.
     let changed = unsafe {
         ChangeServiceConfig2W(
             service.raw_handle(),
@@ -150,7 +152,7 @@ pub(super) fn limit_privileges(service: &Service) -> io::Result<()> {
     if changed == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Opens a directory or a file itself, to see and change its permissions; never what a link leads to.
+/// Opens a directory or file in order to read and change its permissions; never the target of a link.
 fn open(path: &Path) -> io::Result<File> {
     let open = OpenOptions::new()
         .access_mode(READ_CONTROL | WRITE_DAC | FILE_READ_ATTRIBUTES)
@@ -162,29 +164,29 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(open)
 }
 
-/// Something that the system made and wants to have back.
+/// Memory that the system has allocated and that must be freed with `LocalFree`.
 struct LocalAllocation(*mut c_void);
 
 impl Drop for LocalAllocation {
     fn drop(&mut self) {
-        // SAFETY: the system said of it that it is to be given back this way; nobody else has it.
+        // SAFETY: the functions that allocate it document that it is freed this way, and nothing else owns it.
         unsafe { LocalFree(self.0) };
     }
 }
 
-fn check(code: u32) -> io::Result<()> {
+fn check_code(code: u32) -> io::Result<()> {
     match code {
         ERROR_SUCCESS => Ok(()),
         code => Err(io::Error::from_raw_os_error(code.cast_signed())),
     }
 }
 
-/// Makes a directory with a security descriptor in Windows' notation.
-fn create(path: &Path, descriptor: &str) -> io::Result<()> {
+/// Creates a directory with a security descriptor in SDDL.
+fn create_directory(path: &Path, descriptor: &str) -> io::Result<()> {
     let path: Vec<u16> = path.as_os_str().encode_wide().chain([0]).collect();
     let descriptor: Vec<u16> = descriptor.encode_utf16().chain([0]).collect();
     let mut made = ptr::null_mut();
-    // SAFETY: the text ends with a zero; `made` is written where the result is not 0; the length is not asked for.
+    // SAFETY: the text is zero-terminated; `made` is written if the result is not 0; the length is not requested.
     let parsed = unsafe {
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
             descriptor.as_ptr(),
@@ -203,16 +205,16 @@ fn create(path: &Path, descriptor: &str) -> io::Result<()> {
         lpSecurityDescriptor: made.0,
         bInheritHandle: 0,
     };
-    // SAFETY: the path ends with a zero; the descriptor is a good one, and both outlive the call.
+    // SAFETY: the path is zero-terminated; the descriptor is valid, and both outlive the call.
     let created = unsafe { CreateDirectoryW(path.as_ptr(), &raw const attributes) };
     if created == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whose something is, and who may do what with it.
+/// The owner and the access control list of a file.
 struct Security {
     owner: PSID,
     list: *mut ACL,
-    /// What the other two lie in.
+    /// Owns the memory of the other two.
     _descriptor: LocalAllocation,
 }
 
@@ -220,8 +222,8 @@ impl Security {
     fn of(open: &File) -> io::Result<Self> {
         let (mut owner, mut list): (PSID, *mut ACL) = (ptr::null_mut(), ptr::null_mut());
         let mut descriptor = ptr::null_mut();
-        // SAFETY: the handle is open; the places are writable. `owner` and `list` lie in `descriptor`.
-        check(unsafe {
+        // SAFETY: the handle is open, and the results are writable. `owner` and `list` point into `descriptor`.
+        check_code(unsafe {
             GetSecurityInfo(
                 open.as_raw_handle(),
                 SE_FILE_OBJECT,
@@ -236,45 +238,45 @@ impl Security {
         Ok(Self { owner, list, _descriptor: LocalAllocation(descriptor) })
     }
 
-    /// Whether it is an administrator's.
+    /// Checks that the file belongs to an administrator.
     fn check_owner(&self) -> io::Result<()> {
-        if is_trusted(self.owner, &*user()?)? {
+        if is_trusted(self.owner, &*current_user()?)? {
             return Ok(());
         }
         Err(io::Error::other(
-            "it belongs to somebody who may be no administrator; look at what is in it, then give it to the \
-             administrators (takeown /a /f PATH), or remove it",
+            "its owner may not be an administrator; look at what is in it, then give it to the administrators \
+             (takeown /a /f PATH), or remove it",
         ))
     }
 }
 
-/// Whether what belongs to `owner`, a good account, may be taken for an administrator's, where an administrator is at work
-/// as `user`.
+/// Whether `owner`, a valid SID, may be trusted like an administrator. The caller is an administrator who runs as
+/// `user`.
 fn is_trusted(owner: PSID, user: &User) -> io::Result<bool> {
-    let service = account(SERVICE)?;
-    // SAFETY: all three are good as long as this runs.
+    let service = parse_sid(SERVICE)?;
+    // SAFETY: all three SIDs are valid during these calls.
     Ok(unsafe {
         IsWellKnownSid(owner, WinBuiltinAdministratorsSid) != 0
             || IsWellKnownSid(owner, WinLocalSystemSid) != 0
             || EqualSid(owner, user.sid()) != 0
-            // The service makes its directory for log files itself when somebody has removed it.
+            // The service itself recreates its log directory if that has been removed.
             || EqualSid(owner, service.0) != 0
     })
 }
 
-/// Adds rights to those that are there.
-fn add(open: &File, grants: &[Grant]) -> io::Result<()> {
+/// Adds `grants` to the access control list of an open file.
+fn add_grants(open: &File, grants: &[AccessGrant]) -> io::Result<()> {
     let security = Security::of(open)?;
     security.check_owner()?;
     let accounts: Vec<LocalAllocation> =
-        grants.iter().map(|grant| account(grant.to)).collect::<io::Result<_>>()?;
+        grants.iter().map(|grant| parse_sid(grant.to)).collect::<io::Result<_>>()?;
     let entries: Vec<EXPLICIT_ACCESS_W> = grants
         .iter()
         .zip(&accounts)
         .map(|(grant, account)| EXPLICIT_ACCESS_W {
             grfAccessPermissions: grant.rights,
             grfAccessMode: GRANT_ACCESS,
-            grfInheritance: match grant.of_files {
+            grfInheritance: match grant.is_for_files {
                 true => OBJECT_INHERIT_ACE | INHERIT_ONLY_ACE,
                 false => NO_INHERITANCE,
             },
@@ -290,12 +292,12 @@ fn add(open: &File, grants: &[Grant]) -> io::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "one or two")]
     let count = entries.len() as u32;
     let mut new = ptr::null_mut();
-    // SAFETY: as many entries are passed as are said, and `accounts` outlives the call; the list is good as long as
-    // `security` is there.
-    check(unsafe { SetEntriesInAclW(count, entries.as_ptr(), security.list, &raw mut new) })?;
+    // SAFETY: `count` is the number of entries, and `accounts` outlives the call; the list is valid as long as
+    // `security` lives.
+    check_code(unsafe { SetEntriesInAclW(count, entries.as_ptr(), security.list, &raw mut new) })?;
     let new = LocalAllocation(new.cast());
-    // SAFETY: the handle is open, `new` a good list; the rest is not to be changed.
-    check(unsafe {
+    // SAFETY: the handle is open and `new` is a valid list; null pointers leave the rest unchanged.
+    check_code(unsafe {
         SetSecurityInfo(
             open.as_raw_handle(),
             SE_FILE_OBJECT,
@@ -308,28 +310,28 @@ fn add(open: &File, grants: &[Grant]) -> io::Result<()> {
     })
 }
 
-/// What Windows takes for the token of the process itself (`GetCurrentProcessToken` of its headers).
+/// The pseudo-handle for the access token of this process (`GetCurrentProcessToken` in the headers of Windows).
 const THIS_PROCESS: HANDLE = -4_isize as HANDLE;
 /// The size of [`User`], in bytes.
 const USER_SIZE: u32 = 128;
 
-/// Who this process runs as: a `TOKEN_USER`, and behind it what that points to, 68 bytes at most.
+/// The user of this process: a `TOKEN_USER`, followed by the SID that it points to, which has 68 bytes at most.
 struct User([u64; 16]);
 
 impl User {
-    /// The account in the system's own form; good as long as this is there.
+    /// The SID of the account, valid as long as `self` lives.
     fn sid(&self) -> PSID {
-        // SAFETY: the system has written such a structure here, and its alignment is not larger.
+        // SAFETY: the system has written this structure here, and its alignment is not larger.
         unsafe { (*self.0.as_ptr().cast::<TOKEN_USER>()).User.Sid }
     }
 }
 
-fn user() -> io::Result<Box<User>> {
-    // In its place before the system writes into it: the structure points into itself.
+fn current_user() -> io::Result<Box<User>> {
+    // Boxed before the system writes into it, since the structure points into itself.
     let mut user = Box::new(User([0; 16]));
     let mut length = 0;
-    // SAFETY: the place is writable for as many bytes as are said, and so is `length`.
-    let told = unsafe {
+    // SAFETY: the buffer is writable and `USER_SIZE` bytes long; `length` is writable.
+    let filled = unsafe {
         GetTokenInformation(
             THIS_PROCESS,
             TokenUser,
@@ -338,14 +340,14 @@ fn user() -> io::Result<Box<User>> {
             &raw mut length,
         )
     };
-    if told == 0 { Err(io::Error::last_os_error()) } else { Ok(user) }
+    if filled == 0 { Err(io::Error::last_os_error()) } else { Ok(user) }
 }
 
-/// An account in the system's own form.
-fn account(number: &str) -> io::Result<LocalAllocation> {
+/// Parses the text form of a SID.
+fn parse_sid(number: &str) -> io::Result<LocalAllocation> {
     let text: Vec<u16> = number.encode_utf16().chain([0]).collect();
     let mut sid = ptr::null_mut();
-    // SAFETY: the text ends with a zero; `sid` is written where the result is not 0.
+    // SAFETY: the text is zero-terminated; `sid` is written if the result is not 0.
     let parsed = unsafe { ConvertStringSidToSidW(text.as_ptr(), &raw mut sid) };
     if parsed == 0 { Err(io::Error::last_os_error()) } else { Ok(LocalAllocation(sid)) }
 }
@@ -357,7 +359,7 @@ mod tests {
     use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
     #[test]
-    fn the_account_is_that_of_the_service() {
+    fn the_sid_is_that_of_the_services_account() {
         let name: Vec<u8> = NAME.to_uppercase().encode_utf16().flat_map(u16::to_le_bytes).collect();
         let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &name);
         let parts = hash.as_ref().chunks(4).map(|four| {
@@ -365,58 +367,58 @@ mod tests {
             format!("-{}", u32::from_le_bytes(four))
         });
         assert_eq!(SERVICE, format!("S-1-5-80{}", parts.collect::<String>()));
-        assert!(account(SERVICE).is_ok());
+        assert!(parse_sid(SERVICE).is_ok());
         assert_eq!(size_of::<User>(), USER_SIZE as usize);
-        assert!(!user().unwrap().sid().is_null());
+        assert!(!current_user().unwrap().sid().is_null());
     }
 
     #[test]
-    fn administrators_the_system_and_the_service_are_trusted_and_nobody_else() {
-        let user = user().unwrap();
-        let trusted = |number: &str| is_trusted(account(number).unwrap().0, &user).unwrap();
+    fn only_administrators_the_system_and_the_service_are_trusted() {
+        let user = current_user().unwrap();
+        let trusted = |number: &str| is_trusted(parse_sid(number).unwrap().0, &user).unwrap();
         for administrator in ["S-1-5-32-544", "S-1-5-18", SERVICE] {
             assert!(trusted(administrator), "{administrator}");
         }
         assert!(is_trusted(user.sid(), &user).unwrap());
-        // Users, everybody, another service, one of many users.
+        // Users, Everyone, another service, an ordinary user.
         for other in ["S-1-5-32-545", "S-1-1-0", "S-1-5-19", "S-1-5-21-1-2-3-1234"] {
             assert!(!trusted(other), "{other}");
         }
     }
 
     #[test]
-    fn the_service_gets_nothing_of_what_others_keep_beside_its_files() {
-        for grant in [LOG_DIRECTORY, CONFIGURATION_DIRECTORY].concat() {
+    fn the_service_gets_no_access_to_other_programs_files() {
+        for grant in [LOG_DIRECTORY, CONFIGURATION].concat() {
             if grant.to == SERVICE {
-                assert!(!grant.of_files && grant.rights & DELETE == 0, "{grant:?}");
+                assert!(!grant.is_for_files && grant.rights & DELETE == 0, "{grant:?}");
             } else {
-                assert!(grant.to == CREATOR && grant.of_files, "{grant:?}");
+                assert!(grant.to == CREATOR && grant.is_for_files, "{grant:?}");
             }
         }
     }
 
     #[test]
-    fn a_directory_is_made_and_taken_again() {
+    fn directories_are_created_once_and_then_accepted() {
         let outside = tempfile::tempdir().unwrap();
         let logs = outside.path().join("logs");
         for _ in 0..2 {
-            log_directory(&logs).unwrap();
+            prepare_log_directory(&logs).unwrap();
             assert!(logs.is_dir());
         }
         let path = outside.path().join("aspia");
         make_configuration_directory(&path).unwrap();
         check_directory(&path).unwrap();
         std::fs::write(path.join("relay.json"), "{}").unwrap();
-        file(&path.join("relay.json")).unwrap();
-        file(&path.join("nothing.json")).unwrap();
+        let_service_read(&path.join("relay.json")).unwrap();
+        let_service_read(&path.join("nothing.json")).unwrap();
     }
 
     #[test]
-    fn a_file_is_no_directory() {
+    fn a_file_in_place_of_the_log_directory_is_an_error() {
         let outside = tempfile::tempdir().unwrap();
         let path = outside.path().join("aspia");
         std::fs::write(&path, "").unwrap();
-        let error = log_directory(&path).unwrap_err().to_string();
-        assert!(error.contains("no directory"), "{error}");
+        let error = prepare_log_directory(&path).unwrap_err().to_string();
+        assert!(error.contains("not a directory"), "{error}");
     }
 }

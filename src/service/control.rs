@@ -1,20 +1,22 @@
-//! A running relay and those who steer it from outside: the service manager, or the keys and buttons of a console.
+//! The service as the service control manager runs it: its entry point, its controls and its status.
 //!
-//! A service that cannot work must say so where somebody looks: its exit code, the event log, and the log files. How it
-//! ends tells the manager whether to try again. With a configuration that is missing or wrong it *stops*, with an error;
-//! nothing gets better by itself. With any other failure its process ends without having stopped, which the manager takes
-//! for a crash and answers as the service was installed: it starts it again.
-#![allow(unsafe_code, reason = "the macro that makes the entry for the service manager has some")]
+//! A service that cannot work must say so where administrators look: in its exit code, the event log and the log files.
+//! The way in which it ends tells the manager whether to restart it. With a missing or invalid configuration the
+//! service *stops* with an error, since a restart would not help. With any other failure the process exits without
+//! reporting that it has stopped; the manager treats that as a crash and takes the recovery action that the service was
+//! installed with: a restart.
+#![allow(unsafe_code, reason = "the macro that defines the entry point contains unsafe code")]
 
 use std::ffi::OsString;
 use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 use windows_service::service::{
     ServiceControl, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus, ServiceType,
 };
@@ -26,52 +28,43 @@ use windows_sys::Win32::Foundation::{
     ERROR_FAILED_SERVICE_CONTROLLER_CONNECT, ERROR_SERVICE_CANNOT_ACCEPT_CTRL,
 };
 
+use crate::exit::{ExitResult, ExitStatus};
 use crate::handle::Handle;
-use crate::signals::{Command, MAX_WAITING};
+use crate::signals::{self, ControlRequest, MAX_PENDING};
 
 use super::{NAME, event_log};
 
-/// How long a start may take: reading the configuration, looking up addresses of its own, binding.
-const START: Duration = Duration::from_secs(30);
-/// How long it may take to end beside `DrainTimeout`: last words to a trace collector and to the log.
-const END: Duration = Duration::from_secs(15);
-/// How often the manager hears that a stop goes on.
-const PROGRESS: Duration = Duration::from_secs(1);
+/// How long a start may take: reading the configuration, resolving its own addresses, binding.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stop may take in addition to `DrainTimeout`: exporting the last traces and log lines.
+const STOP_ALLOWANCE: Duration = Duration::from_secs(15);
+/// How often a pending stop is reported to the manager.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the relay ended, with its exit status.
-pub struct Failed {
-    /// The exit status.
-    pub status: u8,
-    /// Why, and what to do.
-    pub message: String,
-    /// Whether it is of no use to start it again.
-    pub is_final: bool,
-}
+type ServiceBody = Box<dyn Fn() -> ExitResult + Send + Sync>;
 
-type Work = Box<dyn Fn() -> Result<(), Failed> + Send + Sync>;
-
-/// What the two functions that the manager calls must find. A process is one service at most.
+/// The state that the two callbacks of the manager need. A process runs at most one service.
 struct Service {
-    work: Work,
+    body: ServiceBody,
     status: OnceLock<ServiceStatusHandle>,
-    commands: Sender<Command>,
-    receiver: Mutex<Option<Receiver<Command>>>,
+    requests: Sender<ControlRequest>,
+    receiver: Mutex<Option<Receiver<ControlRequest>>>,
 }
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
 
 define_windows_service!(entry, service_main);
 
-/// Does `work` as the service, when the service manager started this process, and returns `true` once that has stopped.
-/// Otherwise nothing is done, and `false` the answer. To be called once.
+/// Runs `body` as the service if the service manager started this process, and returns `true` once it has stopped.
+/// Otherwise returns `false` at once. Must be called once.
 ///
 /// # Errors
-/// What the system says.
-pub fn run(work: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> io::Result<bool> {
-    let (commands, receiver) = mpsc::channel(MAX_WAITING);
+/// The system's error.
+pub fn run(body: impl Fn() -> ExitResult + Send + Sync + 'static) -> io::Result<bool> {
+    let (requests, receiver) = mpsc::channel(MAX_PENDING);
     let receiver = Mutex::new(Some(receiver));
-    let service = Service { work: Box::new(work), status: OnceLock::new(), commands, receiver };
-    SERVICE.set(service).map_err(|_| io::Error::other("the service runs already"))?;
+    let service = Service { body: Box::new(body), status: OnceLock::new(), requests, receiver };
+    SERVICE.set(service).map_err(|_| io::Error::other("the service is running already"))?;
     match service_dispatcher::start(NAME, entry) {
         Ok(()) => Ok(true),
         Err(windows_service::Error::Winapi(error))
@@ -84,56 +77,57 @@ pub fn run(work: impl Fn() -> Result<(), Failed> + Send + Sync + 'static) -> io:
     }
 }
 
-/// The service as long as it lives, on a thread of the manager's. Its arguments would be those of `sc start`.
+/// The main function of the service, on a thread of the manager. Its arguments are those of `sc start`.
 fn service_main(_arguments: Vec<OsString>) {
     let Some(service) = SERVICE.get() else { return };
     let registered = service_control_handler::register(NAME, handle_control);
     let status = match registered {
         Ok(status) => *service.status.get_or_init(|| status),
         Err(error) => {
-            let _ = event_log::error(&format!("cannot listen to the service manager: {error}"));
-            std::process::exit(1);
+            let _ = event_log::error(&format!("cannot register with the service manager: {error}"));
+            std::process::exit(ExitStatus::Failure.code().into());
         }
     };
-    report_status(status, ServiceState::StartPending, 1, START);
-    let Err(Failed { status: code, message, is_final }) = (service.work)() else {
+    report_status(status, ServiceState::StartPending, 1, START_TIMEOUT);
+    let Err(error) = (service.body)() else {
         return report_stopped(status, ServiceExitCode::NO_ERROR);
     };
-    // The log files have it as well, where they could be written.
-    let _ = event_log::error(&message);
-    if is_final {
+    // The log files hold the error as well, if they can be written.
+    let _ = event_log::error(&error.message);
+    let code = error.status.code();
+    if error.is_final() {
         report_stopped(status, ServiceExitCode::ServiceSpecific(code.into()));
     } else {
         std::process::exit(code.into());
     }
 }
 
-/// The manager's orders. A function and no closure with anything in it: `windows-service` gives the closure back at the
-/// first stop, and calls it again where another order was on its way. Of a function there is nothing to give back.
+/// Handles a control code of the manager. This is a function, not a closure with captures: `windows-service` frees the
+/// closure at the first stop, and calls it again if another control was on its way. A function has nothing to free.
 fn handle_control(control: ServiceControl) -> ServiceControlHandlerResult {
     let Some(service) = SERVICE.get() else { return ServiceControlHandlerResult::NotImplemented };
-    let command = match control {
-        ServiceControl::Stop => Command::Stop("the service manager's stop"),
+    let request = match control {
+        ServiceControl::Stop => ControlRequest::Stop("the service manager's stop"),
         ServiceControl::Preshutdown | ServiceControl::Shutdown => {
-            Command::Stop("the system's shutdown")
+            ControlRequest::Stop("the system's shutdown")
         }
-        ServiceControl::ParamChange => Command::Reload("paramchange"),
+        ServiceControl::ParamChange => ControlRequest::Reload("paramchange"),
         ServiceControl::Interrogate => return ServiceControlHandlerResult::NoError,
         _ => return ServiceControlHandlerResult::NotImplemented,
     };
-    let place = match service.commands.try_reserve() {
-        Ok(place) => place,
-        // Nobody listens any more: it is stopping.
+    let slot = match service.requests.try_reserve() {
+        Ok(slot) => slot,
+        // The receiver is gone, because the service is stopping.
         Err(TrySendError::Closed(())) => return ServiceControlHandlerResult::NoError,
         Err(TrySendError::Full(())) => {
             return ServiceControlHandlerResult::Other(ERROR_SERVICE_CANNOT_ACCEPT_CTRL);
         }
     };
-    if let (Command::Stop(_), Some(status)) = (command, service.status.get()) {
-        // Before the manager looks, and before [`report`] says how long it will take.
-        report_status(*status, ServiceState::StopPending, 1, END);
+    if let (ControlRequest::Stop(_), Some(status)) = (request, service.status.get()) {
+        // Before the manager queries the status, and before [`report`] says how long the stop may take.
+        report_status(*status, ServiceState::StopPending, 1, STOP_ALLOWANCE);
     }
-    place.send(command);
+    slot.send(request);
     ServiceControlHandlerResult::NoError
 }
 
@@ -143,7 +137,7 @@ fn report_status(
     checkpoint: u32,
     wait_hint: Duration,
 ) {
-    // While it starts or stops, it takes no orders, and the manager sends none.
+    // A service that starts or stops accepts no controls, and the manager sends none.
     let controls_accepted = match state {
         ServiceState::Running => {
             ServiceControlAccept::STOP
@@ -163,11 +157,11 @@ fn report_status(
         process_id: None,
     };
     if let Err(error) = handle.set_service_status(status) {
-        warn!(?state, "cannot tell the service manager: {error}");
+        warn!(?state, "cannot report the state to the service manager: {error}");
     }
 }
 
-/// Nothing may come after this: the process may end at once.
+/// Reports that the service has stopped. Nothing may follow, since the process may be ended at once.
 fn report_stopped(handle: ServiceStatusHandle, exit_code: ServiceExitCode) {
     let status = ServiceStatus {
         service_type: ServiceType::OWN_PROCESS,
@@ -179,12 +173,13 @@ fn report_stopped(handle: ServiceStatusHandle, exit_code: ServiceExitCode) {
         process_id: None,
     };
     if let Err(error) = handle.set_service_status(status) {
-        let _ = event_log::error(&format!("cannot tell the service manager of the end: {error}"));
+        let _ =
+            event_log::error(&format!("cannot report the stop to the service manager: {error}"));
     }
 }
 
-/// Tells the service manager, where there is one, that the relay runs, and while it stops, how long that may take. Does
-/// not end by itself.
+/// Reports to the service manager, if there is one, that the relay runs and, while it stops, how long the stop may take.
+/// Runs for ever.
 pub async fn report(handle: Handle) {
     let Some(status) = SERVICE.get().and_then(|service| service.status.get()).copied() else {
         return std::future::pending().await;
@@ -192,62 +187,35 @@ pub async fn report(handle: Handle) {
     report_status(status, ServiceState::Running, 0, Duration::ZERO);
     handle.draining().cancelled().await;
     let deadline = Instant::now() + handle.config().drain_timeout;
-    let mut progress = tokio::time::interval(PROGRESS);
+    let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
     for checkpoint in 2.. {
         progress.tick().await;
         let left = deadline.saturating_duration_since(Instant::now());
-        report_status(status, ServiceState::StopPending, checkpoint, hint(left));
+        report_status(status, ServiceState::StopPending, checkpoint, wait_hint(left));
     }
 }
 
-/// How long the manager is to wait for the end when `left` of `DrainTimeout` is left. It is a number of 32 bits, in
-/// milliseconds.
-fn hint(left: Duration) -> Duration {
-    left.saturating_add(END).min(Duration::from_millis(u32::MAX.into()))
+/// How long the manager should wait for the stop if `left` of `DrainTimeout` is left. Windows takes the hint as a 32-bit
+/// number of milliseconds.
+fn wait_hint(left: Duration) -> Duration {
+    left.saturating_add(STOP_ALLOWANCE).min(Duration::from_millis(u32::MAX.into()))
 }
 
-/// What the service manager asks, or who is at the console where there is no service manager. To be called once, in a
-/// runtime; from the return on, nothing is missed.
+/// Receives requests from the service manager, or from the console if no service manager started this process. Must be
+/// called once, within a runtime. Once it has returned, no request is missed.
 ///
 /// # Errors
-/// What the system says.
-pub fn commands() -> io::Result<Receiver<Command>> {
+/// If the handlers of the console cannot be installed, or if it has been called before.
+pub fn receive_requests() -> io::Result<Receiver<ControlRequest>> {
     match SERVICE.get().filter(|service| service.status.get().is_some()) {
         Some(service) => {
-            let mut receiver = service.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-            receiver.take().ok_or_else(|| io::Error::other("somebody listens already"))
+            let mut receiver = service.receiver.lock();
+            receiver
+                .take()
+                .ok_or_else(|| io::Error::other("the requests are being received already"))
         }
-        None => console(),
+        None => signals::listen(),
     }
-}
-
-/// Ctrl-C, Ctrl-Break, and the end of the console window, of the user's session and of the system. Windows gives only a few
-/// seconds for the latter three (5 unless told otherwise), whatever `DrainTimeout` says.
-fn console() -> io::Result<Receiver<Command>> {
-    use tokio::signal::windows;
-
-    let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    let mut interrupted = windows::ctrl_c()?;
-    let mut broken = windows::ctrl_break()?;
-    let mut closed = windows::ctrl_close()?;
-    let mut logged_off = windows::ctrl_logoff()?;
-    let mut shut_down = windows::ctrl_shutdown()?;
-    tokio::spawn(async move {
-        loop {
-            let name = tokio::select! {
-                Some(()) = interrupted.recv() => "Ctrl-C",
-                Some(()) = broken.recv() => "Ctrl-Break",
-                Some(()) = closed.recv() => "the end of the console",
-                Some(()) = logged_off.recv() => "the end of the user's session",
-                Some(()) = shut_down.recv() => "the system's shutdown",
-                else => return info!("the console is gone"),
-            };
-            if sender.send(Command::Stop(name)).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
 }
 
 #[cfg(test)]
@@ -255,15 +223,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manager_waits_longer_than_the_drain() {
-        assert!(hint(Duration::from_secs(25)) > Duration::from_secs(25));
-        assert!(hint(Duration::ZERO) >= PROGRESS * 2);
-        // What does not fit would be a panic in the library.
-        assert!(u32::try_from(hint(Duration::MAX).as_millis()).is_ok());
+    fn the_wait_hint_exceeds_the_drain_timeout() {
+        assert!(wait_hint(Duration::from_secs(25)) > Duration::from_secs(25));
+        assert!(wait_hint(Duration::ZERO) >= PROGRESS_INTERVAL * 2);
+        // A value that does not fit would make the library panic.
+        assert!(u32::try_from(wait_hint(Duration::MAX).as_millis()).is_ok());
     }
 
     #[test]
-    fn without_the_service_manager_it_is_no_service() {
-        assert!(!run(|| unreachable!("nobody is to start it")).unwrap());
+    fn run_returns_false_without_the_service_manager() {
+        assert!(!run(|| unreachable!("it must not be started")).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! `--install`, `--remove`, `--start` and `--stop`: what administrators ask of Windows' service manager.
+//! The commands `--install`, `--remove`, `--start` and `--stop`.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -23,75 +23,73 @@ use super::access;
 use super::{ACCOUNT, DISPLAY_NAME, NAME, event_log, log_directory};
 
 const DESCRIPTION: &str = "Joins Aspia Clients and Hosts that cannot reach each other directly.";
-/// How long after a failure it is started again: the first time, the second, and each after that.
-const RESTARTS: [Duration; 3] =
+/// The delay before the service is restarted after its first failure, its second, and each later one.
+const RESTART_DELAYS: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(60)];
-/// After so long without a failure the next one is the first again.
+/// After this time without a failure, the next one counts as the first again.
 const FAILURE_RESET_PERIOD: Duration = Duration::from_secs(24 * 3600);
-/// Longest time that Windows waits for it when it shuts down. It was Windows' own before it became 10 s; the relay itself
-/// waits for `DrainTimeout`, which may be longer than 10 s.
-const SHUTDOWN: Duration = Duration::from_secs(180);
-/// How often it is looked whether a service has started or stopped.
+/// How long Windows waits for the service when it shuts down. This was the default of Windows before that became 10 s,
+/// and the relay waits for `DrainTimeout`, which may be longer.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(180);
+/// How often the state of a service that starts or stops is queried.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Longest wait without any progress, where the service does not say how long it will take.
+/// The longest wait without progress if the service does not report how long it will take.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Why the service manager did not do what it was asked.
+/// Why a command for the service failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManageError {
-    /// This takes an administrator.
+    /// The user is not an administrator.
     #[error(
-        "to {action} takes administrator rights: use a Command Prompt or PowerShell that was started with \
+        "administrator rights are needed to {action}: use a Command Prompt or PowerShell that was started with \
          \"Run as administrator\""
     )]
     NotAllowed {
         /// What was to be done.
         action: &'static str,
     },
-    /// There is one already.
+    /// The service already exists.
     #[error(
-        "the service {NAME} is installed already and runs {program}; to install it anew, stop and remove it first \
+        "the service {NAME} is already installed and runs {program}; to reinstall it, stop and remove it first \
          (aspia_relay --stop, aspia_relay --remove; the original's by its own uninstaller)"
     )]
     Exists {
         /// The command that it runs.
         program: String,
     },
-    /// Another service has the same name for people.
+    /// Another service has the same display name.
     #[error(
-        "another service is called \"{DISPLAY_NAME}\" already; remove it first (services.msc shows it)"
+        "another service already has the display name \"{DISPLAY_NAME}\"; remove it first (services.msc shows it)"
     )]
     NameTaken,
-    /// There is none.
+    /// The service does not exist.
     #[error("the service {NAME} is not installed; install it with aspia_relay --install")]
     Missing,
-    /// It is on its way out.
+    /// The service is marked for deletion.
     #[error(
-        "the service {NAME} is being removed, which waits for those who look at it: close services.msc and the Task \
-         Manager, and try again; at the latest it is gone after a restart of Windows"
+        "the service {NAME} is being removed, but another program still has it open: close services.msc and the Task \
+         Manager, and try again; a restart of Windows removes it in any case"
     )]
     BeingRemoved,
-    /// It is not stopped.
-    #[error("the service {NAME} is not stopped; stop it first: aspia_relay --stop")]
-    Runs,
-    /// Its account cannot run the program.
+    /// The service is running.
+    #[error("the service {NAME} is running; stop it first: aspia_relay --stop")]
+    Running,
+    /// The account of the service cannot run the program.
     #[error(
-        "{ACCOUNT}, as which the service runs, may not run {program}: put the program where every user can read it \
-         (C:\\Program Files), or let the service: icacls FILE /grant \"{ACCOUNT}:RX\""
+        "the service's account, {ACCOUNT}, cannot run {program}: move the program to a directory that every user can read \
+         (C:\\Program Files), or grant access: icacls FILE /grant \"{ACCOUNT}:RX\""
     )]
     ProgramUnreadable {
         /// The command that it runs.
         program: String,
     },
-    /// It may not be started.
-    #[error(
-        "the service {NAME} is disabled; let it be started first: sc config {NAME} start= auto"
-    )]
+    /// The service is disabled.
+    #[error("the service {NAME} is disabled; enable it first: sc config {NAME} start= auto")]
     Disabled,
-    /// It did not start.
+    /// The service ended at once.
     #[error(
-        "the service {NAME} ended at once, with {exit}. Why is in the Event Viewer (Windows Logs, Application, \
-         source {NAME}) and in the newest file of {log}; aspia_relay --check-config looks at the configuration"
+        "the service {NAME} ended at once, with {exit}. The reason is in the Event Viewer (Windows Logs, Application, \
+         source {NAME}) and in the newest file in {log}; aspia_relay --check-config checks the configuration"
     )]
     Ended {
         /// How it ended.
@@ -99,30 +97,30 @@ pub enum ManageError {
         /// Where its log files are.
         log: PathBuf,
     },
-    /// Nothing goes on.
+    /// The service makes no progress.
     #[error(
-        "the service {NAME} is {state} and does not get on; its log files in {log} may say why"
+        "the service {NAME} is {state} and makes no progress; its log files in {log} may say why"
     )]
     Stuck {
-        /// What it does.
+        /// Its state.
         state: &'static str,
         /// Where its log files are.
         log: PathBuf,
     },
-    /// A directory or a file cannot be given to the service.
+    /// The service cannot be given access to a directory or file.
     #[error("cannot give the service access to {path}: {error}")]
     Access {
-        /// Which.
+        /// The directory or file.
         path: PathBuf,
-        /// Why.
+        /// Why access cannot be given.
         error: io::Error,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot {action}: {error}")]
     System {
         /// What was to be done.
         action: &'static str,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
 }
@@ -144,28 +142,28 @@ impl ManageError {
     }
 }
 
-/// Whether the system's answer has this number.
+/// Whether the system's error has this code.
 fn has_code(error: &windows_service::Error, number: u32) -> bool {
     matches!(error, windows_service::Error::Winapi(error) if error.raw_os_error() == Some(number.cast_signed()))
 }
 
-/// Installs this program as the service, with access to its configuration and its log files, and says what to do next.
-/// With `configuration` the service reads that file.
+/// Installs this program as the service, with access to its configuration and log files. With `configuration` the
+/// service reads that file. Returns what to tell the administrator, including what to do next.
 ///
 /// # Errors
-/// [`ManageError`]; then nothing is left behind but directories.
+/// [`ManageError`]; nothing but directories is left behind in this case.
 pub fn install(configuration: Option<&Path>) -> Result<String, ManageError> {
     let action = "install the service";
     let system = |error| ManageError::System { action, error };
     let executable_path = std::env::current_exe().map_err(system)?;
-    // The service is started in another directory.
+    // The service is started in another working directory.
     let configuration = configuration.map(std::path::absolute).transpose().map_err(system)?;
     let launch_arguments = match &configuration {
         Some(path) => vec![OsString::from("--config"), path.into()],
         None => Vec::new(),
     };
     let access = ServiceManagerAccess::CONNECT | ServiceManagerAccess::CREATE_SERVICE;
-    let manager = manager(action, access)?;
+    let manager = open_manager(action, access)?;
     let info = ServiceInfo {
         name: NAME.into(),
         display_name: DISPLAY_NAME.into(),
@@ -181,40 +179,40 @@ pub fn install(configuration: Option<&Path>) -> Result<String, ManageError> {
     let service = manager.create_service(&info, ServiceAccess::ALL_ACCESS);
     let service = service.map_err(|error| {
         if has_code(&error, ERROR_SERVICE_EXISTS) {
-            ManageError::Exists { program: program(&manager) }
+            ManageError::Exists { program: find_installed_program(&manager) }
         } else {
             ManageError::new(action, error)
         }
     })?;
-    let named = configuration
+    let config_option = configuration
         .as_ref()
         .map(|path| format!(" --config \"{}\"", path.display()))
         .unwrap_or_default();
     let path = configuration.unwrap_or_else(|| DEFAULT_PATH.into());
     let notes = set_up(&service, &path).inspect_err(|_| {
-        // Half a service would only stand in the way of the next try.
+        // A half-installed service would only be in the way of the next attempt.
         let _ = service.delete();
         event_log::unregister();
     })?;
-    let mut said = format!(
+    let mut message = format!(
         "the service {NAME} is installed: it runs {} as {ACCOUNT}, from the next start of Windows on; its log files are \
          in {}\n",
         executable_path.display(),
         log_directory().display()
     );
-    said.extend(notes.into_iter().map(|note| note + "\n"));
-    said += &if path.exists() {
+    message.extend(notes.into_iter().map(|note| note + "\n"));
+    message += &if path.exists() {
         "to start it now: aspia_relay --start\n".to_owned()
     } else {
         format!(
-            "next: aspia_relay --create-config{named}, edit {}, then aspia_relay --start\n",
+            "next: aspia_relay --create-config{config_option}, edit {}, then aspia_relay --start\n",
             path.display()
         )
     };
-    Ok(said)
+    Ok(message)
 }
 
-/// What the service is beside its name and its program. Gives what is worth saying.
+/// Sets up everything but the name and program of the service. Returns what to tell the administrator about it.
 fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, ManageError> {
     let failed = |error| ManageError::new("set the service up", error);
     let mut notes = Vec::new();
@@ -224,14 +222,14 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
         reset_period: ServiceFailureResetPeriod::After(FAILURE_RESET_PERIOD),
         reboot_msg: None,
         command: None,
-        actions: Some(RESTARTS.map(restart).into()),
+        actions: Some(RESTART_DELAYS.map(restart).into()),
     };
     service.update_failure_actions(actions).map_err(failed)?;
-    service.set_preshutdown_timeout(SHUTDOWN).map_err(failed)?;
+    service.set_preshutdown_timeout(SHUTDOWN_TIMEOUT).map_err(failed)?;
     match access::limit_privileges(service) {
         Err(error) if error.raw_os_error() == Some(ERROR_INVALID_LEVEL.cast_signed()) => {
             notes.push(
-                "this system cannot limit the privileges of a service; it keeps all of its account"
+                "this system cannot limit the privileges of a service; it keeps those of its account"
                     .into(),
             );
         }
@@ -241,9 +239,9 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
         result.map_err(|error| ManageError::Access { path: path.to_owned(), error })
     };
     let log = log_directory();
-    access(&log, access::log_directory(&log))?;
-    // The default directory may be that of other Aspia programs, with secrets of theirs: then only the file is the
-    // service's to read. Any user can make one there, and decide what is in it.
+    access(&log, access::prepare_log_directory(&log))?;
+    // The default directory may belong to other Aspia programs and hold their secrets; the service may then read only
+    // the file. Any user can create a directory there, and decide what is in it.
     if let Some(directory) =
         configuration.parent().filter(|_| configuration == Path::new(DEFAULT_PATH))
     {
@@ -253,7 +251,7 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
         };
         access(directory, result)?;
     }
-    access(configuration, access::file(configuration))?;
+    access(configuration, access::let_service_read(configuration))?;
     event_log::register().map_err(|error| ManageError::System {
         action: "register with the event log",
         error: io::Error::other(error.to_string()),
@@ -261,12 +259,12 @@ fn set_up(service: &Service, configuration: &Path) -> Result<Vec<String>, Manage
     Ok(notes)
 }
 
-/// Lets the service read a file, whether or not there is the service yet.
+/// Lets the service read a file, whether or not the service is installed yet.
 ///
 /// # Errors
-/// What the system says, or that the file is not to be trusted, in words.
-pub fn let_read(path: &Path) -> io::Result<()> {
-    access::file(path)
+/// The system's error, or why the file is not trusted.
+pub fn let_service_read(path: &Path) -> io::Result<()> {
+    access::let_service_read(path)
 }
 
 /// Removes the service. Configuration and log files stay.
@@ -275,11 +273,11 @@ pub fn let_read(path: &Path) -> io::Result<()> {
 /// [`ManageError`]
 pub fn remove() -> Result<String, ManageError> {
     let action = "remove the service";
-    let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::DELETE)?;
-    // One that is about to stop is gone once it has.
-    let state = state(action, &service)?.current_state;
+    let service = open_service(action, ServiceAccess::QUERY_STATUS | ServiceAccess::DELETE)?;
+    // A service that is stopping is removed once it has stopped.
+    let state = query_status(action, &service)?.current_state;
     if !matches!(state, ServiceState::Stopped | ServiceState::StopPending) {
-        return Err(ManageError::Runs);
+        return Err(ManageError::Running);
     }
     service.delete().map_err(|error| ManageError::new(action, error))?;
     event_log::unregister();
@@ -289,22 +287,24 @@ pub fn remove() -> Result<String, ManageError> {
     ))
 }
 
-/// Starts the service, and returns when it runs.
+/// Starts the service, and waits until it runs.
 ///
 /// # Errors
 /// [`ManageError`]
 pub fn start() -> Result<String, ManageError> {
     let action = "start the service";
-    let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::START)?;
-    // Somebody may have put the file there after the service was installed. Where this cannot be done, the relay says so.
-    let _ = access::file(Path::new(DEFAULT_PATH));
-    // It may be draining still.
+    let service = open_service(action, ServiceAccess::QUERY_STATUS | ServiceAccess::START)?;
+    // The file may have been created after the service was installed. If the grant fails, the relay reports that it
+    // cannot read the file.
+    let _ = access::let_service_read(Path::new(DEFAULT_PATH));
+    // The service may still be draining.
     wait_while(ServiceState::StopPending, action, &service)?;
     match service.start::<&OsStr>(&[]) {
         Err(error) if has_code(&error, ERROR_SERVICE_ALREADY_RUNNING) => {}
-        // Who asks may start it: it was opened for that.
+        // It is not the caller who lacks rights, since the service was opened for starting.
         Err(error) if has_code(&error, ERROR_ACCESS_DENIED) => {
-            let program = program(&manager(action, ServiceManagerAccess::CONNECT)?);
+            let program =
+                find_installed_program(&open_manager(action, ServiceManagerAccess::CONNECT)?);
             return Err(ManageError::ProgramUnreadable { program });
         }
         started => started.map_err(|error| ManageError::new(action, error))?,
@@ -312,18 +312,20 @@ pub fn start() -> Result<String, ManageError> {
     let status = wait_while(ServiceState::StartPending, action, &service)?;
     match status.current_state {
         ServiceState::Running => Ok(format!("the service {NAME} runs\n")),
-        _ => Err(ManageError::Ended { exit: exit(status.exit_code), log: log_directory() }),
+        _ => {
+            Err(ManageError::Ended { exit: describe_exit(status.exit_code), log: log_directory() })
+        }
     }
 }
 
-/// Stops the service, and returns when it has stopped.
+/// Stops the service, and waits until it has stopped.
 ///
 /// # Errors
 /// [`ManageError`]
 pub fn stop() -> Result<String, ManageError> {
     let action = "stop the service";
-    let service = open(action, ServiceAccess::QUERY_STATUS | ServiceAccess::STOP)?;
-    // It takes no orders before it runs.
+    let service = open_service(action, ServiceAccess::QUERY_STATUS | ServiceAccess::STOP)?;
+    // A service accepts no controls while it starts.
     let status = wait_while(ServiceState::StartPending, action, &service)?;
     if status.current_state != ServiceState::StopPending {
         match service.stop() {
@@ -339,7 +341,7 @@ pub fn stop() -> Result<String, ManageError> {
     }
 }
 
-fn manager(
+fn open_manager(
     action: &'static str,
     access: ServiceManagerAccess,
 ) -> Result<ServiceManager, ManageError> {
@@ -347,27 +349,27 @@ fn manager(
         .map_err(|error| ManageError::new(action, error))
 }
 
-fn open(action: &'static str, access: ServiceAccess) -> Result<Service, ManageError> {
-    let service = manager(action, ServiceManagerAccess::CONNECT)?.open_service(NAME, access);
+fn open_service(action: &'static str, access: ServiceAccess) -> Result<Service, ManageError> {
+    let service = open_manager(action, ServiceManagerAccess::CONNECT)?.open_service(NAME, access);
     service.map_err(|error| ManageError::new(action, error))
 }
 
-/// The program of the service that is there, in words.
-fn program(manager: &ServiceManager) -> String {
+/// The program of the installed service.
+fn find_installed_program(manager: &ServiceManager) -> String {
     let config = manager
         .open_service(NAME, ServiceAccess::QUERY_CONFIG)
         .and_then(|service| service.query_config());
     config.map_or_else(
-        |_| "a program that it does not name".to_owned(),
+        |_| "an unknown program".to_owned(),
         |config| config.executable_path.display().to_string(),
     )
 }
 
-fn state(action: &'static str, service: &Service) -> Result<ServiceStatus, ManageError> {
+fn query_status(action: &'static str, service: &Service) -> Result<ServiceStatus, ManageError> {
     service.query_status().map_err(|error| ManageError::new(action, error))
 }
 
-/// Waits while the service is `pending`, as long as it gets on.
+/// Waits while the service is `pending`, as long as it makes progress.
 fn wait_while(
     pending: ServiceState,
     action: &'static str,
@@ -375,7 +377,7 @@ fn wait_while(
 ) -> Result<ServiceStatus, ManageError> {
     let (mut checkpoint, mut since) = (None, Instant::now());
     loop {
-        let status = state(action, service)?;
+        let status = query_status(action, service)?;
         if status.current_state != pending {
             return Ok(status);
         }
@@ -389,11 +391,11 @@ fn wait_while(
     }
 }
 
-fn exit(code: ServiceExitCode) -> String {
+fn describe_exit(code: ServiceExitCode) -> String {
     match code {
-        // The exit status that it would have had as a program.
+        // The exit status that the relay would have had in the foreground.
         ServiceExitCode::ServiceSpecific(78) => {
-            "exit status 78, a configuration that is missing or wrong".into()
+            "exit status 78, a missing or invalid configuration".into()
         }
         ServiceExitCode::ServiceSpecific(status) => format!("exit status {status}"),
         ServiceExitCode::Win32(0) => "no error".into(),
@@ -420,7 +422,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_administrator_can_mend_is_said() {
+    fn errors_tell_the_administrator_what_to_do() {
         let error = |number: u32| {
             let error = io::Error::from_raw_os_error(number.cast_signed());
             ManageError::new("do it", windows_service::Error::Winapi(error)).to_string()
@@ -434,6 +436,6 @@ mod tests {
         ] {
             assert!(error(number).contains(advice), "{}", error(number));
         }
-        assert!(exit(ServiceExitCode::ServiceSpecific(78)).contains("configuration"));
+        assert!(describe_exit(ServiceExitCode::ServiceSpecific(78)).contains("configuration"));
     }
 }

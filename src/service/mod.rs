@@ -1,11 +1,11 @@
-//! The Windows service: what installs, removes, starts and stops it, and what it is when the service manager has
-//! started it. The only place that knows Windows' service manager, its event log and its permissions; there is
-//! none of it on other systems.
+//! The Windows service: the commands that install, remove, start and stop it, and its entry point for the service
+//! control manager. Only this module uses Windows' service manager, event log and permissions; it does not exist on
+//! other systems.
 //!
-//! The service runs under a virtual account, `NT SERVICE\aspia-relay`, which Windows makes with the service: it has no
-//! password, nobody can log on with it, and permissions can name this one service. `LocalService` would share its
-//! files with every other service that runs under it. Of the privileges of an account for services it keeps the one
-//! without which nothing can be opened in a directory of somebody else's.
+//! The service runs under a virtual account, `NT SERVICE\aspia-relay`, which Windows creates with the service: it has no
+//! password, nobody can log on with it, and permissions can name this one service, whereas files of `LocalService` are
+//! shared with every service that runs under it. Of the privileges of a service account, the service keeps only the one
+//! that is needed to open files in directories that it may not list.
 
 pub mod access;
 pub mod control;
@@ -16,19 +16,19 @@ use std::path::PathBuf;
 
 /// The name of the service, and of its events in the event log.
 pub const NAME: &str = "aspia-relay";
-/// What lists of services show.
+/// The name that lists of services show.
 pub const DISPLAY_NAME: &str = "Aspia Relay Service";
-/// What it runs as.
+/// The account that the service runs under.
 pub const ACCOUNT: &str = r"NT SERVICE\aspia-relay";
 
-/// Where Windows is.
+/// The directory that Windows is installed in.
 fn system_root() -> PathBuf {
     std::env::var_os("SystemRoot")
         .filter(|path| !path.is_empty())
         .map_or_else(|| r"C:\Windows".into(), PathBuf::from)
 }
 
-/// Where the service's log files are: as documented, whatever the temporary directory of its account is.
+/// The directory of the service's log files: the documented one, whatever the temporary directory of its account is.
 pub fn log_directory() -> PathBuf {
     system_root().join("Temp").join("aspia")
 }

@@ -1,15 +1,16 @@
-//! The one-time keys and the room they stand for (section 4 of the protocol notes, "A key's life").
+//! The one-time keys, each of which stands for one session of the capacity (docs/protocol.md, "Life of a one-time key").
 //!
 //! ```text
 //!            order            offer             RelayKeyUsed, or a first message opens
 //! (missing) ───────▶ ordered ───────▶ offered ──────────────▶ handed out ──pair──▶ (active session)
-//!     ▲                                  │                        │ 30 s                │ ends
+//!     ▲                                  │                        │ KEY_LIFETIME        │ ends
 //!     └────────── link lost ◀────────────┴───────── expired ◀─────┘◀────────────────────┘
 //! ```
 //!
-//! While the link is up and all orders are filled, `offered + handed out + active = capacity`; no event may
-//! break that. Offering is kept apart from capacity: [`Keys::order`] takes a bound on what may be on
-//! offer at once, because a 3.0 Router keeps 1 000 keys of a link at most.
+//! While the link is up and all orders are filled, `offered + handed out + active = capacity`, unless the number of keys on
+//! offer is limited: [`KeyTable::order`] takes a limit, because a 3.0 Router keeps at most 1 000 keys of a link.
+
+pub mod snapshot;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,87 +20,95 @@ use tokio::time::Instant;
 
 use crate::crypto::{CryptoError, Iv, PrivateKey, PublicKey};
 
-/// How long two peers have to come once the Router gave them a key.
+/// How long two peers have to connect once the Router gave them a key.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(30);
 
-/// The relay's number for a key, never used twice in the life of a process.
+/// The relay's number for a key. A process never uses a number twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(pub u32);
 
-/// A one-time key: the private half stays here.
+/// A one-time key. The private half leaves the relay only at a hand-over.
 #[derive(Debug)]
 pub struct OneTimeKey {
     /// Its number.
     pub id: KeyId,
     /// The X25519 key.
     pub private: PrivateKey,
-    /// The iv of the peers' first message.
+    /// The IV of the peers' first messages.
     pub iv: Iv,
 }
 
 impl OneTimeKey {
-    /// Makes a key; costs one X25519 operation.
+    /// Generates a key, which costs one X25519 operation.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the system has no randomness to give.
+    /// [`CryptoError::Provider`] if the system provides no randomness.
     pub fn generate(id: KeyId) -> Result<Self, CryptoError> {
         Ok(Self { id, private: PrivateKey::generate()?, iv: Iv::random()? })
     }
 
-    /// The half that goes to the Router.
+    /// Creates a key from its raw private half.
+    ///
+    /// # Errors
+    /// [`CryptoError::KeyLength`] if the private half does not have 32 bytes.
+    pub fn from_raw(id: KeyId, private: &[u8], iv: Iv) -> Result<Self, CryptoError> {
+        Ok(Self { id, private: PrivateKey::from_slice(private)?, iv })
+    }
+
+    /// Returns the public half, which goes to the Router.
     pub fn public(&self) -> PublicKey {
         self.private.public()
     }
 }
 
-/// Keys that are to be made for the link that was up when they were ordered.
+/// Keys that are to be generated for the link that was up when they were ordered.
 #[derive(Debug)]
-#[must_use = "an order that is not filled keeps its room reserved"]
-pub struct Order {
+#[must_use = "an order that is not filled keeps its share of the capacity reserved"]
+pub struct KeyOrder {
     first: u32,
     count: u32,
     link: u64,
 }
 
-impl Order {
-    /// Makes the keys. Meant for a thread that may be busy for a while.
+impl KeyOrder {
+    /// Generates the keys. Call it on a thread that may be busy for a while.
     ///
     /// # Errors
-    /// [`CryptoError::Provider`] when the system has no randomness to give.
-    pub fn make(&self) -> Result<Vec<OneTimeKey>, CryptoError> {
+    /// [`CryptoError::Provider`] if the system provides no randomness.
+    pub fn generate(&self) -> Result<Vec<OneTimeKey>, CryptoError> {
         (0..self.count).map(|n| OneTimeKey::generate(KeyId(self.first.wrapping_add(n)))).collect()
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         self.count as usize
     }
 
-    /// Whether nothing is ordered; never so for an order that [`Keys::order`] gave.
+    /// Whether nothing is ordered, which is never the case for an order from [`KeyTable::order`].
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// What a `RelayKeyUsed` meant.
+/// What a `RelayKeyUsed` of the Router changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Used {
+pub enum KeyUse {
     /// The key went from offered to handed out.
     HandedOut,
-    /// The key was handed out before: a peer was faster than the Router's message, or it came twice.
-    Already,
-    /// No such key: never offered on this link, or used up.
+    /// The key was handed out before: a peer was faster than the Router's message, or the message came twice.
+    AlreadyHandedOut,
+    /// There is no such key: it was never offered on this link, or it is used up.
     Unknown,
 }
 
-/// How many places of the capacity are in which state.
+/// How the capacity is divided among keys and sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Keys that are being made.
+pub struct StateCounts {
+    /// Keys that are being generated.
     pub ordered: usize,
     /// Keys at the Router.
     pub offered: usize,
-    /// Keys that the Router gave to peers.
+    /// Keys that the Router has given to peers.
     pub handed_out: usize,
     /// Active sessions.
     pub active: usize,
@@ -107,31 +116,31 @@ pub struct Counts {
     pub capacity: usize,
 }
 
-impl Counts {
-    /// Whether more is on offer than there is room for, as after a lower `MaxPeerCount`. Only a new link takes
-    /// keys back.
-    pub fn too_much_on_offer(&self) -> bool {
+impl StateCounts {
+    /// Whether more keys are on offer than the capacity allows, for example after `MaxPeerCount` was lowered. Only a new link
+    /// withdraws keys.
+    pub fn has_excess_offers(&self) -> bool {
         let on_offer = self.ordered + self.offered;
         on_offer > 0 && on_offer + self.handed_out + self.active > self.capacity
     }
 }
 
-/// Keys that were on offer and are no longer known; to be dropped.
+/// Keys that were on offer and have been withdrawn; the caller drops them.
 #[derive(Debug)]
-pub struct Withdrawn(HashMap<KeyId, Arc<OneTimeKey>>);
+pub struct WithdrawnKeys(HashMap<KeyId, Arc<OneTimeKey>>);
 
-impl Withdrawn {
-    /// How many there are.
+impl WithdrawnKeys {
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Drops them, `batch` at a time, and calls `pause` after each batch: whoever frees memory without a pause keeps other
+    /// Drops the keys in batches and calls `pause` after each batch: freeing memory without a pause would keep other
     /// threads from the heap.
     pub fn wipe(self, batch: usize, mut pause: impl FnMut()) {
         let mut keys = self.0.into_values();
@@ -142,31 +151,31 @@ impl Withdrawn {
 }
 
 #[derive(Debug)]
-struct HandedOut {
+struct HandedOutKey {
     key: Arc<OneTimeKey>,
     expires: Instant,
 }
 
-/// All keys of the relay. Every operation but expiry costs O(1).
+/// All keys of the relay, and how many sessions are active. Every operation on one key costs O(1), and so does losing the link.
 #[derive(Debug)]
-pub struct Keys {
+pub struct KeyTable {
     capacity: usize,
-    /// Counts the links; keys ordered for one are not offered on another. `None` while there is none.
+    /// The number of the current link, if any; keys ordered for one link are not offered on another.
     link: Option<u64>,
     links: u64,
     base: u32,
     issued: u64,
     ordered: usize,
     offered: HashMap<KeyId, Arc<OneTimeKey>>,
-    handed_out: HashMap<KeyId, HandedOut>,
-    /// Handed-out keys in the order of their expiry, which is that of their handing out.
+    handed_out: HashMap<KeyId, HandedOutKey>,
+    /// Handed-out keys in the order in which they expire, which is the order in which they were handed out.
     expiry: VecDeque<(Instant, KeyId)>,
     active: usize,
 }
 
-impl Keys {
-    /// No keys yet, room for `capacity` sessions. Key numbers start at `base`, which should be random, so
-    /// that two processes that share a port do not give out the same ones.
+impl KeyTable {
+    /// Creates a table without keys for `capacity` sessions. Key numbers start at `base`, which should be random, so that two
+    /// processes that share a port do not use the same numbers.
     pub fn new(capacity: usize, base: u32) -> Self {
         Self {
             capacity,
@@ -182,9 +191,9 @@ impl Keys {
         }
     }
 
-    /// Where the places of the capacity are.
-    pub fn counts(&self) -> Counts {
-        Counts {
+    /// Returns how the capacity is divided.
+    pub fn counts(&self) -> StateCounts {
+        StateCounts {
             ordered: self.ordered,
             offered: self.offered.len(),
             handed_out: self.handed_out.len(),
@@ -193,46 +202,45 @@ impl Keys {
         }
     }
 
-    /// Changes the capacity. A lower one withdraws nothing that is on offer: only a new link does.
+    /// Changes the capacity. A lower one withdraws no key that is on offer; only a new link does.
     pub fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity;
     }
 
-    /// A link to the Router is authenticated. Gives what was still on offer; see [`Self::link_lost`].
-    pub fn link_up(&mut self) -> Withdrawn {
+    /// Notes that a link to the Router is authenticated. Returns the keys that were still on offer; see [`Self::link_lost`].
+    pub fn link_up(&mut self) -> WithdrawnKeys {
         let withdrawn = self.link_lost();
         self.links += 1;
         self.link = Some(self.links);
         withdrawn
     }
 
-    /// The link is gone, and the Router has forgotten what was on offer. Keys handed out stay valid.
-    /// Gives what was on offer: wiping 100 000 keys takes a while, and the caller may hold a lock now.
-    pub fn link_lost(&mut self) -> Withdrawn {
+    /// Notes that the link is lost, and that the Router has forgotten the keys on offer. Keys that were handed out stay valid.
+    /// Returns the withdrawn keys: wiping 100 000 of them takes a while, and the caller may be holding a lock.
+    pub fn link_lost(&mut self) -> WithdrawnKeys {
         self.link = None;
         self.ordered = 0;
-        Withdrawn(std::mem::take(&mut self.offered))
+        WithdrawnKeys(std::mem::take(&mut self.offered))
     }
 
-    /// Orders what is missing, at most `batch` keys, with at most `on_offer` ordered or offered at once.
-    /// `None` when nothing is missing, or no link is up.
-    pub fn order(&mut self, batch: usize, on_offer: usize) -> Option<Order> {
+    /// Orders missing keys: at most `batch` of them, and no more than keep the ordered and offered keys within `max_on_offer`.
+    /// Returns `None` if no key is missing, or no link is up.
+    pub fn order(&mut self, batch: usize, max_on_offer: usize) -> Option<KeyOrder> {
         let link = self.link?;
-        let on_the_way = self.ordered + self.offered.len();
-        let missing =
-            self.capacity.saturating_sub(on_the_way + self.handed_out.len() + self.active);
-        // Numbers are never used twice; a process that has given out all 2^32 offers no more.
-        let left = usize::try_from((1 << 32) - self.issued).unwrap_or(usize::MAX);
-        let count = missing.min(on_offer.saturating_sub(on_the_way)).min(batch).min(left);
+        let on_offer = self.ordered + self.offered.len();
+        let missing = self.capacity.saturating_sub(on_offer + self.handed_out.len() + self.active);
+        // Numbers are never used twice: a process that has issued all 2^32 of them offers no more keys.
+        let unused = usize::try_from((1 << 32) - self.issued).unwrap_or(usize::MAX);
+        let count = missing.min(max_on_offer.saturating_sub(on_offer)).min(batch).min(unused);
         let count = u32::try_from(count).ok().filter(|&count| count > 0)?;
         let first = self.base.wrapping_add(u32::try_from(self.issued).unwrap_or(u32::MAX));
         self.issued += u64::from(count);
         self.ordered += count as usize;
-        Some(Order { first, count, link })
+        Some(KeyOrder { first, count, link })
     }
 
-    /// Offers the keys of an order. Those made for a link that is gone are dropped: `false`.
-    pub fn offer(&mut self, order: &Order, keys: Vec<OneTimeKey>) -> bool {
+    /// Puts the keys of an order on offer. If they were ordered for an earlier link, drops them and returns `false`.
+    pub fn offer(&mut self, order: &KeyOrder, keys: Vec<OneTimeKey>) -> bool {
         if self.link != Some(order.link) {
             return false;
         }
@@ -241,34 +249,34 @@ impl Keys {
         true
     }
 
-    /// The Router gave a key to two peers.
-    pub fn used(&mut self, id: KeyId, now: Instant) -> Used {
+    /// Notes that the Router gave a key to two peers, and begins the lifetime of the key.
+    pub fn hand_out(&mut self, id: KeyId, now: Instant) -> KeyUse {
         if self.handed_out.contains_key(&id) {
-            return Used::Already;
+            return KeyUse::AlreadyHandedOut;
         }
         match self.offered.remove(&id) {
-            None => Used::Unknown,
+            None => KeyUse::Unknown,
             Some(key) => {
                 let expires = now + KEY_LIFETIME;
-                self.handed_out.insert(id, HandedOut { key, expires });
+                self.handed_out.insert(id, HandedOutKey { key, expires });
                 self.expiry.push_back((expires, id));
-                Used::HandedOut
+                KeyUse::HandedOut
             }
         }
     }
 
-    /// The key that a peer names, as long as it is good.
+    /// Returns the key with this number, if it is valid.
     pub fn find(&self, id: KeyId, now: Instant) -> Option<Arc<OneTimeKey>> {
         match self.handed_out.get(&id) {
-            Some(held) => (held.expires > now).then(|| held.key.clone()),
+            Some(handed_out) => (handed_out.expires > now).then(|| handed_out.key.clone()),
             None => self.offered.get(&id).cloned(),
         }
     }
 
-    /// Both peers came: the key is used up and its place belongs to a session. `false`, and nothing
-    /// happens, unless the key is handed out and still good.
+    /// Uses up a key whose two peers have arrived; its share of the capacity then belongs to a session. Changes nothing and
+    /// returns `false` unless the key is handed out and still valid.
     pub fn pair(&mut self, id: KeyId, now: Instant) -> bool {
-        if self.handed_out.get(&id).is_none_or(|held| held.expires <= now) {
+        if self.handed_out.get(&id).is_none_or(|handed_out| handed_out.expires <= now) {
             return false;
         }
         self.handed_out.remove(&id);
@@ -276,28 +284,28 @@ impl Keys {
         true
     }
 
-    /// A session came without a key; it takes a place.
-    pub fn occupy(&mut self) {
+    /// Counts a session that was adopted and therefore has no key.
+    pub fn count_adopted_session(&mut self) {
         self.active += 1;
     }
 
-    /// A session ended; its place is free.
-    pub fn release(&mut self) {
+    /// Notes that a session ended, so that a key can be offered in its place.
+    pub fn free_session(&mut self) {
         debug_assert!(self.active > 0, "a session ended twice");
         self.active = self.active.saturating_sub(1);
     }
 
-    /// Removes keys whose time is over at `now` and names them. Looks at `most` keys: there may be more, which
-    /// [`Self::next_expiry`] tells.
-    pub fn expire(&mut self, now: Instant, most: usize) -> Vec<KeyId> {
+    /// Removes the keys that have expired at `now` and returns their numbers. Examines at most `limit` keys;
+    /// [`Self::next_expiry`] tells whether there are more.
+    pub fn expire(&mut self, now: Instant, limit: usize) -> Vec<KeyId> {
         let mut expired = Vec::new();
-        for _ in 0..most {
+        for _ in 0..limit {
             let Some(&(expires, id)) = self.expiry.front() else { break };
             if expires > now {
                 break;
             }
             self.expiry.pop_front();
-            // A key that was paired meanwhile is no longer here.
+            // A key that was paired meanwhile is no longer in the table.
             if self.handed_out.remove(&id).is_some() {
                 expired.push(id);
             }
@@ -305,7 +313,7 @@ impl Keys {
         expired
     }
 
-    /// When [`Self::expire`] has something to do next; paired keys may make it too early.
+    /// Returns when [`Self::expire`] should run next. This may be too early, because of keys that were paired.
     pub fn next_expiry(&self) -> Option<Instant> {
         self.expiry.front().map(|&(expires, _)| expires)
     }
@@ -317,19 +325,19 @@ mod tests {
 
     const ALL: usize = usize::MAX;
 
-    fn fill(keys: &mut Keys) -> Vec<KeyId> {
+    fn fill(keys: &mut KeyTable) -> Vec<KeyId> {
         let mut ids = Vec::new();
         while let Some(order) = keys.order(7, ALL) {
-            let made = order.make().unwrap();
-            ids.extend(made.iter().map(|key| key.id));
-            assert!(keys.offer(&order, made));
+            let generated = order.generate().unwrap();
+            ids.extend(generated.iter().map(|key| key.id));
+            assert!(keys.offer(&order, generated));
         }
         ids
     }
 
     #[test]
-    fn nothing_is_ordered_without_a_link() {
-        let mut keys = Keys::new(5, 0);
+    fn no_key_is_ordered_without_a_link() {
+        let mut keys = KeyTable::new(5, 0);
         assert!(keys.order(5, ALL).is_none());
         drop(keys.link_up());
         assert_eq!(fill(&mut keys).len(), 5);
@@ -338,8 +346,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_on_over_links_and_wrap() {
-        let mut keys = Keys::new(3, u32::MAX - 1);
+    fn key_numbers_continue_across_links_and_wrap_around() {
+        let mut keys = KeyTable::new(3, u32::MAX - 1);
         drop(keys.link_up());
         let first = fill(&mut keys);
         assert_eq!(first, [KeyId(u32::MAX - 1), KeyId(u32::MAX), KeyId(0)]);
@@ -348,48 +356,51 @@ mod tests {
     }
 
     #[test]
-    fn numbers_run_out_rather_than_repeat() {
-        let mut keys = Keys::new(3, 9);
+    fn key_numbers_run_out_rather_than_repeat() {
+        let mut keys = KeyTable::new(3, 9);
         keys.issued = (1 << 32) - 1;
         drop(keys.link_up());
         assert_eq!(fill(&mut keys), [KeyId(8)]);
     }
 
     #[test]
-    fn what_is_on_offer_can_be_capped() {
-        let mut keys = Keys::new(100, 0);
+    fn number_of_keys_on_offer_can_be_limited() {
+        let mut keys = KeyTable::new(100, 0);
         drop(keys.link_up());
         let order = keys.order(1000, 10).unwrap();
         assert_eq!(order.len(), 10);
         assert!(keys.order(1000, 10).is_none());
-        let made = order.make().unwrap();
-        keys.offer(&order, made);
-        assert_eq!(keys.used(KeyId(3), Instant::now()), Used::HandedOut);
+        let generated = order.generate().unwrap();
+        keys.offer(&order, generated);
+        assert_eq!(keys.hand_out(KeyId(3), Instant::now()), KeyUse::HandedOut);
         assert_eq!(keys.order(1000, 10).unwrap().len(), 1);
     }
 
     #[test]
-    fn an_order_for_a_lost_link_is_not_offered_on_the_next() {
-        let mut keys = Keys::new(4, 0);
+    fn keys_ordered_for_a_lost_link_are_not_offered_on_the_next() {
+        let mut keys = KeyTable::new(4, 0);
         drop(keys.link_up());
         let old = keys.order(4, ALL).unwrap();
         drop(keys.link_up());
         let new = keys.order(4, ALL).unwrap();
-        assert!(!keys.offer(&old, old.make().unwrap()));
-        assert!(keys.offer(&new, new.make().unwrap()));
+        assert!(!keys.offer(&old, old.generate().unwrap()));
+        assert!(keys.offer(&new, new.generate().unwrap()));
         assert_eq!(keys.counts().offered, 4);
         assert!(keys.find(KeyId(0), Instant::now()).is_none());
     }
 
     #[test]
-    fn a_key_lives_30_s_from_its_handing_out() {
+    fn key_expires_one_lifetime_after_it_was_handed_out() {
         let now = Instant::now();
-        let mut keys = Keys::new(2, 0);
+        let mut keys = KeyTable::new(2, 0);
         drop(keys.link_up());
         fill(&mut keys);
-        assert_eq!(keys.used(KeyId(0), now), Used::HandedOut);
+        assert_eq!(keys.hand_out(KeyId(0), now), KeyUse::HandedOut);
         // A second notice does not lengthen its life.
-        assert_eq!(keys.used(KeyId(0), now + Duration::from_secs(20)), Used::Already);
+        assert_eq!(
+            keys.hand_out(KeyId(0), now + Duration::from_secs(20)),
+            KeyUse::AlreadyHandedOut
+        );
         let last = now + KEY_LIFETIME - Duration::from_nanos(1);
         assert!(keys.find(KeyId(0), last).is_some());
         assert!(keys.find(KeyId(0), now + KEY_LIFETIME).is_none());
@@ -397,13 +408,13 @@ mod tests {
         assert_eq!(keys.next_expiry(), Some(now + KEY_LIFETIME));
         assert_eq!(keys.expire(last, ALL), []);
         assert_eq!(keys.expire(now + KEY_LIFETIME, ALL), [KeyId(0)]);
-        assert_eq!(keys.used(KeyId(0), now), Used::Unknown);
+        assert_eq!(keys.hand_out(KeyId(0), now), KeyUse::Unknown);
         assert_eq!(keys.order(9, ALL).unwrap().len(), 1);
     }
 
     #[test]
-    fn withdrawn_keys_are_wiped_with_pauses() {
-        let mut keys = Keys::new(10, 0);
+    fn withdrawn_keys_are_wiped_in_batches_with_pauses() {
+        let mut keys = KeyTable::new(10, 0);
         drop(keys.link_up());
         let ids = fill(&mut keys);
         let held: Vec<_> =
@@ -415,12 +426,12 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_expire_together_are_removed_a_few_at_a_time() {
+    fn keys_that_expire_together_are_removed_in_batches() {
         let now = Instant::now();
-        let mut keys = Keys::new(10, 0);
+        let mut keys = KeyTable::new(10, 0);
         drop(keys.link_up());
         for id in fill(&mut keys) {
-            keys.used(id, now);
+            keys.hand_out(id, now);
         }
         assert!(keys.pair(KeyId(1), now));
         let over = now + KEY_LIFETIME;
@@ -434,10 +445,10 @@ mod tests {
     #[test]
     fn handed_out_keys_survive_a_lost_link() {
         let now = Instant::now();
-        let mut keys = Keys::new(3, 0);
+        let mut keys = KeyTable::new(3, 0);
         drop(keys.link_up());
         fill(&mut keys);
-        keys.used(KeyId(1), now);
+        keys.hand_out(KeyId(1), now);
         drop(keys.link_lost());
         assert!(keys.find(KeyId(0), now).is_none());
         assert!(keys.find(KeyId(1), now).is_some());

@@ -4,7 +4,7 @@ use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 
 use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
 
-use super::keys::Counts;
+use super::keys::StateCounts;
 use super::sessions::End;
 
 labels! {
@@ -14,15 +14,15 @@ labels! {
         Issued = "issued",
         /// Used up by a session.
         Paired = "paired",
-        /// Handed out, but two peers did not come in time.
+        /// Handed out, but two peers did not connect in time.
         Expired = "expired",
         /// Still on offer when the link was lost.
         Dropped = "dropped",
     }
 }
 
-/// The metrics of keys and sessions. Events count when they happen; gauges and bytes are taken from the state when
-/// somebody asks for them, so that nothing is counted where bytes move.
+/// The metrics of keys and sessions. Events are counted when they happen; gauges and bytes are read from the state when
+/// metrics are gathered, so that the code that moves bytes updates no metric.
 #[derive(Debug, Clone)]
 pub struct StateMetrics {
     pub(super) key_events: Counters<KeyEvent>,
@@ -37,10 +37,10 @@ pub struct StateMetrics {
 }
 
 impl StateMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When a name is taken.
+    /// A name is already registered.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let keys = prometheus::IntGaugeVec::new(
             prometheus::Opts::new(
@@ -54,13 +54,13 @@ impl StateMetrics {
             key_events: counters(
                 registry,
                 "aspia_relay_key_events_total",
-                "What became of one-time keys.",
+                "Events in the life of one-time keys.",
                 "event",
             )?,
             ends: counters(
                 registry,
                 "aspia_relay_sessions_total",
-                "Sessions that have ended, by why they did.",
+                "Sessions that have ended, by reason.",
                 "end",
             )?,
             session_seconds: histogram(
@@ -100,8 +100,8 @@ impl StateMetrics {
         })
     }
 
-    /// Takes over what the state knows. `bytes` never goes down.
-    pub(super) fn refresh(&self, counts: Counts, bytes: u64) {
+    /// Sets the gauges and the byte count to what the state knows. `bytes` never decreases.
+    pub(super) fn refresh(&self, counts: StateCounts, bytes: u64) {
         let set =
             |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.offered, counts.offered);

@@ -1,27 +1,27 @@
-//! The group that packages make for the service, which may read what root writes for it.
+//! The group that packages create for the service, so that it can read files that root writes for it.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 
-/// Its name in `deploy/systemd/sysusers.conf`.
+/// The group's name in `deploy/systemd/sysusers.conf`.
 const GROUP: &str = "aspia-relay";
-/// Where groups of the system are, whatever else there may be: that of a package is made here.
+/// The file in which packages create system groups, whatever other sources of groups there are.
 const GROUPS: &str = "/etc/group";
 const READABLE_BY_GROUP: u32 = 0o040;
 
-/// Lets the service read a file of root's, whatever the umask was. Without the group nothing is done, nor for another
-/// user than root, whose files may be for a relay of its own.
+/// Lets the service read a file that root has created, whatever the umask was. Does nothing if the group does not
+/// exist, or if this user is not root, whose files may be for a relay of their own.
 ///
 /// # Errors
-/// What the system says.
-pub fn let_read(path: &Path) -> io::Result<()> {
+/// The system's error.
+pub fn let_service_read(path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let groups = fs::read_to_string(GROUPS).unwrap_or_default();
-    let Some(group) = number_of(GROUP, &groups) else {
+    let Some(group) = find_group_id(GROUP, &groups) else {
         return Ok(());
     };
     let file = File::open(path)?;
@@ -31,8 +31,8 @@ pub fn let_read(path: &Path) -> io::Result<()> {
     file.set_permissions(permissions)
 }
 
-/// The number of a group in a file like `/etc/group` (`name:password:number:members`, group(5)).
-fn number_of(name: &str, groups: &str) -> Option<u32> {
+/// Finds the id of a group in a file like `/etc/group` (`name:password:number:members`, group(5)).
+fn find_group_id(name: &str, groups: &str) -> Option<u32> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
         fields.next().filter(|found| *found == name)?;
@@ -45,10 +45,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_a_group_is_in_the_third_field() {
+    fn the_group_id_is_the_third_field() {
         let groups = "root:x:0:\naspia-relay-2:x:7:\naspia-relay:x:998:somebody\nbroken\n";
-        assert_eq!(number_of(GROUP, groups), Some(998));
-        assert_eq!(number_of("nobody", groups), None);
-        assert_eq!(number_of("broken", groups), None);
+        assert_eq!(find_group_id(GROUP, groups), Some(998));
+        assert_eq!(find_group_id("nobody", groups), None);
+        assert_eq!(find_group_id("broken", groups), None);
     }
 }

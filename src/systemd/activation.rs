@@ -1,7 +1,7 @@
-//! A listening socket that the service manager made and hands over (`LISTEN_FDS`): connections wait in it while the relay
-//! is replaced, and none is refused.
+//! Socket activation: the service manager creates the listening socket and passes it on (`LISTEN_FDS`). Connections
+//! wait in this socket while the relay is replaced, so that none is refused.
 //!
-//! Unsafe code: a descriptor comes as a number, and only the environment says whose it is.
+//! Unsafe code: the descriptor is only known by its number, which the environment gives.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,54 +11,56 @@ use socket2::{SockRef, Type};
 
 use crate::listen::options;
 
-/// Why what was handed over cannot be used.
+/// Why the descriptors that were passed cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// The variables are wrong, or say what is not so.
-    #[error("the service manager's LISTEN_FDS and LISTEN_PID do not fit what it handed over: {0}")]
-    Environment(io::Error),
-    /// There is more than the one socket for peers.
+    /// The variables are invalid, or do not match the open descriptors.
     #[error(
-        "the service manager handed over {0} sockets, but the relay takes one, for peers: a single ListenStream= in \
+        "the service manager's LISTEN_FDS and LISTEN_PID do not match the descriptors that it passed: {0}"
+    )]
+    Environment(io::Error),
+    /// More than one socket was passed.
+    #[error(
+        "the service manager passed {0} sockets, but the relay takes one, for peers: a single ListenStream= in \
          aspia-relay.socket listens on IPv4 and IPv6 (BindIPv6Only=both)"
     )]
     Several(usize),
-    /// It is something else.
+    /// The descriptor is not a listening TCP socket.
     #[error(
-        "what the service manager handed over is no TCP socket that listens: aspia-relay.socket needs ListenStream= with a \
+        "what the service manager passed is not a listening TCP socket: aspia-relay.socket needs ListenStream= with a \
          port, and Accept=no"
     )]
     NotListening,
-    /// It cannot be prepared.
-    #[error("the socket that the service manager handed over cannot be used: {0}")]
+    /// The options of the socket cannot be set.
+    #[error("the socket that the service manager passed cannot be used: {0}")]
     Options(io::Error),
 }
 
-/// The socket for peers that was handed over, if one was. To be called once, before anything is opened.
+/// Takes the socket for peers, if one was passed. Must be called once, before any descriptor is opened.
 ///
 /// # Errors
-/// [`ActivationError`] when it is not what the relay needs.
-pub fn listener() -> Result<Option<TcpListener>, ActivationError> {
-    let mut handed_over = sd_notify::listen_fds().map_err(ActivationError::Environment)?;
-    if handed_over.len() > 1 {
-        return Err(ActivationError::Several(handed_over.len()));
+/// [`ActivationError`] if the socket is not what the relay needs.
+pub fn take_listener() -> Result<Option<TcpListener>, ActivationError> {
+    let mut descriptors = sd_notify::listen_fds().map_err(ActivationError::Environment)?;
+    if descriptors.len() > 1 {
+        return Err(ActivationError::Several(descriptors.len()));
     }
-    let Some(descriptor) = handed_over.next() else { return Ok(None) };
-    // SAFETY: the descriptor is open, or marking it close-on-exec had failed just now. It was handed over to this very
-    // process, by its number, for nobody else to close; nothing was opened since that could have taken its place, and
-    // this is called once.
-    #[expect(unsafe_code, reason = "a descriptor that comes by its number")]
+    let Some(descriptor) = descriptors.next() else { return Ok(None) };
+    // SAFETY: the descriptor is open, because marking it close-on-exec has just succeeded. It was passed to this very
+    // process by its number, and nothing else owns it: nothing has been opened since that could have reused the number,
+    // and this function is called once.
+    #[expect(unsafe_code, reason = "a descriptor known by its number")]
     let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
     prepare(descriptor).map(Some)
 }
 
-/// What the relay's own sockets are, too.
+/// Checks the descriptor, and sets the options that the relay's own listening sockets have.
 fn prepare(descriptor: OwnedFd) -> Result<TcpListener, ActivationError> {
     let socket = SockRef::from(&descriptor);
-    let listens = socket.is_listener().unwrap_or(false)
+    let is_listening = socket.is_listener().unwrap_or(false)
         && socket.r#type().is_ok_and(|kind| kind == Type::STREAM)
         && socket.local_addr().is_ok_and(|address| address.as_socket().is_some());
-    if !listens {
+    if !is_listening {
         return Err(ActivationError::NotListening);
     }
     if options::INHERITED {
@@ -74,7 +76,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn a_listening_socket_gets_the_options_of_our_own() {
+    fn a_passed_listening_socket_gets_the_relays_socket_options() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let prepared = prepare(listener.into()).unwrap();
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_taken() {
+    fn descriptors_other_than_listening_tcp_sockets_are_rejected() {
         let directory = tempfile::tempdir().unwrap();
         let connected = TcpListener::bind("127.0.0.1:0").unwrap();
         let connected = std::net::TcpStream::connect(connected.local_addr().unwrap()).unwrap();

@@ -1,8 +1,9 @@
-//! What systemd, or whatever else speaks its notification protocol, hears of the relay: that it listens, reloads, stops and
-//! how it is; and that it lives, by the watchdog. Without a service manager (`NOTIFY_SOCKET`) nothing happens.
+//! Notifications to systemd, or to another service manager that speaks its protocol: that the relay is ready, reloads or
+//! stops, a status line, and the watchdog. Without `NOTIFY_SOCKET` nothing happens.
 //!
-//! It is ready as soon as it listens. The Router may be away for hours: a boot that waited for it would wait as long, and a
-//! relay that reconnects by itself would be taken for one that failed to start. What the link does stands in the status.
+//! The relay is ready as soon as it listens. The Router may be unreachable for hours: a boot that depended on the
+//! Router would wait as long, and a relay that reconnects by itself would count as failed. The status line shows the
+//! state of the link.
 
 mod account;
 mod activation;
@@ -17,48 +18,48 @@ use tracing::warn;
 
 use crate::handle::Handle;
 
-pub use account::let_read;
-pub use activation::{ActivationError, listener};
+pub use account::let_service_read;
+pub use activation::{ActivationError, take_listener};
 
-/// How often the status is looked at; it is sent when it has changed. While the relay stops, the time that it gets is
-/// extended as often.
+/// How often the status line is compared with the one sent last, and sent if it differs. While the relay stops, the stop
+/// timeout is extended as often.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The time that is asked for each time: several periods, so that one message that is late does not matter, and enough for
-/// what comes after the last session (traces and logs that are written out).
+/// By how much the stop timeout is extended each time: several periods, so that a late message does no harm, and enough
+/// for exporting traces and writing logs after the last session.
 const EXTENSION: Duration = Duration::from_secs(30);
 
-/// Tells the service manager about a relay that listens, for ever.
+/// Notifies the service manager that the relay listens, and of every change after that, for ever.
 pub async fn report(handle: Handle) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
-    let first = status_of(&handle, None);
-    tell(&[NotifyState::Ready, NotifyState::Status(&first)]).await;
+    let first = format_status(&handle, None);
+    notify(&[NotifyState::Ready, NotifyState::Status(&first)]).await;
     tokio::join!(report_status(&handle, first), feed_watchdog(&handle));
 }
 
-/// Says that a reload has begun; [`reloaded`] must follow.
-pub async fn reloading(handle: &Handle) {
-    // One that stops is not ready again afterwards.
+/// Notifies that a reload has begun; [`notify_reloaded`] must follow.
+pub async fn notify_reloading(handle: &Handle) {
+    // A relay that is stopping does not become ready again.
     if handle.is_draining() {
         return;
     }
-    // systemd wants to know from which moment on the new settings are read.
+    // systemd requires the time at which the reload began.
     let Ok(now) = NotifyState::monotonic_usec_now() else { return };
-    tell(&[NotifyState::Reloading, now]).await;
+    notify(&[NotifyState::Reloading, now]).await;
 }
 
-/// Says that a reload is over, whatever came of it.
-pub async fn reloaded(handle: &Handle) {
+/// Notifies that a reload is over, whether or not it succeeded.
+pub async fn notify_reloaded(handle: &Handle) {
     if handle.is_draining() {
         return;
     }
-    tell(&[NotifyState::Ready]).await;
+    notify(&[NotifyState::Ready]).await;
 }
 
 async fn report_status(handle: &Handle, first: String) {
     let mut link = handle.watch_link();
-    let mut said = first;
+    let mut last_sent = first;
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -67,38 +68,38 @@ async fn report_status(handle: &Handle, first: String) {
             changed = link.changed() => if changed.is_err() { return },
             () = handle.draining().cancelled() => break,
         }
-        let now = status_of(handle, None);
-        if now != said {
-            tell(&[NotifyState::Status(&now)]).await;
-            said = now;
+        let now = format_status(handle, None);
+        if now != last_sent {
+            notify(&[NotifyState::Status(&now)]).await;
+            last_sent = now;
         }
     }
     let deadline = Instant::now() + handle.config().drain_timeout;
-    // From here on the manager's own limit (TimeoutStopSec) runs, which knows nothing of DrainTimeout.
+    // From here on the manager's stop timeout (TimeoutStopSec) runs, which does not depend on DrainTimeout.
     let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
     let extension = NotifyState::ExtendTimeoutUsec(extension);
-    tell(&[NotifyState::Stopping]).await;
+    notify(&[NotifyState::Stopping]).await;
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = status_of(handle, Some(deadline));
-        tell(&[extension.clone(), NotifyState::Status(&now)]).await;
+        let now = format_status(handle, Some(deadline));
+        notify(&[extension.clone(), NotifyState::Status(&now)]).await;
     }
 }
 
-fn status_of(handle: &Handle, deadline: Option<Instant>) -> String {
+fn format_status(handle: &Handle, deadline: Option<Instant>) -> String {
     let counts = handle.state().counts();
     match deadline {
-        None => status::running(&handle.link(), counts),
+        None => status::format_running(&handle.link(), &handle.store_link(), counts),
         Some(deadline) => {
-            status::stopping(counts, deadline.saturating_duration_since(Instant::now()))
+            status::format_stopping(counts, deadline.saturating_duration_since(Instant::now()))
         }
     }
 }
 
-/// Gives a sign of life where the manager waits for one: twice in the time that it allows, and only after every thread of
-/// the relay has answered.
+/// Feeds the watchdog, if it is enabled: twice in each watchdog interval, and only after every thread of the relay has
+/// responded.
 async fn feed_watchdog(handle: &Handle) {
     let Some(allowed) = sd_notify::watchdog_enabled().filter(|allowed| !allowed.is_zero()) else {
         return;
@@ -107,13 +108,13 @@ async fn feed_watchdog(handle: &Handle) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        handle.runner().answer().await;
-        tell(&[NotifyState::Watchdog]).await;
+        handle.session_manager().ping_workers().await;
+        notify(&[NotifyState::Watchdog]).await;
     }
 }
 
-/// Sends a message. On a thread of its own: a manager that does not read must not keep the relay from its work.
-async fn tell(states: &[NotifyState<'_>]) {
+/// Notifies the service manager, on a blocking thread: a manager that does not read must not block the relay.
+async fn notify(states: &[NotifyState<'_>]) {
     static FAILED: AtomicBool = AtomicBool::new(false);
 
     let message = states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
@@ -122,8 +123,7 @@ async fn tell(states: &[NotifyState<'_>]) {
     match sent {
         Ok(()) => FAILED.store(false, Ordering::Relaxed),
         Err(error) if !FAILED.swap(true, Ordering::Relaxed) => warn!(
-            "the service manager cannot be told how the relay is (NOTIFY_SOCKET): {error}; it may take the relay for \
-             one that hangs"
+            "cannot notify the service manager (NOTIFY_SOCKET): {error}; it may conclude that the relay hangs"
         ),
         Err(_) => {}
     }

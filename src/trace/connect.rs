@@ -1,4 +1,4 @@
-//! Connections to the collector, with TLS where it is wanted; the same for both protocols.
+//! Connections to the collector, with or without TLS, for both protocols.
 
 use std::future::Future;
 use std::io;
@@ -25,26 +25,26 @@ use tower_service::Service;
 use crate::dial::Dialer;
 use crate::tls::TlsError;
 
-use super::settings::{Protocol, TraceSettings};
+use super::settings::{OtlpProtocol, TraceSettings};
 
 /// Connects to a collector.
 #[derive(Debug, Clone)]
-pub(super) struct Connector {
+pub(super) struct CollectorConnector {
     tls: Option<Arc<ClientConfig>>,
     dialer: Arc<Mutex<Dialer>>,
     port: u16,
-    /// Time for all of it.
-    limit: Duration,
+    /// The time limit for connecting, TLS included.
+    timeout: Duration,
 }
 
-impl Connector {
-    /// Reads the files of TLS where the settings need them. Blocks.
+impl CollectorConnector {
+    /// Reads the TLS files, if the endpoint uses TLS. Blocks.
     pub(super) fn new(settings: &TraceSettings) -> Result<Self, TlsError> {
         let protocol: &[u8] = match settings.protocol {
-            Protocol::Grpc => b"h2",
-            Protocol::Http => b"http/1.1",
+            OtlpProtocol::Grpc => b"h2",
+            OtlpProtocol::Http => b"http/1.1",
         };
-        let tls = match settings.is_tls() {
+        let tls = match settings.uses_tls() {
             true => Some(Arc::new(settings.tls.load(protocol)?)),
             false => None,
         };
@@ -52,46 +52,46 @@ impl Connector {
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         let port = settings.endpoint.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
         let dialer = Arc::new(Mutex::new(Dialer::new(host)));
-        Ok(Self { tls, dialer, port, limit: settings.timeout })
+        Ok(Self { tls, dialer, port, timeout: settings.timeout })
     }
 
-    async fn connect(self) -> io::Result<TokioIo<Stream>> {
-        let limit = self.limit;
+    async fn connect(self) -> io::Result<TokioIo<CollectorStream>> {
+        let limit = self.timeout;
         let connected = timeout(limit, self.dial()).await;
         connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
-    async fn dial(self) -> io::Result<TokioIo<Stream>> {
-        // One after the other: a look-up that outlives one call is for the next.
+    async fn dial(self) -> io::Result<TokioIo<CollectorStream>> {
+        // The lock admits one call at a time: the next one uses a lookup that outlives its call.
         let mut dialer = self.dialer.lock().await;
         let (address, stream) = dialer.dial(self.port).await.map_err(io::Error::other)?;
         let host = dialer.host().to_owned();
         drop(dialer);
-        // A collector that vanished without a word would be sent to for a quarter of an hour otherwise. No pings of HTTP/2:
-        // collectors close connections that ping as often as that would take.
+        // Without this, the relay would keep sending to a collector that has vanished for a quarter of an hour. HTTP/2 pings do
+        // not help: collectors close connections with as many pings as would be necessary.
         #[cfg(target_os = "linux")]
-        SockRef::from(&stream).set_tcp_user_timeout(Some(self.limit))?;
+        SockRef::from(&stream).set_tcp_user_timeout(Some(self.timeout))?;
         let stream = match self.tls {
-            None => Stream::Plain(stream),
+            None => CollectorStream::Plain(stream),
             Some(config) => {
                 let name = ServerName::try_from(host).map_err(io::Error::other)?;
                 match TlsConnector::from(config).connect(name, stream).await {
-                    Ok(stream) => Stream::Tls(Box::new(stream)),
+                    Ok(stream) => CollectorStream::Tls(Box::new(stream)),
                     Err(error) => {
-                        self.dialer.lock().await.doubt(address);
+                        self.dialer.lock().await.mark_doubtful(address);
                         return Err(error);
                     }
                 }
             }
         };
-        self.dialer.lock().await.worked(address);
+        self.dialer.lock().await.mark_good(address);
         Ok(TokioIo::new(stream))
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    // tonic tries again after an error of this type only.
+impl Service<Uri> for CollectorConnector {
+    type Response = TokioIo<CollectorStream>;
+    // tonic retries only after an error of this type.
     type Error = tonic::ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -100,19 +100,19 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        // There is one collector.
+        // The URI is ignored because there is only one collector.
         let connecting = self.clone().connect();
         Box::pin(async { connecting.await.map_err(|error| tonic::ConnectError(error.into())) })
     }
 }
 
-/// Connects to the collector and hangs up: whether it can be reached, and shows the right certificate.
+/// Connects to the collector and closes the connection, to check that it is reachable and has the right certificate.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// The reason why no connection could be made.
 pub async fn probe(settings: &TraceSettings) -> Result<(), String> {
     let settings = settings.clone();
-    let connector = tokio::task::spawn_blocking(move || Connector::new(&settings))
+    let connector = tokio::task::spawn_blocking(move || CollectorConnector::new(&settings))
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
@@ -121,18 +121,18 @@ pub async fn probe(settings: &TraceSettings) -> Result<(), String> {
 
 /// A connection with or without TLS.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(super) enum CollectorStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Connection for Stream {
+impl Connection for CollectorStream {
     fn connected(&self) -> Connected {
         Connected::new()
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for CollectorStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -145,7 +145,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for CollectorStream {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,5 +1,5 @@
-//! Delivers spans over gRPC. The exporter of `opentelemetry-otlp` does it as well, but keeps to itself what a collector says
-//! of spans that it rejects.
+//! Delivers spans over gRPC. The exporter of `opentelemetry-otlp` can do this as well, but does not pass on the collector's
+//! message about rejected spans.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::answer::Answer;
-use super::connect::Connector;
+use super::connect::CollectorConnector;
+use super::response::ExportResponse;
 use super::settings::TraceSettings;
 
-/// Pauses between the tries of one delivery; the timeout of the delivery ends them.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+/// The delays between the attempts of one delivery, whose time limit includes them.
+const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(100))
     .with_max_delay(Duration::from_secs(2))
     .with_max_times(5)
     .with_jitter();
 
-/// Sends spans to a collector.
+/// Sends spans to a collector over gRPC.
 #[derive(Debug)]
 pub(super) struct GrpcExporter {
     client: TraceServiceClient<Channel>,
@@ -35,16 +35,16 @@ pub(super) struct GrpcExporter {
 }
 
 impl GrpcExporter {
-    /// Connects with the first delivery. Needs a runtime.
+    /// Prepares the connection, which the first delivery makes. Needs a runtime.
     pub(super) fn new(
         settings: &TraceSettings,
-        connector: Connector,
+        connector: CollectorConnector,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from(settings.endpoint.clone())
             .user_agent(concat!("aspia-relay/", env!("CARGO_PKG_VERSION")))?
             .timeout(settings.timeout);
         let client = TraceServiceClient::new(Channel::new(connector, endpoint));
-        let client = match settings.gzip {
+        let client = match settings.uses_gzip {
             true => client
                 .send_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Gzip),
@@ -54,16 +54,16 @@ impl GrpcExporter {
         Ok(Self { client, headers, resource: ResourceAttributesWithSchema::default() })
     }
 
-    /// Whose spans they are.
+    /// Sets the resource that the spans belong to.
     pub(super) fn set_resource(&mut self, resource: &Resource) {
         self.resource = resource.into();
     }
 
-    /// Delivers spans, with some tries where that may help.
-    pub(super) async fn export(&self, batch: Vec<SpanData>) -> Result<Answer, Status> {
+    /// Delivers spans, with retries if the error may be temporary.
+    pub(super) async fn export(&self, batch: Vec<SpanData>) -> Result<ExportResponse, Status> {
         let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
         let message = ExportTraceServiceRequest { resource_spans };
-        let mut pauses = PAUSES.build();
+        let mut delays = RETRY_DELAYS.build();
         loop {
             let mut request = Request::new(message.clone());
             let mut headers = std::mem::take(request.metadata_mut()).into_headers();
@@ -72,9 +72,9 @@ impl GrpcExporter {
             }
             *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
             match self.client.clone().export(request).await {
-                Ok(response) => return Ok(Answer::of(response.into_inner())),
-                Err(status) => match pauses.next().filter(|_| may_pass(&status)) {
-                    Some(pause) => tokio::time::sleep(pause).await,
+                Ok(response) => return Ok(ExportResponse::from_proto(response.into_inner())),
+                Err(status) => match delays.next().filter(|_| is_retryable(&status)) {
+                    Some(delay) => tokio::time::sleep(delay).await,
                     None => return Err(status),
                 },
             }
@@ -82,8 +82,8 @@ impl GrpcExporter {
     }
 }
 
-/// Whether another try may succeed, as the specification of OTLP has it.
-fn may_pass(status: &Status) -> bool {
+/// Whether the OTLP specification allows a retry.
+fn is_retryable(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::Cancelled

@@ -1,15 +1,18 @@
-//! Traces for OpenTelemetry: one for each session, and a span for each connection to the Router.
+//! OpenTelemetry traces: one for each session, and one for each attempt to connect to the Router.
 //!
-//! Nothing here is waited for: spans go into a bounded queue, and a thread of its own delivers them.
+//! Tracing never blocks the relay: spans go into a bounded queue, and a separate thread delivers them.
 
-mod answer;
 mod connect;
+mod delivery;
+mod environment;
 mod export;
+mod exporter;
 mod grpc;
+mod response;
 pub mod session;
 pub mod settings;
 mod tracer;
 
 pub use connect::probe;
-pub use export::{Exporting, start};
+pub use export::{HAND_OVER_TIMEOUT, SHUTDOWN_TIMEOUT, TraceExport, start};
 pub use tracer::{SPAN_TARGET, Tracer};

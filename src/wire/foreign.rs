@@ -1,20 +1,20 @@
-//! Other protocols, known by the first bytes that their callers send: a proxy, a browser or a program that is given the
-//! wrong port speaks one of them where another is expected.
+//! Recognises other protocols by the first bytes of a connection, which may come from a proxy, a browser, or a program
+//! with the wrong port in its settings.
 
 use std::fmt;
 
-/// As many bytes as tell all of [`Foreign`] apart.
+/// The number of bytes that are needed to tell all [`ForeignProtocol`] protocols apart.
 pub const HEAD_LEN: usize = 16;
 
-/// The signature of the binary PROXY header.
+/// Signature of the binary PROXY header.
 const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Requests of HTTP begin with one of these, and so do those of RTSP and SIP; HTTP/2 begins with the last.
+/// The beginnings of HTTP requests, some of which RTSP and SIP share; HTTP/2 begins with the last one.
 const METHODS: [&[u8]; 10] =
     [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI "];
 
-/// A protocol that is none of this relay's.
+/// A protocol that a relay does not speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Foreign {
+pub enum ForeignProtocol {
     /// The PROXY header, version 1 (text).
     ProxyV1,
     /// The PROXY header, version 2 (binary).
@@ -25,30 +25,30 @@ pub enum Foreign {
     Http,
     /// SSH.
     Ssh,
-    /// Microsoft's remote desktop.
+    /// Microsoft Remote Desktop.
     Rdp,
     /// VNC.
     Vnc,
-    /// Microsoft's file sharing.
+    /// Windows file sharing.
     Smb,
-    /// SOCKS, of any version.
+    /// SOCKS, any version.
     Socks,
     /// PostgreSQL.
     PostgreSql,
-    /// What Aspia programs of 2.x say to their Router.
+    /// The protocol between Aspia 2.x programs and their Router.
     AspiaV2,
-    /// What Aspia programs of 3.0 say to their Router.
+    /// The protocol between Aspia 3.0 programs and their Router.
     AspiaV3,
 }
 
-impl Foreign {
-    /// Knows a protocol by the bytes that came first, of which there may be few yet.
+impl ForeignProtocol {
+    /// Recognises a protocol by the bytes received so far, even if they are few.
     pub fn recognise(head: &[u8]) -> Option<Self> {
         let begins = |signature: &[u8]| head.starts_with(signature);
         if METHODS.iter().any(|method| begins(method)) {
             return Some(Self::Http);
         }
-        // More than the four bytes that could be anybody's empty lines.
+        // Four bytes or fewer might be empty lines of any protocol.
         if head.len() > 4 && (begins(PROXY_V2) || PROXY_V2.starts_with(head)) {
             return Some(Self::ProxyV2);
         }
@@ -57,25 +57,24 @@ impl Foreign {
             [0x16, 3, 0..=4, ..] => Some(Self::Tls),
             [b'S', b'S', b'H', b'-', ..] => Some(Self::Ssh),
             [b'R', b'F', b'B', b' ', ..] => Some(Self::Vnc),
-            // A packet (TPKT) whose content is a request to connect.
+            // A TPKT packet with a connection request.
             [3, 0, _, _, _, 0xe0, ..] | [3, 0, 0, _] => Some(Self::Rdp),
             [0, 0, _, _, 0xfe | 0xff, b'S', b'M', b'B', ..] => Some(Self::Smb),
-            // Its length, then the number of a version or of what is asked for.
+            // The length, then a protocol version or a request code.
             [0, 0, _, _, 0x04, 0xd2, 0x16, 0x2e..=0x30, ..] | [0, 0, _, _, 0, 3, 0, 0 | 2, ..] => {
                 Some(Self::PostgreSql)
             }
-            // A header of eight bytes: authentication, and the length from its smallest byte.
+            // A header of eight bytes: the type authentication, and the length in little-endian order.
             [2, _, 0, 0, _, _, 0, 0, ..] => Some(Self::AspiaV3),
             // A length of one byte, then the first two fields of a ClientHello.
             [length, 0x08, 1..=3, 0x10, ..] if length > 0 => Some(Self::AspiaV2),
-            // A greeting names some ways to authenticate; a request of version 4 has a port.
+            // A greeting lists authentication methods; a version 4 request has a port.
             [5, count @ 1..=4, ..] if head.len() <= 2 + usize::from(count) => Some(Self::Socks),
             [4, 1 | 2, _, _, ..] => Some(Self::Socks),
             _ => None,
         }
     }
 
-    /// What it is called.
     fn name(self) -> &'static str {
         match self {
             Self::ProxyV1 => "a PROXY header (version 1)",
@@ -88,38 +87,38 @@ impl Foreign {
             Self::Smb => "SMB",
             Self::Socks => "SOCKS",
             Self::PostgreSql => "the protocol of PostgreSQL",
-            Self::AspiaV2 => "what Aspia 2.x says to its Router",
-            Self::AspiaV3 => "what Aspia 3.0 says to its Router",
+            Self::AspiaV2 => "the protocol between Aspia 2.x and its Router",
+            Self::AspiaV3 => "the protocol between Aspia 3.0 and its Router",
         }
     }
 
-    /// What to do about it on the port for peers.
+    /// Returns what the operator should do if this protocol arrives on the peer port.
     pub fn remedy_for_peers(self) -> &'static str {
         match self {
             Self::ProxyV1 | Self::ProxyV2 => {
-                "a proxy or load balancer in front adds it, and no peer comes through: switch it off there (HAProxy \
+                "a proxy or load balancer in front adds it, and no peer can connect: disable it there (HAProxy \
                  send-proxy, nginx proxy_protocol, Traefik proxyProtocol, frp proxyProtocolVersion, AWS \
                  proxy_protocol_v2)"
             }
             Self::Tls => {
-                "peers bring their own encryption: a proxy in front must pass TCP on as it is, without TLS to this port"
+                "peers encrypt their connections themselves: a proxy in front must forward plain TCP to this port, without TLS"
             }
             Self::Http => {
-                "this port is for peers alone: HTTP is at AdminListen and MetricsListen, and a probe of this port only \
-                 connects (TCP)"
+                "this port is only for peers: HTTP is served at AdminListen and MetricsListen, and a probe of this port must \
+                 only connect (TCP)"
             }
             Self::AspiaV2 | Self::AspiaV3 => {
-                "the Router has another address or port; this one is PeerAddress and PeerPort of a relay, which only the \
-                 Router gives to Clients and Hosts"
+                "the Router has another address or port; this is PeerAddress and PeerPort of a relay, which Clients and Hosts \
+                 get from the Router"
             }
             Self::Ssh | Self::Rdp | Self::Vnc | Self::Smb | Self::Socks | Self::PostgreSql => {
-                "a scanner, or a program or a port forwarding with the wrong port"
+                "a scanner, or a program or port forwarding with the wrong port"
             }
         }
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for ForeignProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -130,42 +129,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocols_are_known_by_their_first_bytes() {
-        let cases: &[(&[u8], Foreign)] = &[
-            (b"PROXY TCP4 203.0.113.9 192.0.2.5 51234 8070\r\n", Foreign::ProxyV1),
-            (b"PROXY UNKNOWN\r\n", Foreign::ProxyV1),
-            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", Foreign::ProxyV2),
-            (b"\r\n\r\n\0\r\nQ", Foreign::ProxyV2),
-            (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Foreign::Tls),
-            (b"\x16\x03\x03\0", Foreign::Tls),
-            (b"GET / HTTP/1.1\r\n", Foreign::Http),
-            (b"HEAD", Foreign::Http),
-            (b"PRI * HTTP/2.0\r\n", Foreign::Http),
-            (b"CONNECT a:1 HTTP/1.1\r\n", Foreign::Http),
-            (b"OPTIONS sip:a SIP/2.0\r\n", Foreign::Http),
-            (b"SSH-2.0-OpenSSH_9.2p1\r\n", Foreign::Ssh),
-            (b"\x03\0\0\x2b\x26\xe0\0\0\0\0\0Cookie: mstshash", Foreign::Rdp),
-            (b"\x03\0\0\x13", Foreign::Rdp),
-            (b"RFB 003.008\n", Foreign::Vnc),
-            (b"\0\0\0\x54\xffSMBr\0\0\0", Foreign::Smb),
-            (b"\0\0\0\xee\xfeSMB@\0", Foreign::Smb),
-            (b"\x05\x01\0", Foreign::Socks),
-            (b"\x05\x02\0\x02", Foreign::Socks),
-            (b"\x04\x01\0\x50\x7f\0\0\x01\0", Foreign::Socks),
-            (b"\0\0\0\x08\x04\xd2\x16\x2f", Foreign::PostgreSql),
-            (b"\0\0\0\x29\0\x03\0\0user\0", Foreign::PostgreSql),
-            (b"\x37\x08\x03\x10\x02\x1a\x20", Foreign::AspiaV2),
-            (b"\x37\x08\x03\x10", Foreign::AspiaV2),
-            (b"\x02\0\0\0\x3a\0\0\0\x08\x02", Foreign::AspiaV3),
+    fn protocols_are_recognised_by_their_first_bytes() {
+        let cases: &[(&[u8], ForeignProtocol)] = &[
+            (b"PROXY TCP4 203.0.113.9 192.0.2.5 51234 8070\r\n", ForeignProtocol::ProxyV1),
+            (b"PROXY UNKNOWN\r\n", ForeignProtocol::ProxyV1),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", ForeignProtocol::ProxyV2),
+            (b"\r\n\r\n\0\r\nQ", ForeignProtocol::ProxyV2),
+            (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", ForeignProtocol::Tls),
+            (b"\x16\x03\x03\0", ForeignProtocol::Tls),
+            (b"GET / HTTP/1.1\r\n", ForeignProtocol::Http),
+            (b"HEAD", ForeignProtocol::Http),
+            (b"PRI * HTTP/2.0\r\n", ForeignProtocol::Http),
+            (b"CONNECT a:1 HTTP/1.1\r\n", ForeignProtocol::Http),
+            (b"OPTIONS sip:a SIP/2.0\r\n", ForeignProtocol::Http),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", ForeignProtocol::Ssh),
+            (b"\x03\0\0\x2b\x26\xe0\0\0\0\0\0Cookie: mstshash", ForeignProtocol::Rdp),
+            (b"\x03\0\0\x13", ForeignProtocol::Rdp),
+            (b"RFB 003.008\n", ForeignProtocol::Vnc),
+            (b"\0\0\0\x54\xffSMBr\0\0\0", ForeignProtocol::Smb),
+            (b"\0\0\0\xee\xfeSMB@\0", ForeignProtocol::Smb),
+            (b"\x05\x01\0", ForeignProtocol::Socks),
+            (b"\x05\x02\0\x02", ForeignProtocol::Socks),
+            (b"\x04\x01\0\x50\x7f\0\0\x01\0", ForeignProtocol::Socks),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", ForeignProtocol::PostgreSql),
+            (b"\0\0\0\x29\0\x03\0\0user\0", ForeignProtocol::PostgreSql),
+            (b"\x37\x08\x03\x10\x02\x1a\x20", ForeignProtocol::AspiaV2),
+            (b"\x37\x08\x03\x10", ForeignProtocol::AspiaV2),
+            (b"\x02\0\0\0\x3a\0\0\0\x08\x02", ForeignProtocol::AspiaV3),
         ];
         for (head, expected) in cases {
-            assert_eq!(Foreign::recognise(head), Some(*expected), "{head:?}");
+            assert_eq!(ForeignProtocol::recognise(head), Some(*expected), "{head:?}");
             assert!(!expected.remedy_for_peers().is_empty());
         }
     }
 
     #[test]
-    fn what_may_be_anything_is_nothing() {
+    fn ambiguous_bytes_are_not_recognised() {
         let cases: &[&[u8]] = &[
             b"",
             b"\0",
@@ -178,7 +177,7 @@ mod tests {
             b"\0\0\x40\x01",
         ];
         for head in cases {
-            assert_eq!(Foreign::recognise(head), None, "{head:?}");
+            assert_eq!(ForeignProtocol::recognise(head), None, "{head:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Bytes only: the messages and frames of the protocol, without I/O and without keys.
+//! The bytes of the protocol: messages and frames, without I/O and without keys.
 
 pub mod foreign;
 pub mod frame;
+pub mod messages;
 pub mod peer;
-pub mod router;
-pub mod third;
+pub mod v2;
+pub mod v3;

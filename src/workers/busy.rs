@@ -1,36 +1,36 @@
-//! How busy a thread is.
+//! Measures how busy a thread is.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What times are counted from.
+/// The time from which nanoseconds are counted.
 static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Nanoseconds since [`ZERO`]; never 0.
+/// Returns the nanoseconds since [`ZERO`]; never 0.
 fn now() -> u64 {
     u64::try_from(ZERO.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Time that a thread had nothing to do; the rest it worked, or waited for a processor, which for its sessions is the
-/// same. Only the thread itself writes while it runs.
+/// Measures the time during which a thread has nothing to do. The rest of the time it works or waits for a processor, which
+/// makes no difference to its sessions. Only the thread itself calls [`Self::park`] and [`Self::unpark`].
 #[derive(Debug, Default)]
-pub(super) struct Busy {
-    /// Nanoseconds, without the time that it is parked now.
+pub(super) struct BusyMeter {
+    /// Idle time in nanoseconds, without the time since the thread was last parked.
     idle: AtomicU64,
-    /// Since when it is parked; 0 when it is not.
+    /// When the thread was parked; 0 if it is not parked.
     parked: AtomicU64,
-    /// What was idle time when somebody last looked.
+    /// The idle time at the latest call of [`Self::measure_load`].
     seen: AtomicU64,
 }
 
-impl Busy {
-    /// It has nothing to do.
+impl BusyMeter {
+    /// Notes that the thread has nothing to do.
     pub(super) fn park(&self) {
         self.parked.store(now(), Ordering::Relaxed);
     }
 
-    /// It has something to do.
+    /// Notes that the thread has something to do.
     pub(super) fn unpark(&self) {
         let parked = self.parked.swap(0, Ordering::Relaxed);
         if parked != 0 {
@@ -39,12 +39,12 @@ impl Busy {
         }
     }
 
-    /// The part of the `period` since the last call in which it was busy, in thousandths. For one caller.
-    pub(super) fn since_last(&self, period: Duration) -> u32 {
-        // A thread that goes on between these two is counted as parked twice, for once; it was idle then.
+    /// Returns how much of the `period` since the last call the thread was busy, in thousandths. Only one task may call this.
+    pub(super) fn measure_load(&self, period: Duration) -> u32 {
+        // The idle time of a thread that is unparked between these two loads is counted twice, in this period only.
         let parked = self.parked.load(Ordering::Relaxed);
-        let waits = if parked == 0 { 0 } else { now().saturating_sub(parked) };
-        let idle = self.idle.load(Ordering::Relaxed) + waits;
+        let still_parked = if parked == 0 { 0 } else { now().saturating_sub(parked) };
+        let idle = self.idle.load(Ordering::Relaxed) + still_parked;
         let seen = self.seen.swap(idle, Ordering::Relaxed);
         let idle = Duration::from_nanos(idle.saturating_sub(seen)).min(period);
         let idle = idle.as_nanos() * 1000 / period.as_nanos().max(1);
@@ -57,18 +57,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parked_thread_is_idle_and_one_that_never_parks_is_busy() {
-        let busy = Busy::default();
-        assert_eq!(busy.since_last(Duration::from_millis(1)), 1000);
+    fn parked_thread_is_idle_and_one_that_never_parks_is_busy() {
+        let busy = BusyMeter::default();
+        assert_eq!(busy.measure_load(Duration::from_millis(1)), 1000);
         busy.park();
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(5) {
             std::hint::spin_loop();
         }
         // Parked at least as long as the period.
-        assert_eq!(busy.since_last(Duration::from_millis(5)), 0);
+        assert_eq!(busy.measure_load(Duration::from_millis(5)), 0);
         busy.unpark();
-        let _ = busy.since_last(Duration::from_millis(1));
-        assert_eq!(busy.since_last(Duration::from_millis(1)), 1000);
+        let _ = busy.measure_load(Duration::from_millis(1));
+        assert_eq!(busy.measure_load(Duration::from_millis(1)), 1000);
     }
 }

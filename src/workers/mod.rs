@@ -1,295 +1,178 @@
-//! The threads on which sessions live.
+//! The threads on which sessions run.
 //!
-//! A session is on one thread with both of its directions: no lock, no cache line and no wake-up is shared with
-//! another thread while bytes move. Everything else (accepting, first messages, the Router link, HTTP) has a thread of
-//! its own, whose work therefore never stands between two bytes of a session.
+//! Both directions of a session run on the same thread. While its bytes move, a session shares no lock, no cache line and no
+//! wake-up with sessions of other threads, except for the pool of pipes when a direction takes a pipe or gives one back, and
+//! for the account of a limit on bandwidth. Everything else (accepting, first messages, the Router link, HTTP) runs on a
+//! thread of its own, so that a session never waits until such work yields.
 //!
-//! Sessions are packed: they go to the first thread that has time for them, and only when one has too little, some move
-//! on. One busy thread finds several messages each time it wakes up where two half-idle ones find one, and the same
+//! Sessions are packed: they go to the first thread with little load, and some of them move only if a thread is overloaded.
+//! A busy thread finds several messages each time it wakes up, whereas two half-idle threads find one each, so the same
 //! sessions cost a tenth to a quarter less.
 
 mod balance;
 mod busy;
+mod plan;
+mod slot;
+mod thread;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use balance::Balance;
-use busy::Busy;
+use balance::{ALL_SESSIONS, Balancer, LoadMove};
+use plan::MovePlan;
+use slot::WorkerState;
+use thread::WorkerThread;
 
-/// How often it is looked how busy threads are. Long enough for a figure that means something, and short enough that
-/// sessions beside one that suddenly takes a whole thread do not wait for long.
+pub use slot::WorkerSlot;
+
+/// How often loads are measured and balanced. Long enough for a meaningful figure, and short enough that, if one session
+/// suddenly takes a whole thread, the others on that thread do not wait for long.
 const PERIOD: Duration = Duration::from_millis(200);
 
-/// The threads on which sessions live; a clone is the same ones. They end with the last clone.
+/// The threads on which sessions run. Clones share the same threads, which end with the last clone.
 #[derive(Debug, Clone)]
-pub struct Workers(Arc<Inner>);
+pub struct Workers(Arc<WorkerPool>);
 
 #[derive(Debug)]
-struct Inner {
-    workers: Vec<Worker>,
+struct WorkerPool {
+    threads: Vec<WorkerThread>,
+    /// For sessions that run on the current runtime.
+    current: Arc<WorkerState>,
     stop: CancellationToken,
-    /// For sessions where there are no threads.
-    here: Option<Arc<Shared>>,
-}
-
-#[derive(Debug)]
-struct Worker {
-    runtime: Handle,
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// What a thread, its sessions and those who look at them share. While nothing is wrong, sessions only read it.
-#[derive(Debug, Default)]
-struct Shared {
-    number: usize,
-    sessions: AtomicUsize,
-    /// Sessions that have moved elsewhere.
-    moves: AtomicUsize,
-    busy: Busy,
-    /// How busy it was in the last period, in thousandths.
-    load: AtomicU32,
-    /// Counts periods.
-    period: AtomicU32,
-    /// Work that is to move elsewhere, in nanoseconds a period; not positive where there is none.
-    surplus: AtomicI64,
-    /// Where it is to move.
-    to: AtomicUsize,
 }
 
 impl Workers {
-    /// No threads: sessions live where they begin, on the runtime of the relay. For tests, whose time is paused.
-    pub fn here() -> Self {
-        Self(Arc::new(Inner { workers: Vec::new(), stop: CancellationToken::new(), here: None }))
+    /// Creates workers without threads: sessions run on the runtime on which they begin. This is how a relay is embedded into a
+    /// program that already has a runtime, as the doctor does.
+    pub fn on_current_runtime() -> Self {
+        Self(Arc::new(WorkerPool::new(Vec::new(), CancellationToken::new())))
     }
 
-    /// The same, and sessions leave their place for another one each time they have moved bytes: wherever those are, it
-    /// can be done. For tests, too.
-    pub fn here_and_restless() -> Self {
-        let here = Shared {
-            surplus: AtomicI64::new(i64::MAX),
-            to: AtomicUsize::new(1),
-            ..Shared::default()
-        };
-        let here = Some(Arc::new(here));
-        Self(Arc::new(Inner { workers: Vec::new(), stop: CancellationToken::new(), here }))
-    }
-
-    /// Starts so many threads.
+    /// Starts `count` threads.
     ///
     /// # Errors
-    /// When one cannot be started.
+    /// A thread cannot be started.
     pub fn start(count: usize) -> io::Result<Self> {
-        let stop = CancellationToken::new();
-        let mut inner = Inner { workers: Vec::new(), stop: stop.clone(), here: None };
+        // If a thread cannot be started, dropping the pool ends and joins the others.
+        let mut pool = WorkerPool::new(Vec::new(), CancellationToken::new());
         for number in 0..count {
-            inner.workers.push(Worker::start(number, stop.clone())?);
+            pool.threads.push(WorkerThread::start(number, pool.stop.clone())?);
         }
-        Ok(Self(Arc::new(inner)))
+        pool.current = Arc::new(WorkerState::new(count));
+        Ok(Self(Arc::new(pool)))
     }
 
-    /// Runs a session to its end, on the first thread that has time for it. It holds its place as long as it is there.
-    pub fn spawn<F>(&self, session: impl FnOnce(Place) -> F)
+    /// Runs a session to its end, on the first thread with little load. The session holds its slot as long as it runs there.
+    pub fn spawn<F>(&self, session: impl FnOnce(WorkerSlot) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let loads = self.0.workers.iter().map(|worker| {
-            let shared = &worker.shared;
-            (shared.load.load(Ordering::Relaxed), shared.sessions.load(Ordering::Relaxed))
+        let loads = self.0.threads.iter().map(|thread| {
+            let state = &thread.state;
+            (state.load.load(Ordering::Relaxed), state.sessions.load(Ordering::Relaxed))
         });
-        self.spawn_at(balance::place(loads), session);
+        self.spawn_at(balance::choose_thread(loads), session);
     }
 
-    /// The same on a certain thread; on this one where there is none of this number.
-    pub fn spawn_at<F>(&self, number: usize, session: impl FnOnce(Place) -> F)
+    /// Runs a session on the thread with this number, or on the current runtime if there is no such thread.
+    pub fn spawn_at<F>(&self, number: usize, session: impl FnOnce(WorkerSlot) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let Some(worker) = self.0.workers.get(number) else {
-            tokio::spawn(session(Place::new(self.0.here.clone())));
+        let Some(thread) = self.0.threads.get(number) else {
+            tokio::spawn(session(WorkerSlot::new(self.0.current.clone())));
             return;
         };
-        worker.runtime.spawn(session(Place::new(Some(worker.shared.clone()))));
+        thread.runtime.spawn(session(WorkerSlot::new(thread.state.clone())));
     }
 
-    /// Has sessions move where one thread is too busy, or two could be one; for ever.
-    pub async fn keep_balanced(&self) {
-        if self.0.workers.len() < 2 {
+    /// Moves sessions from overloaded threads, and merges threads with little load. Never returns.
+    pub async fn balance(&self) {
+        if self.0.threads.len() < 2 {
             return std::future::pending().await;
         }
         // Not at once: a period that has hardly begun says nothing.
         let mut ticks = interval_at(Instant::now() + PERIOD, PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut balance = Balance::new(self.0.workers.len());
+        let mut balancer = Balancer::new(self.0.threads.len());
         let mut last = Instant::now();
         loop {
             ticks.tick().await;
-            // A tick gives the time for which it was planned.
+            // The instant that the tick returns is the scheduled one, which may have passed a while ago.
             let now = Instant::now();
             let period = now - std::mem::replace(&mut last, now);
-            let shared = self.0.workers.iter().map(|worker| &worker.shared);
-            let loads: Vec<u32> = shared.map(|shared| shared.busy.since_last(period)).collect();
-            let moves = balance.moves(&loads);
-            for (worker, load) in self.0.workers.iter().zip(&loads) {
-                worker.shared.load.store(*load, Ordering::Relaxed);
+            let states = self.0.threads.iter().map(|thread| &thread.state);
+            let loads: Vec<u32> =
+                states.clone().map(|state| state.busy.measure_load(period)).collect();
+            let moves = balancer.plan_moves(&loads);
+            for ((state, load), load_move) in states.zip(loads).zip(moves) {
+                state.load.store(load, Ordering::Relaxed);
+                begin_period(state, load_move, period);
             }
-            self.share_out(|number| {
-                let (share, to) = moves[number]?;
-                if share == balance::ALL {
-                    return Some((i64::MAX, to));
-                }
-                let nanos = period.as_nanos() * u128::from(share) / 1000;
-                Some((i64::try_from(nanos).unwrap_or(i64::MAX), to))
-            });
         }
     }
 
-    /// Has the sessions of a thread move to another one as soon as they move bytes, until the next period begins.
-    /// For tests.
-    pub fn empty(&self, from: usize, to: usize) {
-        if let Some(Worker { shared, .. }) = self.0.workers.get(from) {
-            shared.to.store(to, Ordering::Relaxed);
-            shared.surplus.store(i64::MAX, Ordering::Relaxed);
+    /// Makes the sessions of thread `from` move to thread `to` as soon as they move bytes, until the balancer plans the next
+    /// period. If there is no thread `from`, this applies to the current runtime, and permanently.
+    pub fn evacuate(&self, from: usize, to: usize) {
+        let state = self.0.threads.get(from).map_or(&self.0.current, |thread| &thread.state);
+        let to = u16::try_from(to).unwrap_or(u16::MAX);
+        let plan = MovePlan { surplus_us: MovePlan::EVERYTHING, to, ..state.plan.load() };
+        state.plan.store(plan);
+    }
+
+    /// Returns when every thread has run a task for the caller; never, if one of them hangs.
+    pub async fn ping(&self) {
+        for thread in &self.0.threads {
+            // A thread that has ended, as all do when the relay stops, no longer runs tasks.
+            let _ = thread.runtime.spawn(async {}).await;
         }
     }
 
-    /// Returns when every thread has done something for whoever asks: where one hangs, never.
-    pub async fn answer(&self) {
-        for worker in &self.0.workers {
-            // A thread that has ended, as all do at the end, has nothing to say any more.
-            let _ = worker.runtime.spawn(async {}).await;
-        }
+    /// Returns how many times a session has moved from one thread to another.
+    pub fn migrations(&self) -> usize {
+        let threads = self.0.threads.iter().map(|thread| &thread.state);
+        let states = threads.chain([&self.0.current]);
+        states.map(|state| state.migrations.load(Ordering::Relaxed)).sum()
     }
 
-    /// How often sessions have moved.
-    pub fn moves(&self) -> usize {
-        let threads = self.0.workers.iter().map(|worker| &worker.shared).chain(&self.0.here);
-        threads.map(|shared| shared.moves.load(Ordering::Relaxed)).sum()
-    }
-
-    /// The numbers of sessions on each thread.
+    /// Returns the number of sessions on each thread.
     pub fn sessions(&self) -> Vec<usize> {
-        let sessions = |worker: &Worker| worker.shared.sessions.load(Ordering::Relaxed);
-        self.0.workers.iter().map(sessions).collect()
-    }
-
-    /// Begins a period in which these surpluses are to move.
-    fn share_out(&self, surplus: impl Fn(usize) -> Option<(i64, usize)>) {
-        for (number, Worker { shared, .. }) in self.0.workers.iter().enumerate() {
-            let (surplus, to) = surplus(number).unwrap_or((0, number));
-            shared.to.store(to, Ordering::Relaxed);
-            shared.surplus.store(surplus, Ordering::Relaxed);
-            shared.period.fetch_add(1, Ordering::Relaxed);
-        }
+        let sessions = |thread: &WorkerThread| thread.state.sessions.load(Ordering::Relaxed);
+        self.0.threads.iter().map(sessions).collect()
     }
 }
 
-/// The place of a session on a thread, counted until it is dropped.
-#[derive(Debug)]
-pub struct Place {
-    on: Option<Arc<Shared>>,
-    effort: Effort,
+/// Begins a period of a thread, with the load that should move during the period.
+fn begin_period(state: &WorkerState, load_move: LoadMove, period: Duration) {
+    let (share, to) = load_move.unwrap_or((0, state.number));
+    let surplus_us = if share == ALL_SESSIONS {
+        MovePlan::EVERYTHING
+    } else {
+        let micros = period.as_micros() * u128::from(share) / 1000;
+        i32::try_from(micros).unwrap_or(i32::MAX - 1)
+    };
+    let to = u16::try_from(to).unwrap_or(u16::MAX);
+    let period = state.plan.load().period.wrapping_add(1);
+    state.plan.store(MovePlan { surplus_us, to, period });
 }
 
-impl Place {
-    fn new(on: Option<Arc<Shared>>) -> Self {
-        if let Some(shared) = &on {
-            shared.sessions.fetch_add(1, Ordering::Relaxed);
-        }
-        Self { on, effort: Effort::default() }
-    }
-
-    /// The session has worked for so long, and perhaps moved bytes. The number of the thread that it is to go
-    /// to, if it is.
-    pub fn worked(&mut self, work: Duration, has_moved: bool) -> Option<usize> {
-        let shared = self.on.as_ref()?;
-        let effort = self.effort.add(shared.period.load(Ordering::Relaxed), work);
-        let surplus = shared.surplus.load(Ordering::Relaxed);
-        if !has_moved || !balance::is_to_move(effort, surplus) {
-            return None;
-        }
-        if surplus != i64::MAX {
-            if shared.sessions.load(Ordering::Relaxed) < 2 {
-                // What a thread does beside is no reason to send its only session to and fro.
-                return None;
-            }
-            shared.surplus.fetch_sub(effort, Ordering::Relaxed);
-        }
-        let to = shared.to.load(Ordering::Relaxed);
-        if to == shared.number {
-            return None;
-        }
-        shared.moves.fetch_add(1, Ordering::Relaxed);
-        Some(to)
+impl WorkerPool {
+    fn new(threads: Vec<WorkerThread>, stop: CancellationToken) -> Self {
+        let current = Arc::new(WorkerState::new(threads.len()));
+        Self { threads, current, stop }
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.on {
-            shared.sessions.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// How long a session worked in this period and in the one before, in microseconds.
-#[derive(Debug, Default)]
-struct Effort {
-    period: u32,
-    now: u32,
-    before: u32,
-}
-
-impl Effort {
-    /// Adds work of this period. Gives what the session does in one, in nanoseconds.
-    fn add(&mut self, period: u32, work: Duration) -> i64 {
-        if period != self.period {
-            let is_next = period.wrapping_sub(self.period) == 1;
-            self.before = if is_next { self.now } else { 0 };
-            (self.period, self.now) = (period, 0);
-        }
-        let micros = u32::try_from(work.as_nanos().div_ceil(1000)).unwrap_or(u32::MAX);
-        self.now = self.now.saturating_add(micros);
-        i64::from(self.now.max(self.before)) * 1000
-    }
-}
-
-impl Worker {
-    fn start(number: usize, stop: CancellationToken) -> io::Result<Self> {
-        let shared = Arc::new(Shared { number, ..Shared::default() });
-        let (parks, unparks) = (shared.clone(), shared.clone());
-        let runtime = Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .on_thread_park(move || parks.busy.park())
-            .on_thread_unpark(move || unparks.busy.unpark())
-            .build()?;
-        let handle = runtime.handle().clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("forward-{number}"))
-            .spawn(move || runtime.block_on(stop.cancelled()))?;
-        Ok(Self { runtime: handle, shared, thread: Some(thread) })
-    }
-}
-
-impl Drop for Inner {
+impl Drop for WorkerPool {
     fn drop(&mut self) {
         self.stop.cancel();
-        for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
-            // The last one to hold this may be a session itself.
-            if thread.thread().id() != std::thread::current().id() {
-                // A thread that panicked has said so.
-                let _ = thread.join();
-            }
-        }
+        self.threads.iter_mut().for_each(WorkerThread::join);
     }
 }
 
@@ -297,73 +180,54 @@ impl Drop for Inner {
 mod tests {
     use super::*;
 
-    #[test]
-    fn effort_is_that_of_the_busier_of_two_periods() {
-        let mut effort = Effort::default();
-        assert_eq!(effort.add(7, Duration::from_micros(30)), 30_000);
-        assert_eq!(effort.add(7, Duration::from_micros(30)), 60_000);
-        assert_eq!(effort.add(8, Duration::from_nanos(1)), 60_000);
-        assert_eq!(effort.add(9, Duration::from_micros(5)), 5_000);
-        // What was done long ago says nothing.
-        assert_eq!(effort.add(12, Duration::from_micros(2)), 2_000);
-    }
-
-    #[test]
-    fn sessions_move_until_the_surplus_has() {
-        let shared = Arc::new(Shared::default());
-        let mut places: Vec<Place> = (0..4).map(|_| Place::new(Some(shared.clone()))).collect();
-        let work = Duration::from_millis(20);
-        assert!(places.iter_mut().all(|place| place.worked(work, true).is_none()));
-        shared.to.store(3, Ordering::Relaxed);
-        shared.surplus.store(45_000_000, Ordering::Relaxed);
-        let mut moving = |has_moved| -> Vec<usize> {
-            let worked = |place: &mut Place| place.worked(Duration::ZERO, has_moved);
-            places.iter_mut().filter_map(worked).collect()
-        };
-        assert!(moving(false).is_empty());
-        assert_eq!(moving(true), [3, 3]);
-        assert_eq!(shared.sessions.load(Ordering::Relaxed), 4);
-        drop(places);
-        assert_eq!(shared.sessions.load(Ordering::Relaxed), 0);
-    }
-
     #[tokio::test]
-    async fn a_thread_that_hangs_does_not_answer() {
+    async fn thread_that_hangs_does_not_answer_a_ping() {
         let workers = Workers::start(2).unwrap();
-        workers.answer().await;
+        workers.ping().await;
         let (release, released) = std::sync::mpsc::channel::<()>();
         let (hangs, does_hang) = tokio::sync::oneshot::channel();
-        workers.spawn_at(1, |_place| async move {
+        workers.spawn_at(1, |_slot| async move {
             let _ = hangs.send(());
             let _ = released.recv();
         });
         does_hang.await.unwrap();
-        let answer = tokio::spawn({
+        let ping = tokio::spawn({
             let workers = workers.clone();
-            async move { workers.answer().await }
+            async move { workers.ping().await }
         });
         // The other thread answers in the meantime.
-        workers.0.workers[0].runtime.spawn(async {}).await.unwrap();
-        assert!(!answer.is_finished());
+        workers.0.threads[0].runtime.spawn(async {}).await.unwrap();
+        assert!(!ping.is_finished());
         drop(release);
-        answer.await.unwrap();
+        ping.await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_new_session_goes_to_the_first_thread_that_has_time() {
+    async fn new_session_runs_on_the_first_thread_with_little_load() {
         let workers = Workers::start(2).unwrap();
         let thread = async |workers: &Workers| {
             let (tell, told) = tokio::sync::oneshot::channel();
-            workers.spawn(|place| async move {
+            workers.spawn(|slot| async move {
                 let name = std::thread::current().name().map(str::to_owned);
                 let _ = tell.send(name);
-                drop(place);
+                drop(slot);
             });
             told.await.unwrap().unwrap()
         };
         assert_eq!(thread(&workers).await, "forward-0");
         assert_eq!(thread(&workers).await, "forward-0");
-        workers.0.workers[0].shared.load.store(990, Ordering::Relaxed);
+        workers.0.threads[0].state.load.store(990, Ordering::Relaxed);
         assert_eq!(thread(&workers).await, "forward-1");
+    }
+
+    #[test]
+    fn each_period_has_a_plan_of_its_own() {
+        let state = WorkerState::new(1);
+        begin_period(&state, Some((500, 0)), PERIOD);
+        assert_eq!(state.plan.load(), MovePlan { surplus_us: 100_000, to: 0, period: 1 });
+        begin_period(&state, Some((ALL_SESSIONS, 0)), PERIOD);
+        assert_eq!(state.plan.load().surplus_us, MovePlan::EVERYTHING);
+        begin_period(&state, None, PERIOD);
+        assert_eq!(state.plan.load(), MovePlan { surplus_us: 0, to: 1, period: 3 });
     }
 }

@@ -1,5 +1,5 @@
-// Stands in for bcryptprimitives.dll, which Wine 8 does not have: the one function of it that Rust's standard library
-// calls, with what Wine has instead. Later versions of Wine have the file. Only for tests under Wine.
+// A stand-in for bcryptprimitives.dll, which Wine 8 lacks: the one function that Rust's standard library calls, implemented
+// with what Wine has instead. Later versions of Wine have the file. Only for tests under Wine.
 #include <windows.h>
 
 BOOLEAN NTAPI SystemFunction036(PVOID buffer, ULONG length);

@@ -5,12 +5,18 @@ port: metrics
 path: /metrics
 interval: {{ .monitor.interval }}
 relabelings:
-  # The rules and the dashboard choose jobs by names that begin so.
+  # The rules and the dashboard select jobs whose names begin with this.
   - targetLabel: job
     replacement: aspia-relay
-  # An address tells little.
+  # The name of the node says more than an address.
   - sourceLabels: [__meta_kubernetes_pod_node_name]
     targetLabel: node
+  {{- if include "aspia-relay.hasFdStore" $root }}
+  # A relay goes on with the counters of its predecessor, whose pod has another name. With the name as a label, the series would
+  # end and begin with each pod, and increase() would miss what happened between them, such as the hand-over itself.
+  - action: labeldrop
+    regex: pod
+  {{- end }}
 {{- with include "aspia-relay.metricsTokenSecret" $root | fromJson }}
 authorization:
   credentials:

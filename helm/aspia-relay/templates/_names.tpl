@@ -4,7 +4,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* 52 characters leave room for the suffixes, also for that of a StatefulSet's label controller-revision-hash. */}}
+{{/* 52 characters leave room for the suffixes, including that of a StatefulSet's label controller-revision-hash. */}}
 {{- define "aspia-relay.fullname" -}}
 {{- $name := include "aspia-relay.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -24,13 +24,13 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What all pods of a release have, the test among them. */}}
+{{/* The labels of all pods of a release, including that of the test. */}}
 {{- define "aspia-relay.instanceLabels" -}}
 app.kubernetes.io/name: {{ include "aspia-relay.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* What only relays have. Cannot be changed in an upgrade. */}}
+{{/* The labels of relays alone. They cannot be changed in an upgrade. */}}
 {{- define "aspia-relay.selectorLabels" -}}
 {{ include "aspia-relay.instanceLabels" . }}
 app.kubernetes.io/component: relay
@@ -38,6 +38,10 @@ app.kubernetes.io/component: relay
 
 {{- define "aspia-relay.labels" -}}
 {{ include "aspia-relay.selectorLabels" . }}
+{{ include "aspia-relay.chartLabels" . }}
+{{- end -}}
+
+{{- define "aspia-relay.chartLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}

@@ -1,4 +1,4 @@
-{{/* The pod of a relay, and of the test that looks at an installation with the same settings and secrets. */}}
+{{/* The pod of a relay, and that of the test, which checks an installation with the same settings and secrets. */}}
 
 {{/* Called with root and test (true or false). */}}
 {{- define "aspia-relay.podSpec" -}}
@@ -6,9 +6,9 @@
 {{- $test := .test -}}
 {{- with .root.Values -}}
 serviceAccountName: {{ include "aspia-relay.serviceAccountName" $root }}
-# The process on the internet holds no credential of the cluster.
+# The process that faces the internet holds no credential of the cluster.
 automountServiceAccountToken: false
-# Variables made for Services would look like settings of the relay.
+# The variables that Kubernetes makes for Services would look like settings of the relay.
 enableServiceLinks: false
 {{- if .hostNetwork }}
 hostNetwork: true
@@ -27,12 +27,13 @@ imagePullSecrets:
 {{- end }}
 {{- if $test }}
 restartPolicy: Never
-# Longer than the wait for an address and the doctor take at worst. Ends the test also where an image cannot be pulled. It
-# counts from when the pod has a node, so nothing below may keep the pod from a node that has a relay.
+# Longer than the wait for an address and the doctor take in the worst case. It also ends the test when an image cannot be
+# pulled. The time counts from when the pod has a node, so nothing below may keep the pod off a node that has a relay.
 activeDeadlineSeconds: 280
 {{- if or .hostNetwork (and (eq .service.type "NodePort") (ne .peerAddress.from "value")) }}
-# On a node that has a relay: what peers dial is an address of that node. The labels are the test's own, too. So, where no
-# relay has a node, the scheduler puts the test anywhere, and it says that it finds none, instead of waiting for a node.
+# Runs on a node that has a relay, because what peers dial is an address of that node. The test itself has these labels,
+# too: if no relay has a node, the scheduler places the test anywhere, and it reports that it found no relay instead of
+# staying unscheduled.
 affinity:
   podAffinity:
     requiredDuringSchedulingIgnoredDuringExecution:
@@ -42,7 +43,8 @@ affinity:
             {{- include "aspia-relay.instanceLabels" $root | nindent 12 }}
 {{- end }}
 {{- else }}
-# The relay stops by itself when all sessions have ended, or after drainTimeoutSeconds; the rest is for the last traces.
+# With the descriptor store, a relay hands its sessions over and stops at once. Without one, or if the store does not answer,
+# it stops when all sessions have ended or after drainTimeoutSeconds. The rest is for the last traces.
 terminationGracePeriodSeconds: {{ add .drainTimeoutSeconds 10 }}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -63,26 +65,20 @@ tolerations:
   {{- toYaml . | nindent 2 }}
   {{- end }}
   {{- if $test }}
-  # A relay stays on a node that is cordoned.
+  # A relay keeps running on a cordoned node.
   - key: node.kubernetes.io/unschedulable
     operator: Exists
     effect: NoSchedule
   {{- end }}
 {{- end }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  # The group of files with secrets, which nobody else can read.
-  fsGroup: 65532
-  seccompProfile:
-    type: RuntimeDefault
+  {{- include "aspia-relay.podSecurity" $root | nindent 2 }}
 {{- if include "aspia-relay.asksForNode" $root }}
 initContainers:
-  # Asks the API server for this pod's Node until it has an address, says in its log what it waits for, and writes the
-  # address that peers dial. Only this container has the token of the service account.
+  # Queries the API server for this pod's Node until it has an address, logs what it is waiting for, and writes the address
+  # that peers dial to a file. Only this container has the token of the service account.
   - name: node-address
-    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test) | nindent 4 }}
+    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test "binds" false) | nindent 4 }}
     args:
       - --node-address
       {{- if eq .peerAddress.from "nodeAnnotation" }}
@@ -95,7 +91,7 @@ initContainers:
       - --output
       - /run/aspia-relay/peer-address
       {{- if $test }}
-      # The node need not be one of a relay. Without an address the doctor says what is wrong.
+      # The node need not have a relay. Without an address, the doctor says what is wrong.
       - --wait-at-most=20s
       {{- end }}
     env:
@@ -113,9 +109,9 @@ initContainers:
 {{- end }}
 containers:
   - name: {{ ternary "doctor" "relay" $test }}
-    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test) | nindent 4 }}
+    {{- include "aspia-relay.containerBasics" (dict "root" $root "test" $test "binds" true) | nindent 4 }}
     {{- if and $test .hostNetwork }}
-    # On the host network the doctor sees the relay of its node, and there must be one.
+    # On the host network the doctor can see the relay of its node, so there must be one.
     args: [--doctor, --running]
     {{- else if $test }}
     args: [--doctor]
@@ -129,7 +125,7 @@ containers:
         {{- if .hostNetwork }}
         hostPort: {{ include "aspia-relay.listenPort" $root }}
         {{- end }}
-      # Declared, so that the scheduler puts nothing else with the same port on the node.
+      # Declared so that the scheduler places nothing else with the same port on the node.
       - name: admin
         containerPort: {{ .admin.port }}
         {{- if .hostNetwork }}
@@ -143,16 +139,16 @@ containers:
         hostPort: {{ .metrics.port }}
         {{- end }}
       {{- end }}
-    # The kubelet asks from the network of the node. On the host network that is the pod's network, too, so that
-    # 127.0.0.1 of the one is that of the other. The admin interface never speaks TLS, answers /livez and /readyz
-    # without a token, and takes IP addresses as Host.
+    # The kubelet probes from the network of the node. On the host network that is also the pod's network, so both share
+    # 127.0.0.1. The admin interface never uses TLS, answers /livez and /readyz without a token, and accepts an IP address
+    # as Host.
     startupProbe:
       httpGet:
         {{- include "aspia-relay.probeTarget" (dict "values" . "path" "/livez") | nindent 8 }}
       periodSeconds: 2
       failureThreshold: 30
       {{- include "aspia-relay.probeGrace" $root | nindent 6 }}
-    # Does not fail because the Router is away: a restart would only end the sessions.
+    # Does not fail when the Router is unreachable, because a restart would only end the sessions.
     livenessProbe:
       httpGet:
         {{- include "aspia-relay.probeTarget" (dict "values" . "path" "/livez") | nindent 8 }}
@@ -160,7 +156,7 @@ containers:
       timeoutSeconds: 5
       failureThreshold: 3
       {{- include "aspia-relay.probeGrace" $root | nindent 6 }}
-    # 503 without a link to the Router: a rollout that breaks the link stops at the first node.
+    # 503 without a link to the Router, so a rollout that breaks the link stops at the first node.
     readinessProbe:
       httpGet:
         {{- include "aspia-relay.probeTarget" (dict "values" . "path" "/readyz") | nindent 8 }}
@@ -168,7 +164,7 @@ containers:
       timeoutSeconds: 5
     {{- end }}
     volumeMounts:
-      # As a directory: a single file would not follow changes of the ConfigMap.
+      # Mounted as a directory: a single file would not follow changes of the ConfigMap.
       - name: config
         mountPath: /etc/aspia
         readOnly: true
@@ -189,7 +185,7 @@ volumes:
       name: {{ include "aspia-relay.fullname" $root }}
   - name: secrets
     projected:
-      # For the owner and fsGroup; the relay warns of secrets that everybody can read.
+      # Readable for the owner and fsGroup; the relay warns about secrets that everyone can read.
       defaultMode: 288 # 0440
       sources:
         {{- include "aspia-relay.secretSources" $root | trim | nindent 8 }}
@@ -204,7 +200,7 @@ volumes:
       sources:
         - serviceAccountToken:
             path: token
-            # The shortest that there is. The kubelet renews it while the container waits for an address.
+            # The shortest that Kubernetes allows. The kubelet renews it while the container waits for an address.
             expirationSeconds: 600
         - configMap:
             name: kube-root-ca.crt
@@ -218,27 +214,49 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* What every container has. Called with root and test (true or false). */}}
-{{- define "aspia-relay.containerBasics" -}}
-image: {{ include "aspia-relay.image" .root }}
+{{/* The security context of every pod. */}}
+{{- define "aspia-relay.podSecurity" -}}
+{{- $security := default dict .Values.podSecurityContext | deepCopy -}}
+{{- /* The same for the relay and its descriptor store, which pass each other sockets. */ -}}
+{{- with .Values.seLinuxOptions }}{{ $_ := set $security "seLinuxOptions" . }}{{ end -}}
+{{- toYaml $security -}}
+{{- end -}}
+
+{{/* What every container has besides its image. Called with root and binds (whether it listens on the ports of the relay). */}}
+{{- define "aspia-relay.containerSecurity" -}}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-# Why a container failed stands in `kubectl describe pod`: the program writes it into this file. FallbackToLogsOnError
-# would take the last lines of the log, and put peers' addresses where no right to logs is needed to read them.
+# The program writes why it failed into this file, and `kubectl describe pod` shows it. FallbackToLogsOnError would take the
+# last lines of the log instead, and so show peers' addresses to users who may not read logs.
 terminationMessagePath: /dev/termination-log
 terminationMessagePolicy: File
+{{- $security := default dict .root.Values.containerSecurityContext | deepCopy }}
+{{- if and .binds (include "aspia-relay.hasLowPort" .root) }}
+{{- $capabilities := default dict $security.capabilities }}
+{{- $_ := set $capabilities "add" (append (default list $capabilities.add) "NET_BIND_SERVICE" | uniq) }}
+{{- $_ := set $security "capabilities" $capabilities }}
+{{- end }}
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
+  {{- toYaml $security | nindent 2 }}
+{{- end -}}
+
+{{/* "true" if the relay listens on a port below 1024. */}}
+{{- define "aspia-relay.hasLowPort" -}}
+{{- $metrics := ternary .Values.metrics.port 65535 .Values.metrics.enabled -}}
+{{- if lt (min (include "aspia-relay.listenPort" .) .Values.admin.port $metrics | int) 1024 -}}true{{- end -}}
+{{- end -}}
+
+{{/* Fields of the containers of relays and tests. Called with root, test and binds (true or false). */}}
+{{- define "aspia-relay.containerBasics" -}}
+image: {{ include "aspia-relay.image" .root | quote }}
+{{ include "aspia-relay.containerSecurity" (dict "root" .root "binds" .binds) }}
 {{- if .test }}
-# Little, so that the test fits on a node beside its relay.
+# Small, so that the test fits on a node beside its relay.
 resources:
   requests:
     cpu: 10m
     memory: 32Mi
   {{- with pick (dig "limits" dict (default dict .root.Values.resources)) "cpu" "memory" }}
-  # Those of the relay: they keep the pod from no node, and the doctor compares the settings with them.
+  # The limits of the relay: they keep the pod off no node, and the doctor compares the settings with them.
   limits:
     {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -248,7 +266,7 @@ resources:
 {{- end }}
 {{- end -}}
 
-{{/* Tells the program where it writes why it failed. */}}
+{{/* Tells the program where to write why it failed. */}}
 {{- define "aspia-relay.terminationMessage" -}}
 - name: TERMINATION_MESSAGE_PATH
   value: /dev/termination-log
@@ -256,7 +274,7 @@ resources:
 
 {{/* For the probes that restart the relay. */}}
 {{- define "aspia-relay.probeGrace" -}}
-# A relay that does not answer does not drain either: it is not waited for as long as for a pod that is deleted.
+# A relay that does not answer does not drain either, so it gets less time than a pod that is deleted.
 terminationGracePeriodSeconds: {{ .Values.probes.terminationGracePeriodSeconds }}
 {{- end -}}
 

@@ -1,6 +1,6 @@
-{{/* Where secrets come from: Secrets of the user's, or the one that the chart makes of values. */}}
+{{/* Where secrets come from: Secrets of the user, or the one that the chart creates from values. */}}
 
-{{/* Name and key of the Secret with a token, as JSON; null where there is none.
+{{/* Name and key of the Secret with a token, as JSON; null if there is none.
      Called with root, token (the values) and key (in the chart's own Secret). */}}
 {{- define "aspia-relay.tokenSecret" -}}
 {{- if .token.existingSecret.name -}}
@@ -20,7 +20,7 @@
 {{- include "aspia-relay.tokenSecret" (dict "root" . "token" .Values.metricsToken "key" "metrics-token") -}}
 {{- end -}}
 
-{{/* What the chart's own Secret holds. */}}
+{{/* The content of the chart's own Secret. */}}
 {{- define "aspia-relay.ownSecret" -}}
 {{- with .Values.adminToken.value }}
 admin-token: {{ . | quote }}
@@ -30,8 +30,7 @@ metrics-token: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* The sources of the volume with secrets. */}}
-{{- define "aspia-relay.secretSources" -}}
+{{- define "aspia-relay.adminTokenSource" -}}
 {{- with include "aspia-relay.adminTokenSecret" . | fromJson }}
 - secret:
     name: {{ .name | quote }}
@@ -39,6 +38,11 @@ metrics-token: {{ . | quote }}
       - key: {{ .key | quote }}
         path: admin-token
 {{- end }}
+{{- end -}}
+
+{{/* The sources of the volume with secrets. */}}
+{{- define "aspia-relay.secretSources" -}}
+{{- include "aspia-relay.adminTokenSource" . }}
 {{- with include "aspia-relay.metricsTokenSecret" . | fromJson }}
 - secret:
     name: {{ .name | quote }}

@@ -5,12 +5,12 @@
 {{- default .Values.peer.port .Values.peer.listenPort | int -}}
 {{- end -}}
 
-{{/* "true" where the init container has to ask the API server for the Node. */}}
+{{/* "true" if the init container has to query the API server for the Node. */}}
 {{- define "aspia-relay.asksForNode" -}}
 {{- if has .Values.peerAddress.from (list "nodeExternalIP" "nodeAnnotation" "nodeLabel") -}}true{{- end -}}
 {{- end -}}
 
-{{/* Everything but secrets. */}}
+{{/* All settings except secrets. */}}
 {{- define "aspia-relay.relayJson" -}}
 {{- $settings := default dict .Values.config | deepCopy -}}
 {{- $_ := set $settings "RouterAddress" .Values.router.address -}}
@@ -26,8 +26,8 @@
 {{- $_ := set $settings "ListenPort" (int .Values.peer.listenPort) -}}
 {{- end -}}
 {{- $_ := set $settings "DrainTimeout" (printf "%ds" (int .Values.drainTimeoutSeconds)) -}}
-{{- /* On the host network the kubelet reaches 127.0.0.1, as it is on the same host; nobody outside does. In the pod
-       network it comes from outside of the pod, to the pod's address. */ -}}
+{{- /* On the host network the kubelet reaches 127.0.0.1, because it runs on the same host; nobody outside can. In the pod
+       network it connects from outside the pod, to the pod's address. */ -}}
 {{- $adminAddress := ternary "127.0.0.1" "" .Values.hostNetwork -}}
 {{- $_ := set $settings "AdminListen" (printf "%s:%d" $adminAddress (int .Values.admin.port)) -}}
 {{- if .Values.metrics.enabled -}}
@@ -44,9 +44,27 @@
 {{- toPrettyJson $settings -}}
 {{- end -}}
 
+{{/* What needs a new pod when it changes: with watchConfig, the settings that a relay reads only when it starts; otherwise all of
+     them. The rest of the pod rolls out by itself when it changes. */}}
+{{- define "aspia-relay.settingsOfPod" -}}
+{{- $settings := include "aspia-relay.relayJson" . -}}
+{{- if .Values.watchConfig -}}
+{{- $ofPod := pick (fromJson $settings) "ListenInterface" "AdminListen" "MetricsListen" "WorkerThreads" -}}
+{{- /* "" and 0 are what the relay does without the setting. */ -}}
+{{- range $key, $value := $ofPod -}}
+{{- if not $value }}{{ $_ := unset $ofPod $key }}{{ end -}}
+{{- end -}}
+{{- set $ofPod "ListenPort" (include "aspia-relay.listenPort" .) | toJson -}}
+{{- else -}}
+{{- printf "%s%s" $settings (include "aspia-relay.ownSecret" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The variables of the relay. */}}
 {{- define "aspia-relay.env" -}}
 {{ include "aspia-relay.terminationMessage" . }}
+- name: ASPIA_RELAY_WATCH_CONFIG
+  value: {{ .Values.watchConfig | quote }}
 - name: ASPIA_RELAY_ADMIN_TOKEN_FILE
   value: /run/secrets/aspia-relay/admin-token
 {{- if include "aspia-relay.metricsTokenSecret" . | fromJson }}
@@ -57,13 +75,16 @@
 - name: ASPIA_RELAY_ROUTER_PUBLIC_KEY_FILE
   value: /run/secrets/aspia-relay/router.pub
 {{- end }}
-# Before the variables that name it: Kubernetes expands only what stands above.
+{{- if include "aspia-relay.hasFdStore" . }}
+{{ include "aspia-relay.fdStoreAddress" . }}
+{{- end }}
+# Before the variables that use it: Kubernetes expands only variables that are defined above.
 - name: NODE_NAME
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
 {{- if not (hasKey (default dict .Values.config) "DisplayName") }}
-# In the pod network the host name is the pod's, which does not say where it runs.
+# In the pod network the host name is that of the pod, which does not say where it runs.
 - name: ASPIA_RELAY_DISPLAY_NAME
   value: $(NODE_NAME)
 {{- end }}
@@ -100,12 +121,12 @@
 {{- end }}
 {{- end -}}
 
-{{/* Seconds of an interval such as 15s or 1m. */}}
+{{/* An interval such as 15s or 1m, in seconds. */}}
 {{- define "aspia-relay.seconds" -}}
 {{- mul (regexFind "^[0-9]+" . | int) (ternary 60 1 (hasSuffix "m" .)) -}}
 {{- end -}}
 
-{{/* Bytes of a quantity of memory such as 256Mi, 1.5G or 268435456; nothing where it is none. */}}
+{{/* A quantity of memory such as 256Mi, 1.5G or 268435456, in bytes; empty if it is not a quantity. */}}
 {{- define "aspia-relay.bytes" -}}
 {{- $quantity := toString . -}}
 {{- $number := regexFind `^[0-9.]+([eE][+-]?[0-9]+)?` $quantity -}}
@@ -116,7 +137,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What the program takes at most, as the README says, in KiB. */}}
+{{/* The most memory that the program uses, in KiB, as the documentation states it. */}}
 {{- define "aspia-relay.memoryKiB" -}}
 {{- $config := default dict .Values.config -}}
 {{- $sessions := get $config "MaxPeerCount" | default 100 | int64 -}}

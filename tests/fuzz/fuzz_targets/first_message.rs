@@ -1,4 +1,4 @@
-//! The first message of a peer, in whatever pieces it comes; and any secret that is sealed as it should be.
+//! The first message of a peer, in pieces of any size; and any secret in a correctly sealed message.
 #![no_main]
 
 use std::io::{self, Read};
@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 use std::task::Poll;
 
 use aspia_relay::crypto::{Iv, PrivateKey};
-use aspia_relay::peer::first_message::{self, Reading};
+use aspia_relay::peer::first_message::{self, FirstMessageReader};
 use aspia_relay::state::keys::{KeyId, OneTimeKey};
 use aspia_relay_fuzz::choice;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-/// Longest message that is read (section 5 of the protocol notes), with its length.
+/// Longest message that is read (docs/protocol.md, "A peer's first message"), with its length.
 const LONGEST: usize = 16 * 1024 + 4;
 
 static KEY: LazyLock<OneTimeKey> = LazyLock::new(|| OneTimeKey {
@@ -30,14 +30,15 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(opened) = first_message::open(&message, &KEY) {
             assert_eq!(opened.secret.expose(), data);
             let identity = &opened.identity;
-            let texts = [identity.client_address(), identity.client_user_name(), identity.host_address()];
+            let texts =
+                [identity.client_address(), identity.client_user_name(), identity.host_address()];
             assert!(texts.iter().all(|text| text.len() <= 256));
         }
         return;
     }
     let piece = usize::from(choice >> 1) + 1;
     let (mut rest, mut taken, mut blocks) = (data, 0, false);
-    let mut reading = Reading::default();
+    let mut reading = FirstMessageReader::default();
     loop {
         let read = reading.read(|buffer| {
             blocks = !blocks;

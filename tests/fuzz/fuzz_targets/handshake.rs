@@ -1,12 +1,12 @@
-//! The authentication as a state machine: any answer of a Router after any other. It ends with an error or with a Router
-//! whose version and cipher are among those that are spoken.
+//! The authentication as a state machine: any answers of a Router, in any order. It ends with an error, or with a Router whose
+//! version and cipher are supported.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use aspia_relay::crypto::{Cipher, Iv, PrivateKey};
 use aspia_relay::link::handshake::{Handshake, MachineInfo};
-use aspia_relay::wire::router::Version;
+use aspia_relay::wire::messages::Version;
 use aspia_relay_fuzz::{choice, dialect, part};
 use libfuzzer_sys::fuzz_target;
 
@@ -21,15 +21,15 @@ fuzz_target!(|data: &[u8]| {
     let handshake = Handshake {
         ephemeral: key(2),
         iv: Iv([3; 12]),
-        offer_aes: choice & 2 != 0,
+        has_aes: choice & 2 != 0,
         dialect: dialect(choice),
     };
-    let (_, wait) = handshake.start(&ROUTER.public()).expect("the key is good");
-    let Ok((_, mut opener, wait)) = wait.server_hello(part(&mut data)) else {
+    let (_, state) = handshake.start(&ROUTER.public()).expect("the key is good");
+    let Ok((_, mut opener, state)) = state.receive_server_hello(part(&mut data)) else {
         return;
     };
     let challenge = part(&mut data);
-    // What is not sealed with the right key never opens: no input can be that.
+    // A fuzzer cannot produce a challenge that is sealed with the right key.
     assert!(opener.open(challenge).is_err());
     let machine = MachineInfo {
         cpu_cores: 1,
@@ -37,10 +37,12 @@ fuzz_target!(|data: &[u8]| {
         computer_name: "x".into(),
         arch: "x86_64".into(),
     };
-    // So what comes behind it is given as it would be opened.
-    if let Ok((response, established)) = wait.challenge(challenge, &machine) {
+    // So the input serves as the opened challenge.
+    if let Ok((response, parameters)) = state.receive_challenge(challenge, &machine) {
         assert!(!response.is_empty());
-        assert!(established.router_version >= Version::new(2, 0, 0));
-        assert!(choice & 2 != 0 || choice & 1 != 0 || established.cipher == Cipher::ChaCha20Poly1305);
+        assert!(parameters.router_version >= Version::new(2, 0, 0));
+        assert!(
+            choice & 2 != 0 || choice & 1 != 0 || parameters.cipher == Cipher::ChaCha20Poly1305
+        );
     }
 });

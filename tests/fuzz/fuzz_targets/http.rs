@@ -1,12 +1,12 @@
-//! Any bytes on an HTTP connection, up to the handlers and through them: an answer or an end.
+//! Any bytes on an HTTP connection, through all handlers, lead to an answer or to the end of the connection.
 #![no_main]
 
 use std::cell::RefCell;
 
-use aspia_relay::admin::Admin;
+use aspia_relay::admin::AdminServer;
 use aspia_relay::admin::certificates::Certificates;
-use aspia_relay::admin::kind::Kind;
-use aspia_relay::app::{App, Engine, Listeners};
+use aspia_relay::admin::listener::HttpListener;
+use aspia_relay::app::{App, DataPlane, Listeners};
 use aspia_relay::config;
 use aspia_relay::config::sources::Sources;
 use aspia_relay::handle::Handle;
@@ -27,11 +27,11 @@ thread_local! {
 
 struct Server {
     runtime: Runtime,
-    admin: Admin,
+    admin: AdminServer,
     handle: Handle,
 }
 
-/// A relay that nobody runs, but that can be asked everything.
+/// A relay that does not run, but answers every request.
 fn server() -> Server {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
@@ -43,24 +43,24 @@ fn server() -> Server {
             set("PEER_ADDRESS", "127.0.0.1"),
             set("ADMIN_LISTEN", "off"),
         ];
-        let sources = Sources { path: "none".into(), path_is_explicit: false, environment };
+        let sources = Sources { path: "none".into(), is_path_explicit: false, environment };
         let loaded = config::load(&sources).expect("it is complete");
         let peers = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let listeners = Listeners { peers: Some(peers), ..Listeners::default() };
-        let engine = Engine::on(Workers::here());
-        let app = App::bind(loaded, listeners, LogHandle::default(), Tracer::default(), engine);
+        let data_plane = DataPlane::on(Workers::on_current_runtime());
+        let app = App::bind(loaded, listeners, LogHandle::default(), Tracer::default(), data_plane);
         let handle = app.expect("a relay").handle();
         let certificates = Certificates::load(handle.clone()).expect("there are none");
-        (Admin::new(handle.clone(), certificates, CancellationToken::new()), handle)
+        (AdminServer::new(handle.clone(), certificates, CancellationToken::new()), handle)
     });
     Server { runtime, admin, handle }
 }
 
 fuzz_target!(|data: &[u8]| {
     let (choice, data) = choice(data);
-    let kind = if choice & 1 == 0 { Kind::Admin } else { Kind::Metrics };
+    let kind = if choice & 1 == 0 { HttpListener::Admin } else { HttpListener::Metrics };
     SERVER.with_borrow_mut(|present| {
-        // A stop cannot be taken back.
+        // A drain cannot be cancelled, so a new relay is needed.
         if present.as_ref().is_some_and(|server| server.handle.is_draining()) {
             *present = None;
         }

@@ -1,18 +1,19 @@
-//! `relay-lab attack`: what strangers can do to those who use a relay. Against a relay of its own, on this machine alone.
+//! `relay-lab attack`: measures what attackers can do to the users of a relay that it starts on this machine.
 //!
-//! Users come from 127.0.0.1: some sessions with an event now and then, and pairs that meet one after the other. Strangers
-//! come from other addresses of loopback, as many at a time as is said, and do one thing for some seconds each. The
-//! limits of the relay are its defaults.
+//! Users connect from 127.0.0.1: a few sessions with occasional events, and pairs that connect one after the other. Attackers
+//! connect from other loopback addresses, at a limited rate, and carry out one kind of attack at a time. The relay has
+//! its default limits.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aspia_relay::memory;
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -28,46 +29,46 @@ use crate::relay::config;
 use crate::router::{LabRouter, Options};
 use crate::say;
 
-/// Sessions that run all the time, and how often each has an event.
+/// Sessions that run all the time, and the interval of events in each.
 const SESSIONS: usize = 20;
 const EVENT_EVERY: Duration = Duration::from_millis(20);
-/// How often a pair meets: with two connections each well below the default of `PeerConnectRate`, as users are.
+/// Interval of pairs. Two connections each stay well below the default of `PeerConnectRate`, as those of users do.
 const PAIR_EVERY: Duration = Duration::from_millis(600);
-/// Longest wait of a user.
+/// Longest time that a user waits.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A user who waits for a partner is let go after 30 s.
+/// The relay closes a peer that has waited for its partner for 30 s.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
-/// Addresses of strangers.
+/// Number of attacking addresses.
 const STRANGERS: usize = 200;
-/// Connections that each of them holds, where it is about holding: together more than may wait.
+/// Connections that each address holds in attacks that hold connections. Together they exceed `MaxPendingPeers`.
 const HELD: usize = 20;
-/// Longest that a stranger holds a connection.
+/// Longest time that an attacker holds a connection.
 const HOLD: Duration = Duration::from_secs(12);
-/// Room for the sessions and the pairs.
+/// `MaxPeerCount`: enough for the sessions and the pairs.
 const MAX_SESSIONS: &str = "100";
 
-/// What strangers do.
+/// A kind of attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// Nothing: there are none. What the others are compared with.
+    /// No attack. The others are compared with it.
     Quiet,
-    /// Connect and say nothing.
+    /// Connect and send nothing.
     Silent,
-    /// A byte a second.
+    /// Send one byte per second.
     Slow,
     /// Connect and reset at once.
     Reset,
-    /// Random bytes.
+    /// Send random bytes.
     Garbage,
-    /// A length that nothing can have, and one that is just allowed.
+    /// Announce a length over the limit, or one just within it.
     Oversized,
-    /// The recorded first message of a user who waits.
+    /// Replay the first message of a waiting user.
     Replay,
-    /// Connect and close, as fast as it goes.
+    /// Connect and close as fast as possible.
     Storm,
 }
 
-/// All of them, in this order.
+/// All kinds, in this order.
 pub const ALL: [Kind; 8] = [
     Kind::Quiet,
     Kind::Silent,
@@ -79,51 +80,51 @@ pub const ALL: [Kind; 8] = [
     Kind::Storm,
 ];
 
-/// What to do.
+/// Parameters of an attack.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The relay.
+    /// Program of the relay.
     pub relay: PathBuf,
-    /// What strangers do, one after the other.
+    /// Kinds of attack, one after the other.
     pub kinds: Vec<Kind>,
-    /// How long each.
+    /// Duration of each.
     pub time: Duration,
-    /// Connections of strangers a second, at most.
+    /// Maximum rate of attacking connections, per second.
     pub rate: u32,
 }
 
-/// What users saw while strangers did one thing.
+/// What users experienced during one kind of attack.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// What that was.
+    /// The kind of attack.
     pub kind: Kind,
-    /// Connections that strangers made.
+    /// Connections that attackers made.
     pub strangers: u64,
-    /// Pairs that met, and those that did not.
+    /// Pairs that were paired.
     pub paired: usize,
-    /// Why the first of them did not.
+    /// Reasons of those that were not.
     pub failed: Vec<String>,
-    /// Time until a pair had met, sorted, in microseconds.
+    /// Times until pairs were paired, sorted, in microseconds.
     pub pairing: Vec<u64>,
-    /// Time of an event there and back, sorted, in microseconds.
+    /// Round-trip times of events, sorted, in microseconds.
     pub events: Vec<u64>,
-    /// Sessions that ended, which none should.
+    /// Sessions that ended. None should.
     pub lost: usize,
 }
 
-/// What was seen in all.
+/// The results of all attacks.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Of each kind.
+    /// The results of each kind.
     pub seen: Vec<Seen>,
-    /// Most memory that the relay ever had, in bytes.
+    /// Peak memory of the relay, in bytes.
     pub peak: u64,
-    /// What its settings may take, in bytes.
+    /// Maximum memory that its settings allow, in bytes.
     pub bound: u64,
 }
 
 impl Report {
-    /// For people.
+    /// A table for people.
     pub fn table(&self) -> String {
         let quiet = self.seen.iter().find(|seen| seen.kind == Kind::Quiet);
         let quiet = quiet.and_then(|quiet| percentile(&quiet.events, 0.99));
@@ -156,10 +157,14 @@ impl Report {
             );
         }
         let mib = |bytes: u64| bytes as f64 / (1024.0 * 1024.0);
-        text + &format!("memory: {:.1} MiB at most, of {:.1}\n", mib(self.peak), mib(self.bound))
+        text + &format!(
+            "memory: peak {:.1} MiB of {:.1} MiB allowed\n",
+            mib(self.peak),
+            mib(self.bound)
+        )
     }
 
-    /// For machines.
+    /// JSON for programs.
     pub fn json(&self) -> serde_json::Value {
         let times = |times: &[u64]| {
             serde_json::json!({
@@ -187,19 +192,21 @@ impl Report {
         })
     }
 
-    /// What must not be: a user who was kept out or cut off, or more memory than is said.
+    /// Fails if a user was kept out or disconnected, or if the relay took more memory than its settings allow.
     ///
     /// # Errors
-    /// What was.
+    /// Says what happened.
     pub fn verdict(&self) -> io::Result<()> {
         for Seen { kind, failed, lost, strangers, paired, .. } in &self.seen {
             if *paired == 0 || (*strangers == 0) != (*kind == Kind::Quiet) {
-                let text =
-                    format!("{kind:?}: {strangers} strangers, {paired} pairs: this shows nothing");
+                let text = format!(
+                    "{kind:?}: only {strangers} attacking connections and {paired} pairs: too few to conclude anything"
+                );
                 return Err(io::Error::other(text));
             }
             if let Some(first) = failed.first() {
-                let text = format!("{kind:?}: {} pairs did not meet: {first}", failed.len());
+                let text =
+                    format!("{kind:?}: {} pairs failed, the first because: {first}", failed.len());
                 return Err(io::Error::other(text));
             }
             if *lost > 0 {
@@ -207,14 +214,17 @@ impl Report {
             }
         }
         if self.peak > self.bound {
-            let text = format!("the relay took {} bytes of {}", self.peak, self.bound);
+            let text = format!(
+                "the relay used {} bytes, but its settings allow only {}",
+                self.peak, self.bound
+            );
             return Err(io::Error::other(text));
         }
         Ok(())
     }
 }
 
-/// What the settings of a relay may take, with the limits that it has by default, in bytes.
+/// Maximum memory that the settings of a relay with default limits allow, in bytes.
 fn bound(relay: &RelayProcess, router: &LabRouter) -> io::Result<u64> {
     let settings = [
         ("MaxPeerCount", MAX_SESSIONS),
@@ -226,15 +236,15 @@ fn bound(relay: &RelayProcess, router: &LabRouter) -> io::Result<u64> {
     Ok(memory::needed(&loaded.config))
 }
 
-/// Most memory that a process ever had, in bytes.
+/// Peak memory of a process, in bytes.
 fn peak(relay: &RelayProcess) -> io::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", relay.id()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("the relay is gone"))
+    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("the relay has ended"))
 }
 
-/// What the strangers of one phase share.
+/// What the attackers of one phase share.
 struct Field {
     kind: Kind,
     relay: SocketAddr,
@@ -248,10 +258,10 @@ struct Field {
     recorded: Vec<u8>,
 }
 
-/// Runs all of it.
+/// Runs all attacks.
 ///
 /// # Errors
-/// When something cannot be started.
+/// If something cannot be started.
 pub async fn run(plan: &Plan) -> io::Result<Report> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
@@ -262,7 +272,7 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
     let bound = bound(&relay, &router)?;
     let users = Arc::new(Users::default());
     for _ in 0..SESSIONS {
-        // The relay may not have come up yet: the first key says that it has.
+        // The first key shows that the relay has started.
         let session = timeout(PATIENCE, router.introduce()).await.map_err(io::Error::other)??;
         let (client, host) = session.session().await?;
         tokio::spawn(users.clone().session(client, host));
@@ -280,12 +290,12 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
             pause: Duration::from_secs(1) / plan.rate.max(1),
             recorded: waiting.first_bytes()?,
         });
-        // Its message can be recorded once it was sent; whoever brings it first is the one who waits.
+        // Its message can be replayed only after it has been received: the first to send it is the peer that waits.
         let first = match kind {
             Kind::Replay => Some(begin_to_wait(&waiting, &field.recorded, admin).await?),
             _ => None,
         };
-        // Strangers are another machine: what they take must not be a part of what is measured, as far as it goes.
+        // Attackers stand for another machine: as far as possible, their CPU time must not affect what is measured.
         let strangers = (*kind != Kind::Quiet).then(|| {
             let field = field.clone();
             std::thread::spawn(move || strangers(&field))
@@ -306,7 +316,7 @@ pub async fn run(plan: &Plan) -> io::Result<Report> {
         let name = format!("{kind:?}").to_lowercase();
         say(&format!("{name:10} {paired} paired, {} not; events p99 {p99} us", now.failed.len()));
         seen.push(now);
-        // What strangers hold is gone before the next ones come.
+        // Connections of these attackers are closed before the next attack begins.
         sleep(Duration::from_secs(1)).await;
     }
     Ok(Report { seen, peak: peak(&relay)?, bound })
@@ -335,18 +345,17 @@ impl Users {
                 return;
             }
             let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.events.lock().unwrap_or_else(PoisonError::into_inner).push(micros);
+            self.events.lock().push(micros);
             sleep(EVENT_EVERY).await;
         }
     }
 
     fn begin(&self) {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.events.lock().clear();
     }
 
     fn end(&self) -> (Vec<u64>, usize) {
-        let mut events =
-            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut events = std::mem::take(&mut *self.events.lock());
         events.sort_unstable();
         (events, usize::try_from(self.lost.load(Ordering::Relaxed)).unwrap_or(usize::MAX))
     }
@@ -374,7 +383,7 @@ async fn begin_to_wait(
     timeout(PATIENCE, until_taken).await.map_err(io::Error::other)?
 }
 
-/// Pairs meet, one after the other; at the end the two of whom `first` waits, if one does.
+/// Connects pairs, one after the other, and at the end the partner of `first` if that peer waits.
 async fn meet(
     router: &LabRouter,
     time: Duration,
@@ -396,7 +405,7 @@ async fn meet(
                 }
             })),
             Ok(Err(error)) => failed.push(error.to_string()),
-            Err(_) => failed.push("no key came".into()),
+            Err(_) => failed.push("no key arrived".into()),
         }
         sleep(PAIR_EVERY).await;
     }
@@ -408,8 +417,8 @@ async fn meet(
         };
         match timeout(PATIENCE, both).await {
             Ok(Ok(_)) => paired += 1,
-            Ok(Err(error)) => failed.push(format!("the one whose message was recorded: {error}")),
-            Err(_) => failed.push("the one whose message was recorded waits for ever".into()),
+            Ok(Err(error)) => failed.push(format!("the peer whose message was replayed: {error}")),
+            Err(_) => failed.push("the peer whose message was replayed was never paired".into()),
         }
     }
     while let Some(met) = meeting.join_next().await {
@@ -425,7 +434,7 @@ async fn meet(
     (paired, failed, times)
 }
 
-/// All strangers of one phase, on this thread.
+/// Runs all attackers of one phase, on this thread.
 fn strangers(field: &Arc<Field>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -438,12 +447,12 @@ fn strangers(field: &Arc<Field>) -> io::Result<()> {
                     field.turn().await;
                     let from =
                         Ipv4Addr::new(127, 0, 2, u8::try_from(number % STRANGERS).unwrap_or(0) + 1);
-                    // What is refused is refused: the next one comes.
+                    // A refused connection is expected; the next one follows.
                     let _ = timeout(HOLD, field.one(from)).await;
                 }
             });
         }
-        // Whoever still holds a connection lets it go with the runtime.
+        // Connections that are still open close with the runtime.
         while !field.over.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(50)).await;
         }
@@ -453,7 +462,7 @@ fn strangers(field: &Arc<Field>) -> io::Result<()> {
 }
 
 impl Field {
-    /// Waits until it is this stranger's turn: all together are not more than was said.
+    /// Waits for this attacker's turn, so that all together keep to the rate.
     async fn turn(&self) {
         let pause = u64::try_from(self.pause.as_nanos()).unwrap_or(u64::MAX);
         let due = Duration::from_nanos(self.due.fetch_add(pause, Ordering::Relaxed));
@@ -488,7 +497,7 @@ impl Field {
                 let lengths: [&[u8]; 3] = [&[0xff; 4], &[0, 0, 0x40, 1], &[0, 0, 0x40, 0]];
                 let number = self.made.load(Ordering::Relaxed) % 3;
                 stream.write_all(lengths[usize::try_from(number).unwrap_or(0)]).await?;
-                // As much as is taken.
+                // As much as the relay accepts.
                 while stream.write_all(&[9; 4096]).await.is_ok() && number < 2 {}
                 let _ = stream.read(&mut nothing).await?;
             }

@@ -1,28 +1,29 @@
-//! A real browser without a window, driven by its DevTools protocol: JSON messages, each ended by a NUL, through two
-//! pipes. No port is opened for it.
+//! A headless browser, driven over the DevTools protocol: NUL-terminated JSON messages through two
+//! pipes, without a port.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Names of the program, the best first.
+/// Names of the program, in order of preference.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
-/// Longest wait for an answer, or for something to be seen.
+/// Longest wait for an answer or for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked at.
+/// Interval at which conditions are checked.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Nothing but the page is asked for anything: no name resolves, and the browser's own errands are off. The sandbox
+/// The browser requests nothing but the page: no name resolves, and its own background requests are off. The sandbox
 /// does not work for root and in many containers; the only page is ours.
 const ARGUMENTS: [&str; 13] = [
     "--headless=new",
@@ -40,7 +41,7 @@ const ARGUMENTS: [&str; 13] = [
     "--remote-debugging-pipe",
 ];
 
-/// The browser's program, where there is one.
+/// The browser's program, if there is one.
 pub fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -54,13 +55,13 @@ type Answers = HashMap<u64, oneshot::Sender<Result<Value, String>>>;
 
 #[derive(Default)]
 struct Heard {
-    /// `None` once the browser has gone.
+    /// `None` once the browser has ended.
     answers: Mutex<Option<Answers>>,
     events: Mutex<Vec<Value>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// A browser with one page; ends when it is dropped.
@@ -73,11 +74,10 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts `program` with an empty page of `width` x `height` CSS pixels. It keeps its files in `folder`, with what
-    /// it says on stderr.
+    /// Starts `program` with an empty page of `width` x `height` CSS pixels. Its files, and its stderr, are in `folder`.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub async fn start(
         program: &Path,
         folder: &Path,
@@ -110,7 +110,7 @@ impl Browser {
             Ok(()) => Ok(browser),
             Err(error) => {
                 let said = std::fs::read_to_string(said).unwrap_or_default();
-                Err(io::Error::other(format!("{error}; the browser says:\n{said}")))
+                Err(io::Error::other(format!("{error}; stderr of the browser:\n{said}")))
             }
         }
     }
@@ -129,9 +129,9 @@ impl Browser {
     /// Calls a method of the protocol.
     ///
     /// # Errors
-    /// What the browser says, or that it says nothing.
+    /// The browser's error, or that it did not answer.
     pub async fn call(&self, method: &str, params: Value) -> io::Result<Value> {
-        let gone = || io::Error::other(format!("the browser has gone ({method})"));
+        let gone = || io::Error::other(format!("the browser has ended ({method})"));
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut message = json!({ "id": number, "method": method, "params": params });
         if !self.page.is_empty() {
@@ -151,10 +151,10 @@ impl Browser {
             .map_err(|_| io::Error::other(format!("{method}: no answer")))?
     }
 
-    /// Goes to an address.
+    /// Navigates to an address.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// If it cannot be reached.
     pub async fn open(&self, address: &str) -> io::Result<()> {
         let answer = self.call("Page.navigate", json!({ "url": address })).await?;
         match answer["errorText"].as_str() {
@@ -163,10 +163,10 @@ impl Browser {
         }
     }
 
-    /// Gives the page another size, in CSS pixels.
+    /// Resizes the page, in CSS pixels.
     ///
     /// # Errors
-    /// What the browser says.
+    /// The browser's error.
     pub async fn resize(&self, width: u32, height: u32) -> io::Result<()> {
         let size =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
@@ -176,7 +176,7 @@ impl Browser {
     /// Evaluates JavaScript in the page; waits for a promise.
     ///
     /// # Errors
-    /// What it throws.
+    /// The exception that it throws.
     pub async fn evaluate(&self, expression: &str) -> io::Result<Value> {
         let params =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
@@ -190,7 +190,7 @@ impl Browser {
     /// Waits until an expression is true.
     ///
     /// # Errors
-    /// What it throws, or that it does not become true within [`PATIENCE`].
+    /// The exception that it throws, or that it does not become true within [`PATIENCE`].
     pub async fn until(&self, expression: &str) -> io::Result<()> {
         let began = Instant::now();
         while self.evaluate(&format!("Boolean({expression})")).await? != true {
@@ -209,15 +209,15 @@ impl Browser {
     /// Presses a key: `Tab`, `Shift+Tab`, `Enter`, `Escape`, `Space`.
     ///
     /// # Errors
-    /// When it is another one, or what the browser says.
+    /// If it is another key; or the browser's error.
     pub async fn press(&self, name: &str) -> io::Result<()> {
-        // Windows' numbers of keys, and what they type.
+        // Windows key codes, and the text that the keys type.
         let (key, number, text) = match name {
             "Tab" | "Shift+Tab" => ("Tab", 9, ""),
             "Enter" => ("Enter", 13, "\r"),
             "Escape" => ("Escape", 27, ""),
             "Space" => (" ", 32, " "),
-            _ => return Err(io::Error::other(format!("{name} is no key that is known here"))),
+            _ => return Err(io::Error::other(format!("{name} is not a known key"))),
         };
         let code = name.trim_start_matches("Shift+");
         let modifiers = if name.starts_with("Shift+") { 8 } else { 0 };
@@ -237,10 +237,10 @@ impl Browser {
         Ok(())
     }
 
-    /// Types a text where the focus is.
+    /// Types a text into the focused element.
     ///
     /// # Errors
-    /// What the browser says.
+    /// The browser's error.
     pub async fn write(&self, text: &str) -> io::Result<()> {
         self.call("Input.insertText", json!({ "text": text })).await.map(drop)
     }
@@ -248,16 +248,16 @@ impl Browser {
     /// Sets a media feature such as `prefers-color-scheme`.
     ///
     /// # Errors
-    /// What the browser says.
+    /// The browser's error.
     pub async fn media(&self, feature: &str, value: &str) -> io::Result<()> {
         let features = json!({ "features": [{ "name": feature, "value": value }] });
         self.call("Emulation.setEmulatedMedia", features).await.map(drop)
     }
 
-    /// A picture of the whole page, as PNG in base64.
+    /// A screenshot of the whole page, as PNG in base64.
     ///
     /// # Errors
-    /// What the browser says.
+    /// The browser's error.
     pub async fn screenshot(&self) -> io::Result<String> {
         let params = json!({ "format": "png", "captureBeyondViewport": true });
         let answer = self.call("Page.captureScreenshot", params).await?;
@@ -274,15 +274,15 @@ impl Browser {
             .collect()
     }
 
-    /// Everything that went wrong in the page so far, in words: errors and warnings of the console, exceptions,
-    /// violations of its policy.
+    /// All problems of the page so far, as text: errors and warnings of the console, exceptions,
+    /// violations of its content security policy.
     pub fn complaints(&self) -> Vec<String> {
         let console = self
             .events("Runtime.consoleAPICalled")
             .into_iter()
             .filter(|call| ["error", "warning", "assert"].iter().any(|kind| call["type"] == *kind));
         let thrown = self.events("Runtime.exceptionThrown").into_iter();
-        // These have the failed requests, too.
+        // These include failed requests.
         let logged = self.events("Log.entryAdded").into_iter().filter(|entry| {
             ["error", "warning"].iter().any(|level| entry["entry"]["level"] == *level)
         });
@@ -292,7 +292,7 @@ impl Browser {
         console.chain(thrown).chain(logged).chain(issues).map(|event| event.to_string()).collect()
     }
 
-    /// The addresses that the page asked for so far.
+    /// The addresses that the page has requested so far.
     pub fn requests(&self) -> Vec<String> {
         self.events("Network.requestWillBeSent")
             .iter()
@@ -301,7 +301,7 @@ impl Browser {
     }
 }
 
-/// Sorts what the browser says, until it says no more.
+/// Dispatches the browser's messages until its pipe closes.
 async fn listen(output: ChildStdout, heard: Arc<Heard>) {
     let mut output = BufReader::new(output);
     let mut message = Vec::new();
@@ -321,10 +321,10 @@ async fn listen(output: ChildStdout, heard: Arc<Heard>) {
             error => Err(error.to_string()),
         };
         if let Some(asker) = asker {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = asker.send(answer);
         }
     }
-    // Those who still wait hear that it has gone.
+    // Waiting callers learn that the browser has ended.
     lock(&heard.answers).take();
 }

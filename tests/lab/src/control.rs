@@ -1,5 +1,5 @@
-//! How `relay-lab peers` and `relay-lab load` get introduced by a `relay-lab router`, on this machine or another:
-//! one TCP connection for each introduction, a line with a JSON object for an answer.
+//! How `relay-lab peers` and `relay-lab load` get introductions from `relay-lab router`, on this machine or another:
+//! one TCP connection for each introduction, answered by one line with a JSON object.
 
 use std::io;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer read, in bytes.
 const MAX_ANSWER: u64 = 16 * 1024;
 
-/// Answers everybody who connects with an introduction, for ever.
+/// Answers every connection with an introduction, for ever.
 pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
-            // Out of descriptors, most likely: some will come back.
+            // Probably out of descriptors, some of which will be released.
             sleep(Duration::from_millis(100)).await;
             continue;
         };
         let router = router.clone();
         tokio::spawn(async move {
-            // Whoever asks says nothing more; reading ends when they have gone, and then no key is wasted.
+            // Clients send nothing. The read ends when the client disconnects, so that no key is wasted.
             let mut nothing = [0];
             let introduced = tokio::select! {
                 introduced = router.introduce() => introduced,
@@ -46,7 +46,7 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
                     "encryption": introduction.encryption,
                 }),
             };
-            // Whoever asked may have gone; the key expires at the relay.
+            // The client may have disconnected; the key then expires at the relay.
             let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
         });
     }
@@ -55,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Arc<LabRouter>) {
 /// Asks for an introduction.
 ///
 /// # Errors
-/// When nobody answers, or not with an introduction.
+/// If nobody answers, or the answer is not an introduction.
 pub async fn introduction(control: &str) -> io::Result<Introduction> {
     let asked = async {
         let stream = TcpStream::connect(control).await?;
@@ -72,7 +72,7 @@ pub async fn introduction(control: &str) -> io::Result<Introduction> {
         }
         Err(_) => {
             return Err(io::Error::other(format!(
-                "the Router at {control} has no key to give for {} s; is a relay connected to it, and has it room?",
+                "the Router at {control} has had no key for {} s; is a relay connected to it, and does it have capacity?",
                 PATIENCE.as_secs()
             )));
         }
@@ -81,7 +81,7 @@ pub async fn introduction(control: &str) -> io::Result<Introduction> {
     if let Some(error) = answer["error"].as_str() {
         return Err(io::Error::other(format!("the Router at {control} says: {error}")));
     }
-    let missing = |name: &str| io::Error::other(format!("the answer has no good {name:?}"));
+    let missing = |name: &str| io::Error::other(format!("the answer has no valid {name:?}"));
     let bytes = |name: &str| {
         answer[name].as_str().and_then(|text| hex::decode(text).ok()).ok_or_else(|| missing(name))
     };

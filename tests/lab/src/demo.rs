@@ -1,4 +1,4 @@
-//! `relay-lab demo`: a Router, a relay and two peers on this machine, and verified data between them.
+//! `relay-lab demo`: a Router, a relay and two peers on this machine, with verified data between the peers.
 
 use std::io;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::router::{Options, RouterVersion};
 use crate::traffic;
 
 const MIB: u64 = 1024 * 1024;
-/// Longest that any step but the transfer may take.
+/// Longest time for any step except the transfer.
 const STEP: Duration = Duration::from_secs(30);
-/// Longest time without any progress of the transfer.
+/// Longest time without progress of the transfer.
 const STALL: Duration = Duration::from_secs(30);
 
-/// What is shown on the way: a live table and bars on a terminal, plain lines elsewhere.
+/// Shows the progress: a live table and bars on a terminal, plain lines elsewhere.
 struct Screen {
     all: MultiProgress,
     table: ProgressBar,
@@ -37,6 +37,12 @@ impl Screen {
         Self { all, table, plain }
     }
 
+    /// Announces a step.
+    fn begin(&self, text: &str) {
+        self.line(&format!("  ... {text}"));
+    }
+
+    /// Reports a completed step.
     fn done(&self, text: &str) {
         self.line(&format!("  ok  {text}"));
     }
@@ -62,34 +68,58 @@ fn style(template: &str) -> ProgressStyle {
 async fn within<T>(what: &str, step: impl Future<Output = T>) -> io::Result<T> {
     timeout(STEP, step)
         .await
-        .map_err(|_| io::Error::other(format!("{what}: nothing for {} s", STEP.as_secs())))
+        .map_err(|_| io::Error::other(format!("{what} within {} s", STEP.as_secs())))
 }
 
 /// Runs the demonstration with `mebibytes` in each direction and a Router of `version`.
 ///
 /// # Errors
-/// What failed, in words.
+/// Says which step failed, and how.
 pub async fn run(mebibytes: u64, version: RouterVersion) -> io::Result<()> {
     let screen = Screen::new();
-    screen.line("aspia-relay: a demonstration on this machine alone\n");
+    screen.line("aspia-relay: a demonstration on this machine only\n");
+    let lab = register(&screen, version).await?;
+    let (client, host) = pair(&screen, &lab).await?;
+    let length = mebibytes * MIB;
+    let began = Instant::now();
+    let peers = transfer(&screen, &lab, client, host, length).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    screen.done(&format!("{mebibytes} MiB each way in {seconds:.2} s, every byte as it was sent"));
+    compare_statistics(&screen, &lab, 2 * length).await?;
+    drop(peers);
+    stop(&screen, lab).await?;
+    screen.table.finish_and_clear();
+    let rate = 2.0 * mebibytes as f64 / seconds;
+    screen.line(&format!("\nAll is well: 1 session, {} MiB, {rate:.0} MiB/s.", 2 * mebibytes));
+    Ok(())
+}
+
+/// Starts a Router and a relay, which registers.
+async fn register(screen: &Screen, version: RouterVersion) -> io::Result<Lab> {
     let settings =
         [("MaxPeerCount", "8"), ("StatisticsEnabled", "true"), ("StatisticsInterval", "1")];
     let began = Instant::now();
-    let Lab { router, relay } =
-        Lab::start(Options { version, ..Options::default() }, &settings).await?;
-    screen.done(&format!("Router {} of the laboratory on {}", version.0, router.address()));
-    screen.done(&format!("relay on {}, this very program's code", relay.address()));
-    let view = within("the relay does not register", router.keys(8)).await?;
+    screen.begin("starting a Router and a relay");
+    let lab = Lab::start(Options { version, ..Options::default() }, &settings).await?;
+    screen.done(&format!("laboratory Router {} on {}", version.0, lab.router.address()));
+    screen.done(&format!("relay on {}, in this process", lab.relay.address()));
+    screen.begin("waiting until the relay has registered");
+    let view = within("the relay does not register", lab.router.keys(8)).await?;
     screen.done(&format!(
         "registered in {} ms: sealed with {}, {} keys on offer",
         began.elapsed().as_millis(),
         view.cipher.map(|cipher| cipher.to_string()).unwrap_or_default(),
         view.pool.len()
     ));
+    Ok(lab)
+}
 
-    let introduction = within("no key to introduce two peers with", router.introduce()).await??;
-    let (client, host) = within("the relay does not accept", introduction.connect_both()).await??;
-    let state = relay.handle().state().clone();
+/// Connects a Client and a Host, and waits until the relay has paired them.
+async fn pair(screen: &Screen, lab: &Lab) -> io::Result<(TcpStream, TcpStream)> {
+    screen.begin("connecting a Client and a Host");
+    let introduction = within("no key is on offer", lab.router.introduce()).await??;
+    let peers = within("the relay does not accept", introduction.connect_both()).await??;
+    let state = lab.relay.handle().state();
     within("the two peers are not paired", async {
         while state.counts().active == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -97,69 +127,86 @@ pub async fn run(mebibytes: u64, version: RouterVersion) -> io::Result<()> {
     })
     .await?;
     screen.done(&format!("Client and Host paired with key {}", introduction.key_id));
+    Ok(peers)
+}
 
-    let length = mebibytes * MIB;
-    let began = Instant::now();
+/// Sends `length` bytes in each direction and verifies them.
+async fn transfer(
+    screen: &Screen,
+    lab: &Lab,
+    client: TcpStream,
+    host: TcpStream,
+    length: u64,
+) -> io::Result<(TcpStream, TcpStream)> {
+    screen.begin(&format!("sending {} MiB each way through the relay", length / MIB));
     let moved = Arc::new(AtomicU64::new(0));
     let there = end(client, 1, 2, length, screen.bar("Host   -> Client", length), moved.clone());
     let back = end(host, 2, 1, length, screen.bar("Client -> Host  ", length), moved.clone());
-    let transfer = async { tokio::try_join!(there, back) };
-    let watch = async {
-        let mut ticks = interval(Duration::from_millis(200));
-        let (mut last, mut last_moved, mut last_line) = (0, Instant::now(), Instant::now());
-        loop {
-            ticks.tick().await;
-            let now = moved.load(Ordering::Relaxed);
-            if now != last {
-                (last, last_moved) = (now, Instant::now());
-            }
-            if last_moved.elapsed() > STALL {
-                let stalled = format!("the transfer stands still after {now} bytes");
-                return io::Error::other(stalled);
-            }
-            let counts = state.counts();
-            let bytes: u64 = state.sessions().iter().map(|session| session.traffic.bytes()).sum();
-            let rate =
-                bytes / MIB * 1000 / u64::try_from(began.elapsed().as_millis()).unwrap_or(1).max(1);
-            let table = format!(
-                "      sessions {}   keys on offer {}   handed out {}   {} MiB   {rate} MiB/s",
-                counts.active,
-                counts.offered,
-                counts.handed_out,
-                bytes / MIB,
-            );
-            if screen.plain && last_line.elapsed() > Duration::from_secs(1) {
-                screen.line(&table);
-                last_line = Instant::now();
-            }
-            screen.table.set_message(table);
-        }
-    };
-    let (client, host) = tokio::select! {
-        both = transfer => both?,
-        stalled = watch => return Err(stalled),
-    };
-    let seconds = began.elapsed().as_secs_f64();
-    screen.done(&format!("{mebibytes} MiB each way in {seconds:.2} s, every byte as it was sent"));
+    tokio::select! {
+        both = async { tokio::try_join!(there, back) } => both,
+        stalled = watch(screen, lab, &moved) => Err(stalled),
+    }
+}
 
-    let expected = i64::try_from(2 * length).unwrap_or(i64::MAX);
+/// Shows the progress of a transfer; returns when it stalls.
+async fn watch(screen: &Screen, lab: &Lab, moved: &AtomicU64) -> io::Error {
+    let state = lab.relay.handle().state();
+    let began = Instant::now();
+    let mut ticks = interval(Duration::from_millis(200));
+    let (mut last, mut last_moved, mut last_line) = (0, Instant::now(), Instant::now());
+    loop {
+        ticks.tick().await;
+        let now = moved.load(Ordering::Relaxed);
+        if now != last {
+            (last, last_moved) = (now, Instant::now());
+        }
+        if last_moved.elapsed() > STALL {
+            return io::Error::other(format!("the transfer stalled after {now} bytes"));
+        }
+        let counts = state.counts();
+        let bytes: u64 = state.sessions().iter().map(|session| session.traffic.bytes()).sum();
+        let rate =
+            bytes / MIB * 1000 / u64::try_from(began.elapsed().as_millis()).unwrap_or(1).max(1);
+        let table = format!(
+            "      sessions {}   keys on offer {}   handed out {}   {} MiB   {rate} MiB/s",
+            counts.active,
+            counts.offered,
+            counts.handed_out,
+            bytes / MIB,
+        );
+        if screen.plain && last_line.elapsed() > Duration::from_secs(1) {
+            screen.line(&table);
+            last_line = Instant::now();
+        }
+        screen.table.set_message(table);
+    }
+}
+
+/// Waits until the Router's statistics count all bytes.
+async fn compare_statistics(screen: &Screen, lab: &Lab, bytes: u64) -> io::Result<()> {
+    screen.begin("waiting for the relay's statistics");
+    let expected = i64::try_from(bytes).unwrap_or(i64::MAX);
     let counted = |view: &crate::router::View| {
         view.statistics
             .as_ref()
             .and_then(|statistics| statistics.peer_connection.first())
             .is_some_and(|peer| peer.bytes_transferred == expected)
     };
-    within("the Router's statistics lack bytes", router.wait_for(counted)).await?;
+    within("the Router's statistics do not count all bytes", lab.router.wait_for(counted)).await?;
     screen.done(&format!("the Router's statistics count the same: {expected} bytes"));
+    Ok(())
+}
 
-    drop((client, host));
+/// Waits for the end of the session and stops the relay.
+async fn stop(screen: &Screen, Lab { router, relay }: Lab) -> io::Result<()> {
+    screen.begin("ending the session and stopping the relay");
     within("the session does not end", router.keys(8)).await?;
     screen.done("session ended, its place is on offer again: 8 keys");
     relay.handle().drain();
     let stopped = within("the relay does not stop", relay.stopped()).await??;
     if stopped != Stopped::Drained {
         return Err(io::Error::other(format!(
-            "the relay stopped with something left: {stopped:?}"
+            "the relay ended sessions as it stopped: {stopped:?}"
         )));
     }
     let complaints = router.view().complaints;
@@ -167,14 +214,10 @@ pub async fn run(mebibytes: u64, version: RouterVersion) -> io::Result<()> {
         return Err(io::Error::other(format!("the Router complains: {complaints:?}")));
     }
     screen.done("relay stopped, nothing left");
-    screen.table.finish_and_clear();
-    let rate = 2.0 * (length / MIB) as f64 / seconds;
-    screen
-        .line(&format!("\nAll is well: 1 session, {} MiB, {rate:.0} MiB/s in all.", 2 * mebibytes));
     Ok(())
 }
 
-/// One peer: sends, receives and checks; leaves the connection open.
+/// Sends and verifies the bytes of one peer. Leaves the connection open.
 async fn end(
     stream: TcpStream,
     seed: u64,
@@ -202,7 +245,7 @@ async fn end(
 #[cfg(test)]
 mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_demonstration_works() {
+    async fn demonstration_succeeds_with_either_router() {
         super::run(1, super::RouterVersion::V2_7).await.unwrap();
         super::run(1, super::RouterVersion::V3_0).await.unwrap();
     }

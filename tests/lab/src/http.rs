@@ -1,4 +1,4 @@
-//! Asks a relay over HTTP, byte by byte: what a test sends is what is sent.
+//! A minimal HTTP client that sends exactly the bytes that a test gives.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 pub struct Answer {
     /// The status.
     pub status: u16,
-    /// The head as it came.
+    /// The head as received.
     pub head: String,
     /// The body.
     pub body: String,
@@ -30,16 +30,16 @@ impl Answer {
         })
     }
 
-    /// The body as JSON; null where it is none.
+    /// The body as JSON, or null.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 }
 
-/// Sends a request with a good `Host`, the given lines and the body.
+/// Sends a request with a valid `Host`, the given header lines and the body.
 ///
 /// # Errors
-/// What the system says, or that the answer is none.
+/// The system's error, or that the answer is not HTTP.
 pub async fn request(
     address: SocketAddr,
     request: &str,
@@ -63,15 +63,15 @@ fn text(address: SocketAddr, request: &str, lines: &[&str], body: &str) -> Strin
 /// Sends bytes and reads an answer up to the end of the connection.
 ///
 /// # Errors
-/// What the system says, or that the answer is none.
+/// The system's error, or that the answer is not HTTP.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> io::Result<Answer> {
     exchange(TcpStream::connect(address).await?, bytes).await
 }
 
-/// Sends a request over TLS to whoever has a certificate for `name`.
+/// Sends a request over TLS to a server with a certificate for `name`.
 ///
 /// # Errors
-/// What the system or TLS says, or that the answer is none.
+/// The error of the system or of TLS, or that the answer is not HTTP.
 pub async fn request_over_tls(
     address: SocketAddr,
     name: ServerName<'static>,
@@ -80,7 +80,7 @@ pub async fn request_over_tls(
     lines: &[&str],
 ) -> io::Result<Answer> {
     let stream = TcpStream::connect(address).await?;
-    // The end of a handshake and the request are two small writes: the second would wait for 40 ms.
+    // The end of the handshake and the request are two small writes; with Nagle's algorithm the second would wait 40 ms.
     stream.set_nodelay(true)?;
     let stream = TlsConnector::from(client).connect(name, stream).await?;
     exchange(stream, text(address, request, lines, "").as_bytes()).await
@@ -94,7 +94,7 @@ async fn exchange(
     stream.flush().await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    let no_answer = || io::Error::other(format!("this is no answer: {answer:?}"));
+    let no_answer = || io::Error::other(format!("not an HTTP answer: {answer:?}"));
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(no_answer)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok(Answer {
@@ -104,10 +104,10 @@ async fn exchange(
     })
 }
 
-/// `GET`.
+/// Sends a `GET` request.
 ///
 /// # Errors
-/// What the system says, or that the answer is none.
+/// The system's error, or that the answer is not HTTP.
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
     request(address, &format!("GET {path}"), &[], "").await
 }

@@ -1,4 +1,4 @@
-//! A program of another user that answers as a relay does on a socket of commands.
+//! Another user's program that answers like a relay on its instance socket.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -7,10 +7,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
-/// Takes the abstract name `socket` as `user`, and answers until the program ends: `answers` are paths and bodies.
+/// Binds the abstract name `socket` as `user`, and answers until the program ends. `answers` are paths and bodies.
 ///
 /// # Errors
-/// Only root may be another user.
+/// If the user is not root.
 pub fn publish(
     socket: &str,
     user: u32,
@@ -27,7 +27,7 @@ pub fn publish(
     let listener = bound.map_err(|_| io::Error::other("the thread panicked"))??;
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            // Whoever only looks whose it is asks nothing.
+            // A client that only checks the owner sends no request.
             let _ = answer(stream, answers);
         }
     });

@@ -1,25 +1,28 @@
-//! The laboratory: everything that a relay needs around it, for tests and for people.
+//! The laboratory: everything around a relay that tests and people need to try it.
 //!
-//! - [`router`]: a Router of either dialect that does as it is told;
+//! - [`router`]: a Router of either dialect whose behaviour tests choose;
 //! - [`peer`]: the Client and Host ends of a session;
 //! - [`relay`]: the real relay, in this process;
-//! - `process` (Linux): the same as a process of its own;
-//! - [`traffic`]: data that can be checked at the other end;
-//! - [`log`]: what the relay logs, to look at in a test;
-//! - [`control`]: how peers on another machine get introduced;
-//! - `namespace` (Linux): a network of its own for a forwarder;
-//! - [`http`]: asking a relay over HTTP;
-//! - `impostor` (Linux): another user who answers as a relay does;
-//! - [`metrics`]: what it counts;
-//! - [`port`]: ports that are free;
-//! - [`browser`]: a real browser that looks at its page;
-//! - [`demo`], [`load`], `attack`, `soak` and `bench` (Linux): what `relay-lab` shows and measures.
+//! - `process` (Linux): the real relay, in a process of its own;
+//! - [`traffic`]: data that the other end can verify;
+//! - [`log`]: captures the log of a relay in tests;
+//! - [`clock`]: holds the paused clock of a test while the kernel or another thread does something;
+//! - [`control`]: introductions for peers in another process or on another machine;
+//! - `namespace` (Linux): a network namespace for a forwarder;
+//! - [`http`]: a minimal HTTP client;
+//! - `store_proxy` (Linux): stands between a relay and its descriptor store, and fails;
+//! - `impostor` (Linux): a program of another user that answers like a relay;
+//! - [`metrics`]: reads the metrics of a relay;
+//! - [`port`]: free ports;
+//! - [`browser`]: a headless browser for the page of a relay;
+//! - [`demo`], [`load`], and on Linux `attack`, `soak`, `survive` and `bench`: the commands of `relay-lab`.
 
 #[cfg(target_os = "linux")]
 pub mod attack;
 #[cfg(target_os = "linux")]
 pub mod bench;
 pub mod browser;
+pub mod clock;
 pub mod control;
 pub mod demo;
 pub mod http;
@@ -38,26 +41,36 @@ pub mod relay;
 pub mod router;
 #[cfg(target_os = "linux")]
 pub mod soak;
+pub mod sockets;
+#[cfg(target_os = "linux")]
+pub mod store_proxy;
+#[cfg(target_os = "linux")]
+pub mod survive;
 pub mod traffic;
 #[cfg(target_os = "linux")]
 pub mod wire;
 
 use std::io::Write;
 
-/// Set by `.ci/run`: a test that cannot run is a failure.
+/// If this variable is set, as `.ci/run` does, a test that cannot run fails.
 pub const NO_SKIP: &str = "ASPIA_RELAY_TEST_NO_SKIP";
 
-/// Says loudly that a test is left out, and why.
+/// Why a test cannot run on this machine. [`cannot_run`] unwinds with it.
+#[derive(Debug)]
+pub struct CannotRun(pub String);
+
+/// Ends a test that cannot run on this machine. Its harness lists it as ignored, with the reason.
 ///
 /// # Panics
-/// Where [`NO_SKIP`] is set: then nothing may be left out.
-pub fn skip(test: &str, why: &str) {
-    assert!(std::env::var_os(NO_SKIP).is_none(), "{test} cannot run here: {why}");
-    // Written past the test harness, which would swallow it.
-    let _ = writeln!(std::io::stderr(), "\n*** LEFT OUT: {test}: {why}\n");
+/// Always: with [`CannotRun`], or, where [`NO_SKIP`] is set, with a message, so that the test fails.
+pub fn cannot_run(reason: impl Into<String>) -> ! {
+    let reason = reason.into();
+    assert!(std::env::var_os(NO_SKIP).is_none(), "cannot run here: {reason}");
+    // Unlike a panic, this prints nothing.
+    std::panic::resume_unwind(Box::new(CannotRun(reason)))
 }
 
-/// Prints a line. Whoever reads stdout may have gone; the command goes on.
+/// Prints a line. If nobody reads stdout any more, the command continues.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }

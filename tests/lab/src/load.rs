@@ -1,4 +1,4 @@
-//! `relay-lab load`: many sessions at once; rates and delays.
+//! `relay-lab load`: runs many concurrent sessions and reports rates and delays.
 
 use std::io;
 use std::sync::Arc;
@@ -12,43 +12,43 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::control;
 
-/// What a session carries.
+/// The traffic of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// As much as it can, from Host to Client.
     Bulk,
-    /// A remote desktop: 30 frames of 8 KiB a second one way, a large one of 100 KiB every two seconds, and 60
-    /// events of 64 bytes a second the other way.
+    /// A remote desktop: 30 frames of 8 KiB per second one way with a large one of 100 KiB every two seconds, and 60
+    /// events of 64 bytes per second the other way.
     Desktop,
-    /// Next to nothing: an event of 64 bytes a second from Client to Host.
+    /// Nearly idle: one event of 64 bytes per second from Client to Host.
     Quiet,
 }
 
-/// What to load a relay with. Bounded in count and time.
+/// A load, bounded in sessions and time.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Where a `relay-lab router` gives introductions, as host:port.
+    /// The control address of a `relay-lab router`, as host:port.
     pub control: String,
-    /// Sessions at once.
+    /// Concurrent sessions.
     pub sessions: usize,
-    /// What each carries.
+    /// Traffic of each.
     pub kind: Kind,
-    /// How long.
+    /// Duration.
     pub duration: Duration,
 }
 
-/// What was seen.
+/// The results of a load.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Sessions that were paired and lived to the end.
+    /// Sessions that were paired and lasted to the end.
     pub sessions: usize,
-    /// Sessions that failed, and the first reason.
+    /// Sessions that failed.
     pub failed: usize,
-    /// The first reason.
+    /// The first failure.
     pub reason: Option<String>,
     /// Bytes that arrived.
     pub bytes: u64,
-    /// How long it took.
+    /// Duration.
     pub seconds: f64,
     /// Delay of each frame from Host to Client, sorted, in microseconds.
     pub frames: Vec<u64>,
@@ -56,16 +56,16 @@ pub struct Report {
     pub events: Vec<u64>,
 }
 
-/// Something with a time in it: length of what follows, microseconds since the beginning, padding.
+/// A message with a timestamp: length of the rest, microseconds since the beginning, padding.
 const HEADER: usize = 12;
 const FRAME: usize = 8 * 1024;
 const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
 
-/// Pairs that connect at once: a storm is another load than this one.
+/// Number of pairs that connect at the same time. More would be a different kind of load.
 const CONNECTING: usize = 64;
 
-/// The value below which `part` of the sorted values lie.
+/// The quantile of sorted values: `part` of them lie below it.
 pub fn percentile(sorted: &[u64], part: f64) -> Option<u64> {
     #[expect(
         clippy::cast_possible_truncation,
@@ -77,7 +77,7 @@ pub fn percentile(sorted: &[u64], part: f64) -> Option<u64> {
 }
 
 impl Report {
-    /// For people.
+    /// A table for people.
     pub fn table(&self) -> String {
         let mut text = format!(
             "sessions {} ({} failed), {:.1} MiB in {:.1} s: {:.1} MiB/s\n",
@@ -106,7 +106,7 @@ impl Report {
         text
     }
 
-    /// For machines.
+    /// JSON for programs.
     pub fn json(&self) -> serde_json::Value {
         let delays = |delays: &[u64]| {
             serde_json::json!({
@@ -155,13 +155,13 @@ struct Seen {
 pub async fn run(load: &Load) -> Report {
     let began = Instant::now();
     let mut report = Report::default();
-    // All sessions first, so that the load is even from the beginning.
-    let places = Arc::new(Semaphore::new(CONNECTING));
+    // All sessions are opened first, so that the load is even from the beginning.
+    let permits = Arc::new(Semaphore::new(CONNECTING));
     let mut connecting = JoinSet::new();
     for _ in 0..load.sessions {
-        let (places, control) = (places.clone(), load.control.clone());
+        let (permits, control) = (permits.clone(), load.control.clone());
         connecting.spawn(async move {
-            let _place = places.acquire().await.map_err(io::Error::other)?;
+            let _permit = permits.acquire().await.map_err(io::Error::other)?;
             connect(&control).await
         });
     }
@@ -177,7 +177,7 @@ pub async fn run(load: &Load) -> Report {
     let mut tasks = JoinSet::new();
     let count = u32::try_from(pairs.len()).unwrap_or(u32::MAX).max(1);
     for (number, (client, host)) in (0..).zip(pairs) {
-        // Sessions do not beat in time.
+        // Sessions do not send in lockstep.
         let first = start + Duration::from_secs(1) * number / count;
         tasks.spawn(session(client, host, load.kind, Clock { zero: began, first, end }));
     }
@@ -191,11 +191,11 @@ pub async fn run(load: &Load) -> Report {
 }
 
 async fn connect(control: &str) -> io::Result<(TcpStream, TcpStream)> {
-    // One that is not active yet would end before it began, where the load is short.
+    // In a short load, a session that is not active yet would end before it began.
     control::introduction(control).await?.session().await
 }
 
-/// The times of one session.
+/// The timing of one session.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     /// What delays are counted from.
@@ -303,7 +303,9 @@ async fn delays(mut from: impl AsyncReadExt + Unpin, zero: Instant) -> io::Resul
         let (length, sent) = header.split_at(4);
         let number = |bytes: &[u8]| bytes.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b));
         let length = usize::try_from(number(length)).unwrap_or(usize::MAX);
-        let place = rest.get_mut(..length).ok_or_else(|| io::Error::other("not what was sent"))?;
+        let place = rest
+            .get_mut(..length)
+            .ok_or_else(|| io::Error::other("the bytes differ from those sent"))?;
         from.read_exact(place).await?;
         let now = u64::try_from(zero.elapsed().as_micros()).unwrap_or(u64::MAX);
         delays.push(now.saturating_sub(number(sent)));
@@ -318,7 +320,7 @@ mod tests {
     use crate::router::Options;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn both_kinds_of_load_reach_the_other_end() {
+    async fn each_kind_of_load_is_delivered() {
         let Lab { router, relay: _relay } =
             Lab::start(Options::default(), &[("MaxPeerCount", "10")]).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,10 +1,11 @@
-//! What the relay logs, to look at in a test.
+//! Captures the relay's log in tests.
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -17,10 +18,10 @@ thread_local! {
     static CAPTURE: RefCell<Option<Text>> = const { RefCell::new(None) };
 }
 
-/// The lines logged on this thread while this lives; enough for tests on a runtime of one thread.
+/// The lines logged on this thread while it lives. That suffices for tests on a single-threaded runtime.
 ///
 /// One subscriber serves the whole process and sorts by thread: subscribers of single threads come and go while
-/// other tests run, and `tracing` may then decide, once for all threads, that nobody is interested.
+/// other tests run, and `tracing` could then decide for all threads that a line has no subscriber.
 pub struct CapturedLog {
     text: Text,
 }
@@ -33,7 +34,7 @@ struct Writer(Option<Text>);
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(text) = &self.0 {
-            let mut text = text.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut text = text.0.lock();
             text.push_str(&String::from_utf8_lossy(bytes));
         }
         Ok(bytes.len())
@@ -55,7 +56,7 @@ impl MakeWriter<'_> for ByThread {
 }
 
 impl CapturedLog {
-    /// Starts to capture everything from debug level up.
+    /// Starts to capture lines from debug level up.
     pub fn start() -> Self {
         INSTALLED.call_once(|| {
             let subscriber = tracing_subscriber::fmt()
@@ -73,13 +74,13 @@ impl CapturedLog {
 
     /// All lines so far.
     pub fn text(&self) -> String {
-        self.text.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.text.0.lock().clone()
     }
 
-    /// Waits until the log contains `expected`; gives the line.
+    /// Waits until the log contains `expected`. Returns the line.
     ///
     /// # Panics
-    /// When the line does not come within [`PATIENCE`] of the runtime's clock.
+    /// If the line does not appear within [`PATIENCE`] of the runtime's clock.
     pub async fn line(&self, expected: &str) -> String {
         let start = Instant::now();
         loop {

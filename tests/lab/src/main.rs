@@ -1,4 +1,4 @@
-//! `relay-lab`: try a relay without a Router, a Client or a Host of Aspia.
+//! `relay-lab`: tries a relay without an Aspia Router, Client or Host.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -10,9 +10,9 @@ use std::time::Duration;
 use aspia_relay::crypto::PrivateKey;
 use clap::{Parser, Subcommand};
 use relay_lab::load::{Kind, Load};
-use relay_lab::router::{LabRouter, Options, RouterVersion};
+use relay_lab::router::{LabRouter, Options, RouterDialect, RouterVersion};
 #[cfg(target_os = "linux")]
-use relay_lab::{attack, bench, soak};
+use relay_lab::{attack, bench, soak, survive};
 use relay_lab::{control, demo, load, say, traffic};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -27,34 +27,34 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Router, relay and two peers on this machine; verified data both ways
+    /// Runs a Router, a relay and two peers on this machine, with verified data both ways
     Demo {
         /// Mebibytes in each direction
         #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
         mib: u64,
-        /// The dialect of the Router
+        /// Dialect of the Router
         #[arg(long, value_enum, default_value = "2")]
-        router: Generation,
+        router: RouterDialect,
     },
-    /// A Router for any relay; prints what belongs into relay.json
+    /// Runs a Router for any relay; prints the settings for relay.json
     Router {
-        /// Where relays connect
+        /// Address for relays
         #[arg(long, default_value = "127.0.0.1:8060")]
         listen: SocketAddr,
-        /// Where `relay-lab peers` and `relay-lab load` ask for introductions
+        /// Address at which `relay-lab peers` and `relay-lab load` request introductions
         #[arg(long, default_value = "127.0.0.1:8061")]
         control: SocketAddr,
-        /// File that keeps the private key (made where it is missing); without it, a new key each time
+        /// File with the private key, created if it is missing; without it, a new key for each run
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
-        /// Make the private key from this word: the same each time, and known to everybody who knows the word
+        /// Derive the private key from this word; anyone who knows the word knows the key
         #[arg(long, value_name = "WORD", conflicts_with = "key")]
         key_of: Option<String>,
-        /// Which Router to be
+        /// Version of the Router
         #[arg(long, value_enum, default_value = "2.7")]
         version: Version,
     },
-    /// Two peers, introduced by a `relay-lab router`; verified data both ways
+    /// Runs two peers, introduced by `relay-lab router`, with verified data both ways
     Peers {
         /// The Router's --control, by name or address
         #[arg(long, default_value = "127.0.0.1:8061")]
@@ -63,34 +63,34 @@ enum Command {
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65536))]
         mib: u64,
     },
-    /// Many sessions at once, introduced by a `relay-lab router`; rates and delays
+    /// Runs many concurrent sessions, introduced by `relay-lab router`; reports rates and delays
     Load {
         /// The Router's --control, by name or address
         #[arg(long, default_value = "127.0.0.1:8061")]
         control: String,
-        /// Sessions at once
+        /// Concurrent sessions
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=10000))]
         sessions: u16,
-        /// What each session carries
+        /// Traffic of each session
         #[arg(long, value_enum, default_value = "desktop")]
         kind: Kind,
-        /// How long
+        /// Duration of a round
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86400))]
         seconds: u64,
-        /// How often, each time with new sessions
+        /// Rounds, each with new sessions
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         rounds: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// What forwarding costs: ours and others side by side, on this machine alone
+    /// Measures what forwarding costs, compared with other forwarders, on this machine only
     #[cfg(target_os = "linux")]
     Bench(BenchArguments),
-    /// What strangers can do to the users of a relay: one of its own, on this machine alone
+    /// Attacks a relay that it starts on this machine, and checks that its users do not suffer
     #[cfg(target_os = "linux")]
     Attack {
-        /// What strangers do, one after the other
+        /// Attacks, one after the other
         #[arg(
             long,
             value_enum,
@@ -98,30 +98,33 @@ enum Command {
             default_value = "quiet,silent,slow,reset,garbage,oversized,replay,storm"
         )]
         kinds: Vec<attack::Kind>,
-        /// How long each
+        /// Duration of each attack
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
-        /// Connections of strangers a second, at most
+        /// Maximum rate of attacking connections, per second
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rate: u32,
-        /// The relay; the one beside this program unless given
+        /// Program of the relay [default: aspia_relay in the directory of this program]
         #[arg(long, value_name = "PATH")]
         relay: Option<PathBuf>,
         /// Write the results as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Everything at once for a long time, with faults, and then whether a relay is as it was before
+    /// Runs load, faults, reloads and attacks together, and checks that a relay leaks nothing
     #[cfg(target_os = "linux")]
     Soak {
-        /// How long
+        /// Duration
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         minutes: u64,
-        /// The relay; the one beside this program unless given
+        /// Program of the relay [default: aspia_relay in the directory of this program]
         #[arg(long, value_name = "PATH")]
         relay: Option<PathBuf>,
     },
-    /// The plain proxy of `bench`
+    /// Terminates or kills a relay again and again, and checks that its sessions outlive it
+    #[cfg(target_os = "linux")]
+    Survive(Box<survive::Arguments>),
+    /// Runs the plain proxy of `bench`
     #[cfg(target_os = "linux")]
     #[command(hide = true)]
     BenchCopy { listen: SocketAddr, to: SocketAddr },
@@ -130,7 +133,7 @@ enum Command {
 #[cfg(target_os = "linux")]
 #[derive(Debug, clap::Args)]
 struct BenchArguments {
-    /// What sessions carry
+    /// Loads to measure
     #[arg(
         long,
         value_enum,
@@ -138,10 +141,10 @@ struct BenchArguments {
         default_value = "bulk,bulk-both,desktop,ping-pong,churn,idle"
     )]
     loads: Vec<bench::Kind>,
-    /// Sessions at once, instead of the numbers that belong to each load
+    /// Concurrent sessions, instead of the numbers of each load
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=9000))]
     sessions: Vec<u16>,
-    /// Who is measured beside ours
+    /// Forwarders to compare with
     #[arg(
         long,
         value_enum,
@@ -149,35 +152,27 @@ struct BenchArguments {
         default_value = "haproxy,haproxy-splice,nginx,copy,direct"
     )]
     against: Vec<bench::Baseline>,
-    /// Our relay, as PATH or NAME=PATH; several are compared. The one beside this program where none is given
+    /// Programs of relays to measure [default: aspia_relay in the directory of this program]
     #[arg(long, value_name = "[NAME=]PATH")]
     relay: Vec<String>,
-    /// A variable for our relays
+    /// Environment variable for the relays
     #[arg(long, value_name = "KEY=VALUE")]
     env: Vec<String>,
-    /// Forwarders in a network namespace of their own, behind virtual Ethernet devices, instead of loopback
+    /// Run the forwarders in a network namespace behind virtual Ethernet devices instead of on loopback
     #[arg(long)]
     veth: bool,
-    /// How often each is measured
+    /// Measurements of each forwarder
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
-    /// How long each time
+    /// Duration of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write drawings of the desktop mix
+    /// Write charts of the desktop load as SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Generation {
-    #[value(name = "2")]
-    Second,
-    #[value(name = "3")]
-    Third,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -197,7 +192,7 @@ async fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let result = tokio::select! {
         result = run(command) => result,
-        stopped = asked_to_stop() => stopped,
+        stopped = stop_requested() => stopped,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -208,8 +203,8 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Returns when somebody wants the program to end. As the first process of a container it would not end otherwise.
-async fn asked_to_stop() -> io::Result<()> {
+/// Returns when the program is asked to stop. As process 1 of a container it would ignore the signal otherwise.
+async fn stop_requested() -> io::Result<()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
@@ -226,13 +221,7 @@ async fn asked_to_stop() -> io::Result<()> {
 
 async fn run(command: Command) -> io::Result<()> {
     match command {
-        Command::Demo { mib, router } => {
-            let version = match router {
-                Generation::Second => RouterVersion::V2_7,
-                Generation::Third => RouterVersion::V3_0,
-            };
-            demo::run(mib, version).await
-        }
+        Command::Demo { mib, router } => demo::run(mib, router.into()).await,
         Command::Router { listen, control, key, key_of, version } => match key_for(key, key_of) {
             Ok(private) => router(listen, control, private, version).await,
             Err(error) => Err(error),
@@ -261,8 +250,17 @@ async fn run(command: Command) -> io::Result<()> {
             soak::run(&soak::Plan { relay, time }).await
         }
         #[cfg(target_os = "linux")]
+        Command::Survive(arguments) => {
+            survive::enter_namespace()?;
+            let results = survive::run(&arguments.plan()?).await?;
+            if let Some(path) = &arguments.json {
+                std::fs::write(path, format!("{:#}\n", results.json()))?;
+            }
+            results.verdict()
+        }
+        #[cfg(target_os = "linux")]
         Command::Bench(arguments) => run_bench(arguments).await,
-        // On one thread, as what it stands for.
+        // On one thread, like the single-threaded forwarders that it stands for.
         #[cfg(target_os = "linux")]
         Command::BenchCopy { listen, to } => {
             let work = move || {
@@ -348,7 +346,7 @@ async fn router(
             let view = router.view();
             if view.linked != linked {
                 linked = view.linked;
-                say(if linked { "a relay is connected" } else { "the relay is gone" });
+                say(if linked { "a relay is connected" } else { "the relay has disconnected" });
             }
             if view.statistics_count != count {
                 count = view.statistics_count;
@@ -368,20 +366,20 @@ async fn router(
     }
 }
 
-/// The private key that was asked for.
+/// The private key that the arguments ask for.
 fn key_for(file: Option<PathBuf>, word: Option<String>) -> io::Result<PrivateKey> {
     match (file, word) {
-        (Some(path), _) => kept_key(&path),
+        (Some(path), _) => stored_key(&path),
         (None, Some(word)) => LabRouter::key_of(&word).map_err(io::Error::other),
         (None, None) => PrivateKey::generate().map_err(io::Error::other),
     }
 }
 
-/// The private key in a file, in hex; a new one where there is no file.
-fn kept_key(path: &Path) -> io::Result<PrivateKey> {
+/// The private key in a file, in hex; creates the file with a new key if it is missing.
+fn stored_key(path: &Path) -> io::Result<PrivateKey> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            let bad = || io::Error::other(format!("{} is no key of relay-lab", path.display()));
+            let bad = || io::Error::other(format!("{} is not a key of relay-lab", path.display()));
             let raw = hex::decode(text.trim()).map_err(|_| bad())?;
             PrivateKey::from_slice(&raw).map_err(|_| bad())
         }

@@ -1,19 +1,19 @@
-//! What a relay counts, read as Prometheus reads it.
+//! Reads a relay's metrics as Prometheus does.
 
 use std::io;
 use std::net::SocketAddr;
 
 use crate::http;
 
-/// All metrics of the relay that answers on `admin`, as text.
+/// The metrics of the relay with the admin interface `admin`, as text.
 ///
 /// # Errors
-/// When it does not answer.
+/// If it does not answer.
 pub async fn scrape(admin: SocketAddr) -> io::Result<String> {
     Ok(http::request(admin, "GET /metrics", &[], "").await?.body)
 }
 
-/// The sum of a metric over all values of its labels, or the one that is named with its label.
+/// The sum of a metric over all its labels, or the value of one series if `name` includes the labels.
 pub fn sum(text: &str, name: &str) -> f64 {
     let of = |line: &str| {
         let rest = line.strip_prefix(name)?;

@@ -1,5 +1,5 @@
-//! A network namespace of its own for a forwarder, and a pair of virtual Ethernet devices that leads there: packets take
-//! the way of a network, with its queues and checksums, instead of that of the loopback device.
+//! A network namespace for a forwarder, and a pair of virtual Ethernet devices that connects it: packets pass through queues
+//! and checksums as in a network, unlike on the loopback device.
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,28 +7,28 @@ use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The address of the end that stays here.
+/// The address of the near end.
 pub const PEERS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The address of the end that is in the namespace.
+/// The address of the far end, which is in the namespace.
 pub const FORWARDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-/// The device at the end that stays here.
+/// The device at the near end.
 pub const DEVICE: &str = "lab-peers";
 /// The device in the namespace.
 pub const FAR_DEVICE: &str = "lab-forwarder";
 
-/// A namespace, there until it is dropped.
+/// A namespace, which exists until it is dropped.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Keeps it.
+    /// The process that keeps the namespace alive.
     keeper: Child,
 }
 
 impl Namespace {
-    /// Makes it; needs root and the programs of util-linux and iproute2.
+    /// Creates a namespace; needs root, util-linux and iproute2.
     ///
     /// # Errors
-    /// What of it failed.
+    /// Says which step failed.
     pub fn new() -> io::Result<Self> {
         let keeper = Command::new("unshare")
             .args(["--net", "sleep", "infinity"])
@@ -50,7 +50,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// A command that runs in it; the process is the program itself, not a parent of it.
+    /// A command that runs in the namespace. Its process is the program itself, not a wrapper.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path())).arg("--").arg(program);
@@ -61,7 +61,7 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.keeper.id())
     }
 
-    /// Returns when the keeper has left our namespace.
+    /// Returns when the keeping process has left our namespace.
     fn wait_until_apart(&self) -> io::Result<()> {
         let ours = std::fs::read_link("/proc/self/ns/net")?;
         for _ in 0..500 {
@@ -70,13 +70,13 @@ impl Namespace {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Err(io::Error::other("a network namespace cannot be made; it needs root"))
+        Err(io::Error::other("cannot create a network namespace; this needs root"))
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Connections that nobody ends keep a namespace for minutes, and its device would be in the way of the next one.
+        // Connections that are not closed keep a namespace alive for minutes, and its device would conflict with the next one.
         let _ = run(Command::new("ip").args(["link", "del", DEVICE]));
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
@@ -86,7 +86,7 @@ impl Drop for Namespace {
 /// Runs a command to its end.
 ///
 /// # Errors
-/// What it said, where it failed.
+/// The output of the command, if it fails.
 pub fn run(command: &mut Command) -> io::Result<()> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {

@@ -9,18 +9,18 @@ use aspia_relay::wire::peer::{self, PeerToRelay};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// What a Router tells two peers: where to go, and what to show there.
+/// What a Router gives two peers: the relay's address, a key and a secret.
 #[derive(Debug, Clone)]
 pub struct Introduction {
     /// The relay's host.
     pub host: String,
     /// The relay's port.
     pub port: u16,
-    /// The relay's key.
+    /// The identifier of the relay's key.
     pub key_id: u32,
-    /// Its public half.
+    /// Its public key.
     pub public_key: PublicKey,
-    /// Its iv.
+    /// Its initialisation vector.
     pub iv: Iv,
     /// The serialised secret, the same for both peers.
     pub secret: Vec<u8>,
@@ -32,7 +32,7 @@ impl Introduction {
     /// A first message, with an ephemeral key of its own.
     ///
     /// # Errors
-    /// [`CryptoError`] when a key cannot be made or used.
+    /// [`CryptoError`] if a key cannot be generated or used.
     pub fn first_message(&self) -> Result<PeerToRelay, CryptoError> {
         let key = KeyId(self.key_id);
         first_message::seal(key, &self.public_key, self.iv, &self.secret, self.encryption)
@@ -41,16 +41,16 @@ impl Introduction {
     /// The bytes of a first message.
     ///
     /// # Errors
-    /// When a key cannot be made, or the secret is longer than a relay takes.
+    /// If a key cannot be generated, or the secret is longer than a relay accepts.
     pub fn first_bytes(&self) -> io::Result<Vec<u8>> {
         let message = self.first_message().map_err(io::Error::other)?;
-        peer::encode(&message).map_err(io::Error::other)
+        peer::encode_first_message(&message).map_err(io::Error::other)
     }
 
-    /// Dials the relay and says nothing.
+    /// Dials the relay and sends nothing.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub async fn dial(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         stream.set_nodelay(true)?;
@@ -60,7 +60,7 @@ impl Introduction {
     /// Dials the relay and sends the first message, with `early` right behind it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub async fn connect_with(&self, early: &[u8]) -> io::Result<TcpStream> {
         let mut stream = self.dial().await?;
         let mut bytes = self.first_bytes()?;
@@ -72,23 +72,23 @@ impl Introduction {
     /// Dials the relay and sends the first message.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub async fn connect(&self) -> io::Result<TcpStream> {
         self.connect_with(&[]).await
     }
 
-    /// Both ends of a session.
+    /// Connects both ends of a session.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub async fn connect_both(&self) -> io::Result<(TcpStream, TcpStream)> {
         Ok((self.connect().await?, self.connect().await?))
     }
 
-    /// Both ends of a session that is active for certain: a byte has gone from the first to the second.
+    /// Both ends of a session that is certainly active: a byte has passed from the first to the second.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub async fn session(&self) -> io::Result<(TcpStream, TcpStream)> {
         let (mut client, mut host) = self.connect_both().await?;
         client.write_all(b"x").await?;

@@ -1,20 +1,20 @@
-//! Ports for programs that must be told theirs before they listen.
+//! Free ports for programs that must be given their port.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Those that are given: below the ports that systems give to connections (from 32768 on Linux, from 49152 on Windows),
-/// since a connection of anybody's could have a port in the moment before the program listens.
+/// Ports to try: below the ephemeral ports (from 32768 on Linux, from 49152 on Windows),
+/// since an outgoing connection could take a port before the program listens.
 const FIRST: u16 = 15_000;
 const COUNT: u16 = 15_000;
-/// Processes begin this far from each other, so that those that run at once try others.
+/// Distance between the first ports of processes, so that concurrent ones try different ports.
 const SPREAD: u32 = 97;
 
-/// A port that is free on all addresses, and that this function has not given before.
+/// Returns a port that is free on all addresses and that this function has not returned before.
 ///
 /// # Errors
-/// When none is.
+/// If no port is free.
 pub fn free_port() -> io::Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let begin = std::process::id().wrapping_mul(SPREAD) % u32::from(COUNT);
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_free_and_given_once() {
+    fn free_ports_are_returned_once() {
         let held: Vec<_> = (0..100)
             .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, free_port().unwrap())).unwrap())
             .collect();

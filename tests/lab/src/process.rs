@@ -1,12 +1,12 @@
-//! The real relay as a process of its own, on this machine alone: what is measured from outside.
+//! The real relay as a process on this machine, to be measured from outside.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aspia_relay::config::settings::variable;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::port::free_port;
 use crate::router::LabRouter;
@@ -27,10 +27,10 @@ impl Drop for RelayProcess {
 }
 
 impl RelayProcess {
-    /// Starts one for a Router, with its log on as in a container (what is said costs, too) and written to `log`.
+    /// Starts a relay for a Router. Its log is on, as in a container, since logging costs as well, and goes to `log`.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn start(
         program: &Path,
         router: &LabRouter,
@@ -55,7 +55,7 @@ impl RelayProcess {
         Ok(Self { child: Mutex::new(child), address: (Ipv4Addr::LOCALHOST, port).into() })
     }
 
-    /// Its number.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child().id()
     }
@@ -63,16 +63,16 @@ impl RelayProcess {
     /// Whether it still runs.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn is_alive(&self) -> io::Result<bool> {
         Ok(self.child().try_wait()?.is_none())
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+        self.child.lock()
     }
 
-    /// Where peers dial it.
+    /// The address that peers dial.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

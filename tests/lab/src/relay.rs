@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use aspia_relay::app::{App, Engine, Failure, Listeners, Stopped};
+use aspia_relay::app::{App, DataPlane, Listeners, Stopped, TaskFailure};
 use aspia_relay::config::sources::Sources;
-use aspia_relay::config::{self, Loaded};
+use aspia_relay::config::{self, LoadedConfig};
 use aspia_relay::crypto::PublicKey;
 use aspia_relay::handle::Handle;
 use aspia_relay::log::LogHandle;
@@ -13,18 +13,18 @@ use aspia_relay::trace::Tracer;
 use aspia_relay::workers::Workers;
 use tokio::task::JoinHandle;
 
-/// A relay that runs.
+/// A running relay.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
     admin: SocketAddr,
     metrics: SocketAddr,
     handle: Handle,
-    task: JoinHandle<Result<Stopped, Failure>>,
+    task: JoinHandle<Result<Stopped, TaskFailure>>,
 }
 
-/// The configuration of a relay on loopback, through the same code as any: settings of `relay.json` by their
-/// keys.
+/// The configuration of a relay on loopback, loaded as any other. Settings are given by their keys in
+/// `relay.json`.
 ///
 /// # Errors
 /// Every problem of the settings.
@@ -33,7 +33,7 @@ pub fn config(
     router_key: PublicKey,
     peer_port: u16,
     settings: &[(&str, &str)],
-) -> io::Result<Loaded> {
+) -> io::Result<LoadedConfig> {
     let defaults = [
         ("RouterAddress", router.ip().to_string()),
         ("RouterPort", router.port().to_string()),
@@ -41,9 +41,9 @@ pub fn config(
         ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
         ("PeerPort", peer_port.to_string()),
         ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
-        // Many relays run beside each other in tests.
+        // Tests run many relays at the same time.
         ("AdminListen", "off".to_owned()),
-        // All peers come from the same address, and tests are in a hurry.
+        // All peers connect from the same address, at a high rate.
         ("PeerConnectRate", "0".to_owned()),
         ("MaxPendingPeersPerAddress", "1000000".to_owned()),
     ];
@@ -55,19 +55,18 @@ pub fn config(
         .chain(settings.iter().copied())
         .map(|(key, value)| (config::settings::variable(key), value.to_owned()))
         .collect();
-    let sources =
-        Sources { path: "no relay.json here".into(), path_is_explicit: false, environment };
-    match config::load(&sources) {
-        Ok(loaded) => Ok(loaded),
-        Err(invalid) => Err(io::Error::other(format!("{:?}", invalid.0.problems))),
-    }
+    load(&Sources { path: "no relay.json here".into(), is_path_explicit: false, environment })
+}
+
+fn load(sources: &Sources) -> io::Result<LoadedConfig> {
+    config::load(sources).map_err(|invalid| io::Error::other(format!("{:?}", invalid.0.problems)))
 }
 
 impl Relay {
     /// Starts a relay on a free port of loopback.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn start(
         router: SocketAddr,
         router_key: PublicKey,
@@ -76,30 +75,47 @@ impl Relay {
         Self::start_traced(router, router_key, settings, Tracer::default())
     }
 
-    /// Starts a relay that moves bytes in a certain way.
+    /// Starts a relay with the given data plane.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn start_with(
         router: SocketAddr,
         router_key: PublicKey,
         settings: &[(&str, &str)],
-        engine: Engine,
+        data_plane: DataPlane,
     ) -> io::Result<Self> {
-        Self::launch(router, router_key, settings, Tracer::default(), engine)
+        Self::launch(router, router_key, settings, Tracer::default(), data_plane)
     }
 
     /// Starts a relay whose sessions are traced.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn start_traced(
         router: SocketAddr,
         router_key: PublicKey,
         settings: &[(&str, &str)],
         tracer: Tracer,
     ) -> io::Result<Self> {
-        Self::launch(router, router_key, settings, tracer, Engine::on(Workers::here()))
+        Self::launch(
+            router,
+            router_key,
+            settings,
+            tracer,
+            DataPlane::on(Workers::on_current_runtime()),
+        )
+    }
+
+    /// Starts a relay with the settings of `sources`, which it reads again when it is asked to. It listens on `listener`, and
+    /// for HTTP on free ports of loopback, whatever the settings say.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_from(sources: &Sources, listener: TcpListener) -> io::Result<Self> {
+        let loaded = load(sources)?;
+        let data_plane = DataPlane::on(Workers::on_current_runtime());
+        Self::launch_loaded(loaded, listener, Tracer::default(), data_plane)
     }
 
     fn launch(
@@ -107,38 +123,47 @@ impl Relay {
         router_key: PublicKey,
         settings: &[(&str, &str)],
         tracer: Tracer,
-        engine: Engine,
+        data_plane: DataPlane,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let config = config(router, router_key, listener.local_addr()?.port(), settings)?;
+        let loaded = config(router, router_key, listener.local_addr()?.port(), settings)?;
+        Self::launch_loaded(loaded, listener, tracer, data_plane)
+    }
+
+    fn launch_loaded(
+        loaded: LoadedConfig,
+        listener: TcpListener,
+        tracer: Tracer,
+        data_plane: DataPlane,
+    ) -> io::Result<Self> {
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let (admin, metrics) = (bind()?, bind()?);
         let (admin_address, metrics_address) = (admin.local_addr()?, metrics.local_addr()?);
         let listeners =
             Listeners { peers: Some(listener), admin: Some(admin), metrics: Some(metrics) };
-        let app = App::bind(config, listeners, LogHandle::default(), tracer, engine)
+        let app = App::bind(loaded, listeners, LogHandle::default(), tracer, data_plane)
             .map_err(io::Error::other)?;
         let (address, handle) = (app.address(), app.handle());
         let (admin, metrics) = (admin_address, metrics_address);
         Ok(Self { address, admin, metrics, handle, task: tokio::spawn(app.run()) })
     }
 
-    /// Where peers dial it.
+    /// The address that peers dial.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where its admin interface is.
+    /// The address of its admin interface.
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Where its metrics listener is.
+    /// The address of its metrics listener.
     pub fn metrics(&self) -> SocketAddr {
         self.metrics
     }
 
-    /// To steer it and to look at its state.
+    /// Its handle, to control it and to inspect its state.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -146,7 +171,7 @@ impl Relay {
     /// Waits until it has stopped.
     ///
     /// # Errors
-    /// When it failed.
+    /// If it failed.
     pub async fn stopped(self) -> io::Result<Stopped> {
         self.task.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
@@ -164,25 +189,25 @@ impl Lab {
     /// Starts both, without waiting for the link.
     ///
     /// # Errors
-    /// When one of them does not start.
+    /// If one of them does not start.
     pub async fn start(
         options: crate::router::Options,
         settings: &[(&str, &str)],
     ) -> io::Result<Self> {
-        Self::start_with(options, settings, Engine::on(Workers::here())).await
+        Self::start_with(options, settings, DataPlane::on(Workers::on_current_runtime())).await
     }
 
-    /// Starts both; the relay moves bytes in a certain way.
+    /// Starts both, the relay with the given data plane.
     ///
     /// # Errors
-    /// When one of them does not start.
+    /// If one of them does not start.
     pub async fn start_with(
         options: crate::router::Options,
         settings: &[(&str, &str)],
-        engine: Engine,
+        data_plane: DataPlane,
     ) -> io::Result<Self> {
         let router = crate::router::LabRouter::start(options).await?;
-        let relay = Relay::start_with(router.address(), router.public_key(), settings, engine)?;
+        let relay = Relay::start_with(router.address(), router.public_key(), settings, data_plane)?;
         Ok(Self { router, relay })
     }
 }

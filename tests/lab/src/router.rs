@@ -1,26 +1,29 @@
-//! A Router of either dialect that does as it is told.
+//! A Router of either dialect, with the behaviour that a test chooses.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aspia_relay::crypto::{self, Cipher, CryptoError, Iv, Opener, PrivateKey, PublicKey, Sealer};
-use aspia_relay::link::dialect::{Dialect, Frame, FramingError, Hellos};
-use aspia_relay::link::framing::{Incoming, Outgoing};
-use aspia_relay::link::second::SECOND;
-use aspia_relay::link::third::THIRD;
-use aspia_relay::wire::frame::FrameError;
-use aspia_relay::wire::peer::Secret;
-use aspia_relay::wire::router::{
-    ClientHello, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305, PeerConnection,
-    PeerConnectionRequest, REQUEST_DISCONNECT, RelayKey, RelayKeyPool, RelayKeyUsed, RelayStat,
-    RelayToRouter, RouterToRelay, SESSION_TYPE_RELAY, ServerHello, SessionChallenge,
-    SessionResponse, Version,
+use aspia_relay::link::dialect::{Dialect, FramingError, Hellos};
+use aspia_relay::link::framing::{FrameDecoder, FrameEncoder};
+use aspia_relay::link::v2::V2;
+use aspia_relay::link::v3::V3;
+use aspia_relay::wire::frame::{Frame, FrameError};
+use aspia_relay::wire::messages::{
+    ClientHello, ENCRYPTION_AES256_GCM, ENCRYPTION_CHACHA20_POLY1305, RelayKey, RelayKeyPool,
+    RelayKeyUsed, SESSION_TYPE_RELAY, SessionChallenge, SessionResponse, Version,
 };
-use aspia_relay::wire::third;
+use aspia_relay::wire::peer::PeerSecret;
+use aspia_relay::wire::v2::{
+    PeerConnection, PeerConnectionRequest, REQUEST_DISCONNECT, RelayStat, RelayToRouterV2,
+    RouterToRelayV2, ServerHelloV2,
+};
+use aspia_relay::wire::v3;
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,15 +33,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::peer::Introduction;
 
-/// Which Router to be.
+/// Version of a Router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouterVersion(pub Version);
 
-/// Most keys of one link that a 3.0 Router keeps.
+/// Maximum number of keys that a 3.0 Router keeps for one link.
 const MAX_KEYS: usize = 1000;
-/// Time that a 3.0 Router gives a relay for the authentication.
+/// Time limit of a 3.0 Router for the authentication.
 const AUTHENTICATION: Duration = Duration::from_secs(10);
-/// Connections a minute that a 3.0 Router takes from one address.
+/// Maximum number of connections per minute that a 3.0 Router accepts from one address.
 const CONNECTIONS: usize = 30;
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -53,31 +56,51 @@ impl RouterVersion {
     pub const V2_5: Self = Self(Version::new(2, 5, 0));
 
     /// Whether it speaks the 3.0 dialect.
-    pub fn is_third(self) -> bool {
+    pub fn is_v3(self) -> bool {
         self.0 >= Version::new(3, 0, 0)
     }
 
     fn in_hello(self) -> bool {
-        self.0 >= Version::new(2, 7, 0) && !self.is_third()
+        self.0 >= Version::new(2, 7, 0) && !self.is_v3()
     }
 }
 
-/// What to do with a relay that connects.
+/// The dialect of a Router, as commands name it.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum RouterDialect {
+    /// That of Routers up to 2.7.
+    #[value(name = "2")]
+    V2,
+    /// That of Routers from 3.0 on.
+    #[value(name = "3")]
+    V3,
+}
+
+impl From<RouterDialect> for RouterVersion {
+    fn from(dialect: RouterDialect) -> Self {
+        match dialect {
+            RouterDialect::V2 => Self::V2_7,
+            RouterDialect::V3 => Self::V3_0,
+        }
+    }
+}
+
+/// What the Router does with a relay that connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Behaviour {
-    /// What a Router does.
+    /// Serves it as a real Router does.
     Serve,
-    /// Accept and say nothing.
+    /// Accept and send nothing.
     Silent,
     /// Accept and close.
     CloseAtOnce,
     /// Authenticate and close, as a Router does whose white list lacks the relay.
     CloseAfterAuthentication,
-    /// Serve the link beside the one that there is, which stays what this Router acts on.
+    /// Serve the link, but keep acting on the current link only.
     ServeAside,
-    /// Use another private key than the one that was published.
+    /// Use a private key other than the published one.
     WrongKey,
-    /// Take no relays.
+    /// Refuse relay sessions.
     NoRelaySessions,
     /// Be the port for Hosts of a 3.x Router, which speaks the 2.x dialect there and names its version late.
     HostPort,
@@ -85,32 +108,32 @@ pub enum Behaviour {
     Answer(Vec<u8>),
 }
 
-/// How to begin.
+/// The options of a laboratory Router.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Which Router to be.
+    /// Version of a Router.
     pub version: RouterVersion,
     /// The cipher to choose; `None` is the best that both have.
     pub cipher: Option<Cipher>,
     /// What to do with relays.
     pub behaviour: Behaviour,
-    /// Time that each answer of the authentication takes.
+    /// Delay of each answer during the authentication.
     pub delay: Duration,
-    /// Whether a 3.0 Router takes no more than 30 connections a minute and address.
+    /// Whether a 3.0 Router limits each address to 30 connections per minute.
     pub limit_connections: bool,
-    /// `PeerToRelay.encryption` that peers are told to use; `None` is what goes with the Router.
+    /// `PeerToRelay.encryption` that peers are told to use; `None` is the value for the dialect of the Router.
     pub peer_encryption: Option<u32>,
 }
 
 impl Options {
-    fn is_third(&self) -> bool {
-        self.version.is_third() && self.behaviour != Behaviour::HostPort
+    fn is_v3(&self) -> bool {
+        self.version.is_v3() && self.behaviour != Behaviour::HostPort
     }
 
     fn dialect(&self) -> &'static dyn Dialect {
-        if self.is_third() { &THIRD } else { &SECOND }
+        if self.is_v3() { &V3 } else { &V2 }
     }
 }
 
@@ -135,13 +158,13 @@ pub struct View {
     pub pool: Vec<RelayKey>,
     /// Ids of all keys ever offered.
     pub key_ids: Vec<u32>,
-    /// Where peers are to dial.
+    /// The host that peers are told to dial.
     pub peer_host: String,
-    /// Where peers are to dial.
+    /// The port that peers are told to dial.
     pub peer_port: u32,
     /// The latest statistics.
     pub statistics: Option<RelayStat>,
-    /// How often statistics came.
+    /// Number of statistics received.
     pub statistics_count: u64,
     /// Number of connections accepted.
     pub connections: u64,
@@ -157,13 +180,13 @@ pub struct View {
     pub cipher: Option<Cipher>,
     /// When the present link was authenticated.
     pub authenticated: Option<Instant>,
-    /// When the first keys of the present link came.
+    /// When the first keys of the present link arrived.
     pub first_key: Option<Instant>,
     /// Number of pings from the relay.
     pub pings: u64,
     /// Data of the pongs from the relay.
     pub pongs: Vec<Vec<u8>>,
-    /// Key pools that were longer than a frame may be, or torn; anything that should not be.
+    /// Anything that a relay must not do, such as offering more keys than the Router keeps.
     pub complaints: Vec<String>,
 }
 
@@ -174,11 +197,14 @@ enum Command {
     Frame(Frame),
     Bytes(Vec<u8>),
     Flood(Frame, usize),
+    HalfFrame(Frame),
+    Rest,
+    Read(bool),
     Hang,
     Drop,
 }
 
-/// What an administrator may want of a relay.
+/// A request of the administrator to a relay.
 #[derive(Debug)]
 enum Request {
     Disconnect(u64),
@@ -194,7 +220,7 @@ struct Shared {
 
 impl Shared {
     fn options(&self) -> MutexGuard<'_, Options> {
-        self.options.lock().unwrap_or_else(PoisonError::into_inner)
+        self.options.lock()
     }
 }
 
@@ -233,36 +259,36 @@ impl LabRouter {
         Ok(Self { address, shared, _stop: stop.drop_guard() })
     }
 
-    /// The private key that belongs to a word: for demonstrations, where it has to be known beforehand.
+    /// The private key derived from a word, for demonstrations that must know it in advance.
     ///
     /// # Errors
-    /// [`CryptoError`], which none should.
+    /// [`CryptoError`]; no word should cause it.
     pub fn key_of(word: &str) -> Result<PrivateKey, CryptoError> {
         let digest = digest(&SHA256, format!("relay-lab {word}").as_bytes());
         PrivateKey::from_slice(digest.as_ref())
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What belongs into `RouterPublicKey`.
+    /// The value for `RouterPublicKey`.
     pub fn public_key(&self) -> PublicKey {
         self.shared.private.public()
     }
 
-    /// Changes what happens to relays that connect from now on.
+    /// Changes the options for relays that connect from now on.
     pub fn set(&self, change: impl FnOnce(&mut Options)) {
         change(&mut self.shared.options());
     }
 
-    /// What it has seen so far.
+    /// Everything that it has seen so far.
     pub fn view(&self) -> View {
         self.shared.view.borrow().clone()
     }
 
-    /// Hears of everything that it sees.
+    /// Subscribes to everything that it sees.
     pub fn changes(&self) -> watch::Receiver<View> {
         self.shared.view.subscribe()
     }
@@ -270,7 +296,7 @@ impl LabRouter {
     /// Waits until it has seen something.
     ///
     /// # Panics
-    /// When that does not come within [`crate::log::PATIENCE`] of the runtime's clock.
+    /// If it does not happen within [`crate::log::PATIENCE`] of the runtime's clock.
     pub async fn wait_for(&self, condition: impl FnMut(&View) -> bool) -> View {
         let mut view = self.changes();
         let seen = match timeout(crate::log::PATIENCE, view.wait_for(condition)).await {
@@ -278,7 +304,7 @@ impl LabRouter {
             Ok(Err(_)) => Some(self.view()),
             Err(_) => None,
         };
-        assert!(seen.is_some(), "the Router waits in vain");
+        assert!(seen.is_some(), "the Router did not see what the test waits for");
         seen.unwrap_or_default()
     }
 
@@ -287,20 +313,20 @@ impl LabRouter {
         self.wait_for(|view| view.pool.len() == count).await
     }
 
-    /// Takes the key that was added last and introduces two peers with it: the relay is told. Waits for a key.
+    /// Takes the newest key, waiting for one if necessary, introduces two peers with it and notifies the relay.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Without a source of randomness.
     pub async fn introduce(&self) -> io::Result<Introduction> {
         let introduction = self.introduce_silently().await?;
         self.tell_used(introduction.key_id).await;
         Ok(introduction)
     }
 
-    /// Like [`Self::introduce`], but the relay is not told.
+    /// Like [`Self::introduce`], without notifying the relay.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Without a source of randomness.
     pub async fn introduce_silently(&self) -> io::Result<Introduction> {
         let mut changes = self.changes();
         loop {
@@ -314,15 +340,15 @@ impl LabRouter {
                 continue;
             };
             let mut random_data = vec![0; 16];
-            crypto::random(&mut random_data).map_err(io::Error::other)?;
-            let secret = Secret {
+            crypto::fill_random(&mut random_data).map_err(io::Error::other)?;
+            let secret = PeerSecret {
                 random_data,
                 client_address: "192.0.2.10".into(),
                 client_user_name: "operator".into(),
                 host_address: "198.51.100.7".into(),
                 host_id: 1234,
             };
-            let bad = |_| io::Error::other("the relay offered a key that is none");
+            let bad = |_| io::Error::other("the relay offered an invalid key");
             return Ok(Introduction {
                 host,
                 port: u16::try_from(port).map_err(|_| io::Error::other("port over 65535"))?,
@@ -337,7 +363,7 @@ impl LabRouter {
 
     fn peer_encryption(&self) -> u32 {
         let options = self.shared.options();
-        options.peer_encryption.unwrap_or(if options.version.is_third() { 2 } else { 0 })
+        options.peer_encryption.unwrap_or(if options.version.is_v3() { 2 } else { 0 })
     }
 
     /// Sends `RelayKeyUsed`.
@@ -350,12 +376,12 @@ impl LabRouter {
         self.command(Command::Request(Request::Disconnect(session))).await;
     }
 
-    /// Asks for something that no relay knows.
+    /// Sends a request that no relay knows.
     pub async fn request_nonsense(&self) {
         self.command(Command::Request(Request::Nonsense)).await;
     }
 
-    /// Sends bytes, sealed, that need not be a message.
+    /// Seals and sends bytes, which need not be a message.
     pub async fn send_sealed(&self, plaintext: Vec<u8>) {
         self.send_frame(Frame::Message(Bytes::from(plaintext))).await;
     }
@@ -370,25 +396,40 @@ impl LabRouter {
         self.command(Command::Bytes(bytes)).await;
     }
 
-    /// Closes the present link.
+    /// Closes the current link.
     pub async fn drop_link(&self) {
         self.command(Command::Drop).await;
     }
 
-    /// Reads and answers nothing any more on the present link, which stays open.
+    /// Stops reading and answering on the current link, which stays open.
     pub async fn hang(&self) {
         self.command(Command::Hang).await;
     }
 
-    /// Sends a frame many times without ever reading again.
+    /// Sends a frame many times without reading in between.
     pub async fn flood(&self, frame: Frame, count: usize) {
         self.command(Command::Flood(frame, count)).await;
     }
 
+    /// Sends the first half of a frame. Nothing else must be sent before [`Self::send_rest`].
+    pub async fn send_half(&self, frame: Frame) {
+        self.command(Command::HalfFrame(frame)).await;
+    }
+
+    /// Sends the rest of the frame of which [`Self::send_half`] has sent the first half.
+    pub async fn send_rest(&self) {
+        self.command(Command::Rest).await;
+    }
+
+    /// Stops reading from the current link, or reads again. Everything else goes on.
+    pub async fn set_reading(&self, is_reading: bool) {
+        self.command(Command::Read(is_reading)).await;
+    }
+
     async fn command(&self, command: Command) {
-        let link = self.shared.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let link = self.shared.link.lock().clone();
         if let Some(link) = link {
-            // A link that is gone takes no commands; then the test sees that nothing happens.
+            // A closed link accepts no commands; the test then sees that nothing happens.
             let _ = link.send(command).await;
         }
     }
@@ -402,7 +443,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
         };
         shared.view.send_modify(|view| view.connections += 1);
         let options = shared.options().clone();
-        if options.version.is_third() && options.limit_connections {
+        if options.version.is_v3() && options.limit_connections {
             accepted.retain(|(_, at)| at.elapsed() < MINUTE);
             accepted.push((address.ip(), Instant::now()));
             let same = accepted.iter().filter(|(ip, _)| *ip == address.ip()).count();
@@ -422,30 +463,50 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
     }
 }
 
-/// One relay.
+/// A connection from a relay.
 struct Link {
     stream: TcpStream,
-    incoming: Incoming,
-    outgoing: Outgoing,
+    decoder: FrameDecoder,
+    encoder: FrameEncoder,
 }
 
 impl Link {
     async fn next(&mut self) -> Result<Option<Frame>, FramingError> {
         loop {
-            if let Some(frame) = self.incoming.take()? {
+            if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            let read = self.stream.read_buf(&mut self.incoming.buffer).await;
+            let read = self.stream.read_buf(&mut self.decoder.buffer).await;
             if read.map_err(FrameError::Io)? == 0 {
-                return self.incoming.end().map(|()| None);
+                return self.decoder.check_end().map(|()| None);
             }
         }
     }
 
-    async fn send(&mut self, frame: &Frame) -> io::Result<()> {
+    fn encode(&mut self, frame: &Frame) -> io::Result<BytesMut> {
         let mut bytes = BytesMut::new();
-        self.outgoing.write(frame, &mut bytes).map_err(io::Error::other)?;
+        self.encoder.encode(frame, &mut bytes).map_err(io::Error::other)?;
+        Ok(bytes)
+    }
+
+    async fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        let bytes = self.encode(frame)?;
         self.stream.write_all(&bytes).await
+    }
+
+    async fn flood(&mut self, frame: &Frame, count: usize) -> io::Result<()> {
+        for _ in 0..count {
+            self.send(frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the first half of a frame, and returns the rest.
+    async fn send_half(&mut self, frame: &Frame) -> io::Result<BytesMut> {
+        let mut bytes = self.encode(frame)?;
+        let rest = bytes.split_off(bytes.len() / 2);
+        self.stream.write_all(&bytes).await?;
+        Ok(rest)
     }
 
     async fn send_message(&mut self, payload: Vec<u8>) -> io::Result<()> {
@@ -460,38 +521,42 @@ impl Link {
     }
 }
 
+/// Carries out a behaviour that needs no authentication. Returns whether there was one, and the connection is done.
+async fn misbehave(link: &mut Link, behaviour: &Behaviour) -> io::Result<bool> {
+    match behaviour {
+        Behaviour::Silent => {}
+        Behaviour::CloseAtOnce => return Ok(true),
+        Behaviour::Answer(bytes) => {
+            link.stream.read_buf(&mut link.decoder.buffer).await?;
+            link.stream.write_all(bytes).await?;
+        }
+        _ => return Ok(false),
+    }
+    // Until the relay gives up.
+    while let Ok(1..) = link.stream.read(&mut [0; 64]).await {}
+    Ok(true)
+}
+
 async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let options = shared.options().clone();
     let dialect = options.dialect();
     stream.set_nodelay(true)?;
-    let (incoming, outgoing) = (Incoming::new(dialect), Outgoing::new(dialect));
-    let mut link = Link { stream, incoming, outgoing };
-    match &options.behaviour {
-        Behaviour::Silent => {
-            // Until the relay gives up.
-            while let Ok(1..) = link.stream.read(&mut [0; 64]).await {}
-            return Ok(());
-        }
-        Behaviour::CloseAtOnce => return Ok(()),
-        Behaviour::Answer(bytes) => {
-            link.stream.read_buf(&mut link.incoming.buffer).await?;
-            link.stream.write_all(bytes).await?;
-            while let Ok(1..) = link.stream.read(&mut [0; 64]).await {}
-            return Ok(());
-        }
-        _ => {}
+    let (decoder, encoder) = (FrameDecoder::new(dialect), FrameEncoder::new(dialect));
+    let mut link = Link { stream, decoder, encoder };
+    if misbehave(&mut link, &options.behaviour).await? {
+        return Ok(());
     }
     let hello = link.message().await.and_then(|hello| {
         let parsed = ClientHello::decode(hello.clone()).map_err(io::Error::other)?;
         Ok((hello, parsed))
     });
     let Ok((raw_hello, hello)) = hello else {
-        // Another dialect, or somebody who only looks: both Routers just hang up.
+        // Another dialect, or a probe: Routers of either dialect close the connection.
         shared.view.send_modify(|view| view.foreign += 1);
         return Ok(());
     };
     let authenticated = authenticate(&mut link, shared, &options, &raw_hello, &hello);
-    let authenticated = if options.version.is_third() && options.behaviour == Behaviour::Serve {
+    let authenticated = if options.version.is_v3() && options.behaviour == Behaviour::Serve {
         let late = |_| io::Error::other("the relay did not authenticate in time");
         timeout(AUTHENTICATION, authenticated).await.map_err(late).and_then(|done| done)
     } else {
@@ -499,7 +564,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     let cipher = match authenticated {
         Ok(cipher) => cipher,
-        // A relay that does not like what this Router does is right.
+        // A relay is right to reject a Router that misbehaves.
         Err(_) if options.behaviour != Behaviour::Serve => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -511,10 +576,21 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let (_commands, receiver) = mpsc::channel(1);
         return relay_link(link, options.version, receiver, shared).await;
     }
-    // Beside a relay that is there, one that only looks (a doctor) is not what this Router acts on.
-    let Some(first) = aside(&mut link, options.version, shared).await? else {
-        return Ok(());
-    };
+    // While a relay is connected, this Router does not act on one that only probes, such as a doctor.
+    match aside(&mut link, options.version, shared).await? {
+        Some(first) => serve_link(link, options.version, cipher, first, shared).await,
+        None => Ok(()),
+    }
+}
+
+/// Serves a link, which becomes the current one. `first` is a message that has already been received.
+async fn serve_link(
+    link: Link,
+    version: RouterVersion,
+    cipher: Cipher,
+    first: Option<RelayToRouterV2>,
+    shared: &Shared,
+) -> io::Result<()> {
     let (commands, receiver) = mpsc::channel(64);
     *lock(&shared.link) = Some(commands.clone());
     shared.view.send_modify(|view| {
@@ -525,11 +601,11 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         view.authenticated = Some(Instant::now());
         view.first_key = None;
         if let Some(message) = first {
-            take(view, message, options.version);
+            take(view, message, version);
         }
     });
-    let end = relay_link(link, options.version, receiver, shared).await;
-    // Unless another one has come meanwhile.
+    let end = relay_link(link, version, receiver, shared).await;
+    // Unless another link has replaced it.
     if lock(&shared.link).as_ref().is_some_and(|link| link.same_channel(&commands)) {
         shared.view.send_modify(|view| {
             view.linked = false;
@@ -540,16 +616,16 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
-/// Serves a link beside the one that there is, until it offers keys, which are given, or the other one has gone. `None`
-/// where it ends before.
+/// Serves a link beside the current one until it offers keys, which are returned, or the current one has ended. `None` if
+/// the link ends first.
 async fn aside(
     link: &mut Link,
     version: RouterVersion,
     shared: &Shared,
-) -> io::Result<Option<Option<RelayToRouter>>> {
+) -> io::Result<Option<Option<RelayToRouterV2>>> {
     let mut changes = shared.view.subscribe();
     loop {
         let frame = tokio::select! {
@@ -581,7 +657,7 @@ async fn authenticate(
     let bad = |error: CryptoError| io::Error::other(error);
     let version = options.version;
     let aes = hello.encryption & ENCRYPTION_AES256_GCM != 0;
-    if options.is_third() && !aes {
+    if options.is_v3() && !aes {
         return Err(io::Error::other("the relay does not offer AES-256-GCM"));
     }
     let best = if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
@@ -597,7 +673,7 @@ async fn authenticate(
         Cipher::Aes256Gcm => ENCRYPTION_AES256_GCM,
     };
     // Without a version these are the bytes of the 3.0 dialect, too.
-    let hello = ServerHello {
+    let hello = ServerHelloV2 {
         encryption,
         iv: iv.0.to_vec(),
         version: version.in_hello().then_some(version.0),
@@ -612,9 +688,19 @@ async fn authenticate(
         server: &hello,
         server_iv: iv,
     };
-    let (sealer, opener) = router_seals(options.is_third(), cipher, &hellos).map_err(bad)?;
-    link.outgoing.seal(sealer);
-    link.incoming.seal(opener);
+    let (sealer, opener) = router_seals(options.is_v3(), cipher, &hellos).map_err(bad)?;
+    link.encoder.enable_sealing(sealer);
+    link.decoder.enable_opening(opener);
+    let response = challenge(link, options).await?;
+    link.encoder.finish_authentication(version.0);
+    link.decoder.finish_authentication(version.0);
+    shared.view.send_modify(|view| view.relay = Some(response));
+    Ok(cipher)
+}
+
+/// Sends the challenge and checks the response.
+async fn challenge(link: &mut Link, options: &Options) -> io::Result<SessionResponse> {
+    let version = options.version;
     let relays =
         if options.behaviour == Behaviour::NoRelaySessions { 0 } else { SESSION_TYPE_RELAY };
     let challenge = SessionChallenge {
@@ -627,8 +713,8 @@ async fn authenticate(
         display_name: String::new(),
     };
     sleep(options.delay).await;
-    // A 2.x Router may ping at any time, also now.
-    let pings = !options.is_third();
+    // A 2.x Router may send a ping at any time, even now.
+    let pings = !options.is_v3();
     if pings {
         link.send(&Frame::Ping(Bytes::from_static(b"early"))).await?;
     }
@@ -642,41 +728,38 @@ async fn authenticate(
     let response = link.message().await?;
     let response = SessionResponse::decode(response).map_err(io::Error::other)?;
     if response.session_type != SESSION_TYPE_RELAY {
-        return Err(io::Error::other("the relay asks for another kind of session"));
+        return Err(io::Error::other("the relay requests another kind of session"));
     }
-    if options.is_third()
-        && let Err(demand) = third_generation_takes(&response)
+    if options.is_v3()
+        && let Err(demand) = check_v3_response(&response)
     {
-        return Err(io::Error::other(format!("a 3.0 Router demands {demand}: {response:?}")));
+        return Err(io::Error::other(format!("a 3.0 Router requires {demand}: {response:?}")));
     }
-    link.outgoing.authenticated(version.0);
-    link.incoming.authenticated(version.0);
-    shared.view.send_modify(|view| view.relay = Some(response));
-    Ok(cipher)
+    Ok(response)
 }
 
-/// What seals what the Router sends, and what opens what the relay sends.
+/// The sealer of what the Router sends and the opener of what the relay sends.
 fn router_seals(
-    is_third: bool,
+    is_v3: bool,
     cipher: Cipher,
     hellos: &Hellos<'_>,
 ) -> Result<(Sealer, Opener), CryptoError> {
     let (relay, router) = (hellos.client_iv, hellos.server_iv);
-    if is_third {
+    if is_v3 {
         let transcript = hellos.secret.sha256(&[hellos.client, hellos.server]);
-        let from = transcript.labelled(b"aspia/v1/s2c");
-        let to = transcript.labelled(b"aspia/v1/c2s");
+        let from = transcript.derive_with_label(b"aspia/v1/s2c");
+        let to = transcript.derive_with_label(b"aspia/v1/c2s");
         return Ok((
-            Sealer::ratcheting(cipher, from, router)?,
-            Opener::ratcheting(cipher, to, relay)?,
+            Sealer::with_ratchet(cipher, from, router)?,
+            Opener::with_ratchet(cipher, to, relay)?,
         ));
     }
-    let key = hellos.secret.session_key();
+    let key = hellos.secret.derive_session_key();
     Ok((Sealer::new(cipher, &key, router)?, Opener::new(cipher, &key, relay)?))
 }
 
-/// What a 3.0 Router demands of a relay's description of itself.
-fn third_generation_takes(response: &SessionResponse) -> Result<(), &'static str> {
+/// Checks what a 3.0 Router requires of a relay's description of itself.
+fn check_v3_response(response: &SessionResponse) -> Result<(), &'static str> {
     let filled = |text: &str, longest: usize| text.len() <= longest && !text.trim().is_empty();
     let printable = |text: &str| !text.chars().any(char::is_control);
     let name = |c: char| c.is_alphanumeric() || ".-_+() ".contains(c);
@@ -701,28 +784,28 @@ fn third_generation_takes(response: &SessionResponse) -> Result<(), &'static str
     Ok(())
 }
 
-/// A message of this Router, as its dialect writes it.
-fn written(command: &Command, version: RouterVersion) -> Option<Vec<u8>> {
+/// Encodes a message of the Router in its dialect.
+fn encode_command(command: &Command, version: RouterVersion) -> Option<Vec<u8>> {
     let used = match command {
         Command::KeyUsed(key_id) => Some(RelayKeyUsed { key_id: *key_id }),
         Command::Request(_) => None,
         _ => return None,
     };
-    if version.is_third() {
+    if version.is_v3() {
         let (command_name, peer_id) = match command {
             Command::Request(Request::Disconnect(session)) => {
-                (third::COMMAND_DISCONNECT, i64::try_from(*session).unwrap_or(i64::MAX))
+                (v3::COMMAND_DISCONNECT, i64::try_from(*session).unwrap_or(i64::MAX))
             }
             _ => ("dance", 1),
         };
-        let request = third::PeerRequest {
+        let request = v3::PeerRequest {
             request_id: 1,
             command_name: command_name.into(),
             peer_id,
-            ..third::PeerRequest::default()
+            ..v3::PeerRequest::default()
         };
         let peer_request = used.is_none().then_some(request);
-        return Some(third::RouterToRelay { key_used: used, peer_request }.encode_to_vec());
+        return Some(v3::RouterToRelayV3 { key_used: used, peer_request }.encode_to_vec());
     }
     let request = match command {
         Command::Request(Request::Disconnect(session)) => PeerConnectionRequest {
@@ -733,7 +816,7 @@ fn written(command: &Command, version: RouterVersion) -> Option<Vec<u8>> {
         _ => PeerConnectionRequest { r#type: 9, ..PeerConnectionRequest::default() },
     };
     let peer_connection_request = used.is_none().then_some(request);
-    Some(RouterToRelay { key_used: used, peer_connection_request }.encode_to_vec())
+    Some(RouterToRelayV2 { key_used: used, peer_connection_request }.encode_to_vec())
 }
 
 async fn relay_link(
@@ -742,9 +825,10 @@ async fn relay_link(
     mut commands: mpsc::Receiver<Command>,
     shared: &Shared,
 ) -> io::Result<()> {
+    let (mut is_reading, mut rest) = (true, BytesMut::new());
     loop {
         tokio::select! {
-            frame = link.next() => match frame {
+            frame = link.next(), if is_reading => match frame {
                 Ok(Some(Frame::Message(message))) => {
                     let message = read(&message, version).map_err(io::Error::other)?;
                     shared.view.send_modify(|view| take(view, message, version));
@@ -756,25 +840,25 @@ async fn relay_link(
                 Ok(Some(Frame::Pong(data))) => {
                     shared.view.send_modify(|view| view.pongs.push(data.to_vec()));
                 }
-                // A relay may go at any time, in any way.
+                // A relay may disconnect at any time, in any way.
                 Ok(None) | Err(FramingError::Frame(FrameError::Io(_))) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),
             },
             command = commands.recv() => {
                 let sent = match command {
                     Some(command @ (Command::KeyUsed(_) | Command::Request(_))) => {
-                        link.send_message(written(&command, version).unwrap_or_default()).await
+                        link.send_message(encode_command(&command, version).unwrap_or_default()).await
                     }
                     Some(Command::Frame(frame)) => link.send(&frame).await,
                     Some(Command::Bytes(bytes)) => link.stream.write_all(&bytes).await,
-                    Some(Command::Flood(frame, count)) => {
-                        let mut sent = Ok(());
-                        for _ in 0..count {
-                            if sent.is_ok() {
-                                sent = link.send(&frame).await;
-                            }
-                        }
-                        sent
+                    Some(Command::Flood(frame, count)) => link.flood(&frame, count).await,
+                    Some(Command::HalfFrame(frame)) => {
+                        link.send_half(&frame).await.map(|second| rest = second)
+                    }
+                    Some(Command::Rest) => link.stream.write_all(&rest.split()).await,
+                    Some(Command::Read(read)) => {
+                        is_reading = read;
+                        Ok(())
                     }
                     Some(Command::Hang) => std::future::pending().await,
                     Some(Command::Drop) | None => return Ok(()),
@@ -787,13 +871,13 @@ async fn relay_link(
     }
 }
 
-/// A message of a relay; statistics of the 3.0 dialect in the words of the 2.x dialect.
-fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouter, prost::DecodeError> {
-    if !version.is_third() {
-        return RelayToRouter::decode(message);
+/// Decodes a message of a relay. Statistics of the 3.0 dialect become those of the 2.x dialect.
+fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouterV2, prost::DecodeError> {
+    if !version.is_v3() {
+        return RelayToRouterV2::decode(message);
     }
-    let third::RelayToRouter { key_pool, statistics } = third::RelayToRouter::decode(message)?;
-    let peer = |peer: third::Peer| PeerConnection {
+    let v3::RelayToRouterV3 { key_pool, statistics } = v3::RelayToRouterV3::decode(message)?;
+    let peer = |peer: v3::Peer| PeerConnection {
         session_id: u64::try_from(peer.peer_id).unwrap_or_default(),
         status: peer.status,
         client_address: peer.client_address,
@@ -808,22 +892,22 @@ fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouter, prost::
         peer_connection: statistics.peer.into_iter().map(peer).collect(),
         uptime: statistics.uptime,
     });
-    Ok(RelayToRouter { key_pool, relay_stat })
+    Ok(RelayToRouterV2 { key_pool, relay_stat })
 }
 
-fn take(view: &mut View, message: RelayToRouter, version: RouterVersion) {
+fn take(view: &mut View, message: RelayToRouterV2, version: RouterVersion) {
     let is_good = |pool: &RelayKeyPool| {
-        !version.is_third() || (!pool.peer_host.is_empty() && (1..=65535).contains(&pool.peer_port))
+        !version.is_v3() || (!pool.peer_host.is_empty() && (1..=65535).contains(&pool.peer_port))
     };
     if message.key_pool.as_ref().is_some_and(|pool| !is_good(pool)) {
-        view.complaints.push("a key pool without a good host and port is ignored".into());
+        view.complaints.push("a key pool without a valid host and port is ignored".into());
         return;
     }
     if let Some(RelayKeyPool { peer_host, peer_port, key }) = message.key_pool {
         view.first_key.get_or_insert_with(Instant::now);
         view.key_ids.extend(key.iter().map(|key| key.key_id));
         view.pool.extend(key);
-        if version.is_third() && view.pool.len() > MAX_KEYS {
+        if version.is_v3() && view.pool.len() > MAX_KEYS {
             view.complaints.push(format!("{} keys on offer, {MAX_KEYS} kept", view.pool.len()));
             view.pool.truncate(MAX_KEYS);
         }

@@ -1,7 +1,7 @@
-//! `relay-lab soak`: everything at once, for a long time, and then whether a relay is as it was before.
+//! `relay-lab soak`: load, faults and attacks together for a long time; then checks that the relay has leaked nothing.
 //!
-//! A relay of its own, on this machine alone. Sessions of all kinds come and go, strangers among them, while the link to the
-//! Router is cut, nonsense comes over it, settings are read again and everything is asked for over HTTP.
+//! It starts a relay on this machine. Sessions of all kinds come and go, attackers among them, while the link to the
+//! Router is cut, carries nonsense, settings are reloaded and every path is requested over HTTP.
 
 use std::fs::File;
 use std::io;
@@ -27,60 +27,60 @@ use crate::router::{LabRouter, Options};
 use crate::say;
 use crate::traffic::{self, Stream};
 
-/// Sessions at once.
+/// Concurrent sessions.
 const USERS: u64 = 24;
-/// Room for these, and for all the keys that are used in vain within their 30 s.
-const PLACES: u32 = 1000;
-/// Reasons for which none of these sessions ends.
-const WRONG_ENDS: [&str; 5] = ["idle", "disconnected", "max_duration", "drain", "error"];
-/// Longest wait for anything.
+/// `MaxPeerCount`: enough for these, and for handed-out keys that nobody uses within their 30 s.
+const MAX_SESSIONS: u32 = 1000;
+/// Ends that no session of this test should have.
+const WRONG_ENDS: [&str; 6] = ["idle", "disconnected", "max_duration", "drain", "error", "crash"];
+/// Longest wait.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Most bytes of a transfer, each way.
+/// Maximum bytes of a transfer in each direction.
 const MOST: u64 = 4 * 1024 * 1024;
-/// How often something goes wrong.
+/// Interval of faults.
 const FAULT_EVERY: Duration = Duration::from_millis(1500);
-/// Time for what a relay gives back only after a while.
+/// Time for resources that a relay releases after a while.
 const SETTLING: Duration = Duration::from_secs(12);
-/// Memory may be this much more than before, in bytes, and by this part: allocators keep some.
+/// Memory may grow by this many bytes plus this fraction, since allocators keep some.
 const MORE_MEMORY: (f64, f64) = (4e6, 0.25);
 
-/// Threads may be so many more: those for what blocks come and go.
+/// There may be this many more threads, since those for blocking work come and go.
 const MORE_THREADS: usize = 2;
 
 /// Pipes that a relay keeps for the next sessions (`src/forward/pipe.rs`).
 const KEPT_PIPES: f64 = 8.0;
 
-/// What to do.
+/// Parameters of a soak test.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The relay.
+    /// Program of the relay.
     pub relay: PathBuf,
-    /// How long.
+    /// Duration.
     pub time: Duration,
 }
 
-/// What this laboratory counted itself.
+/// What the laboratory itself has counted.
 #[derive(Debug, Default)]
 struct Counts {
     sessions: AtomicU64,
-    /// Bytes that arrived for certain, and that were sent at most.
+    /// Bytes that certainly arrived, and the maximum that was sent.
     arrived: AtomicU64,
     sent: AtomicU64,
-    /// Made to the relay's peer port.
+    /// Connections to the relay's peer port.
     connections: AtomicU64,
     refused: AtomicU64,
-    strangers: AtomicU64,
+    attackers: AtomicU64,
     faults: AtomicU64,
 }
 
-/// A relay as it is seen from outside.
+/// A relay as seen from outside.
 #[derive(Debug, Clone, Copy)]
 struct Sight {
     meter: Meter,
     threads: usize,
     pipes: f64,
     sessions: f64,
-    /// Those of them that ended for a reason that there should not be.
+    /// Sessions with one of [`WRONG_ENDS`].
     ended_wrong: f64,
     connections: f64,
     paired: f64,
@@ -99,8 +99,8 @@ impl Relay {
         let admin: SocketAddr = (Ipv4Addr::LOCALHOST, free_port()?).into();
         let settings = [
             ("AdminListen", admin.to_string()),
-            ("MaxPeerCount", PLACES.to_string()),
-            // Everybody comes from the same address, and in a hurry.
+            ("MaxPeerCount", MAX_SESSIONS.to_string()),
+            // All peers connect from the same address, at a high rate.
             ("MaxPendingPeersPerAddress", "1024".to_owned()),
             ("PeerConnectRate", "0".to_owned()),
             ("StatisticsEnabled", "true".to_owned()),
@@ -137,7 +137,7 @@ impl Relay {
         })
     }
 
-    /// Waits until nobody is there and nobody is on the way, and the link is up.
+    /// Waits until there is neither a session nor a pending peer, and the link is up.
     async fn settled(&self) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -146,14 +146,15 @@ impl Relay {
                 sum(&text, "aspia_relay_sessions_active"),
                 sum(&text, "aspia_relay_peers_pending"),
                 sum(&text, "aspia_relay_keys{state=\"handed_out\"}"),
-                f64::from(PLACES) - sum(&text, "aspia_relay_keys{state=\"offered\"}"),
+                f64::from(MAX_SESSIONS) - sum(&text, "aspia_relay_keys{state=\"offered\"}"),
             ];
             if there == [0.0; 4] {
                 break;
             }
             if Instant::now() > end {
-                let text =
-                    format!("sessions, pending, handed out, missing after all is over: {there:?}");
+                let text = format!(
+                    "the relay does not settle: [sessions, pending, handed out, missing] are {there:?}"
+                );
                 return Err(io::Error::other(text));
             }
             sleep(Duration::from_millis(100)).await;
@@ -163,12 +164,12 @@ impl Relay {
     }
 }
 
-/// The same error, with what it was about.
+/// Prefixes an error with what was attempted.
 fn about<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))
 }
 
-/// Numbers from a seed.
+/// Random numbers from a seed.
 struct Dice(Stream);
 
 impl Dice {
@@ -180,10 +181,10 @@ impl Dice {
 }
 
 /// Connections of all programs that the kernel has reset since its start because TCP had no memory left
-/// (`TCPAbortOnMemory`); those of this test are then among them, whatever the relay does.
+/// (`TCPAbortOnMemory`). They may include those of this test, which is not the relay's fault.
 fn resets_for_memory() -> u64 {
     let counters = std::fs::read_to_string("/proc/net/netstat").unwrap_or_default();
-    // A line of names, and one of values.
+    // A line of names is followed by a line of values.
     let mut lines = counters.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
     let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let mut both = names.split_whitespace().zip(values.split_whitespace());
@@ -191,10 +192,10 @@ fn resets_for_memory() -> u64 {
     found.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-/// Runs it all, and compares.
+/// Runs the test and compares before and after.
 ///
 /// # Errors
-/// What is not as it was, or as it should be.
+/// Says what differs from before, or from what the laboratory counted.
 pub async fn run(plan: &Plan) -> io::Result<()> {
     crate::bench::raise_limit();
     let router = Arc::new(LabRouter::start(Options::default()).await?);
@@ -207,7 +208,7 @@ pub async fn run(plan: &Plan) -> io::Result<()> {
         let resets = resets_for_memory() - resets;
         let why = if resets > 0 {
             format!(
-                "; the kernel reset {resets} connections for lack of memory: run nothing beside it"
+                "; the kernel reset {resets} connections for lack of memory: run nothing else meanwhile"
             )
         } else {
             String::new()
@@ -219,9 +220,9 @@ pub async fn run(plan: &Plan) -> io::Result<()> {
 }
 
 async fn soak(plan: &Plan, router: &Arc<LabRouter>, relay: &Arc<Relay>) -> io::Result<()> {
-    router.wait_for(|view| view.pool.len() == PLACES as usize).await;
+    router.wait_for(|view| view.pool.len() == MAX_SESSIONS as usize).await;
     let counts = Arc::new(Counts::default());
-    // Once with everything that it can do: what a program keeps from its first work is no leak.
+    // A first round without measuring: what a program allocates once and keeps is not a leak.
     round(router, relay, &counts, Duration::from_secs(5)).await?;
     relay.settled().await?;
     let before = relay.see().await?;
@@ -234,7 +235,7 @@ async fn soak(plan: &Plan, router: &Arc<LabRouter>, relay: &Arc<Relay>) -> io::R
     compare(&before, &after, &counts)
 }
 
-/// Descriptors beside those of pipes, of which some are kept for the next session.
+/// Descriptors other than pipes, some of which are kept for the next session.
 fn others(sight: &Sight) -> f64 {
     sight.meter.files - 2.0 * sight.pipes
 }
@@ -258,10 +259,13 @@ fn compare(before: &Sight, after: &Sight, counts: &Counts) -> io::Result<()> {
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(io::Error::other(format!("not as it was, or not as counted here: {}", wrong.join(", "))))
+    Err(io::Error::other(format!(
+        "differs from before, or from the laboratory's count: {}",
+        wrong.join(", ")
+    )))
 }
 
-/// Everything, for so long.
+/// Runs users and faults for the given time.
 async fn round(
     router: &Arc<LabRouter>,
     relay: &Arc<Relay>,
@@ -296,7 +300,7 @@ async fn round(
     Ok(())
 }
 
-/// One thing that goes wrong, or that somebody asks for.
+/// Causes one fault, or makes one request.
 async fn fault(router: &LabRouter, relay: &Relay, number: u64) -> io::Result<()> {
     match number % 6 {
         0 => router.drop_link().await,
@@ -320,7 +324,7 @@ async fn fault(router: &LabRouter, relay: &Relay, number: u64) -> io::Result<()>
     Ok(())
 }
 
-/// A user, or a stranger.
+/// Runs one user or one attacker.
 async fn user(
     router: &LabRouter,
     relay: &Relay,
@@ -328,24 +332,24 @@ async fn user(
     dice: &mut Dice,
 ) -> io::Result<()> {
     if dice.below(4) == 0 {
-        counts.strangers.fetch_add(1, Ordering::Relaxed);
+        counts.attackers.fetch_add(1, Ordering::Relaxed);
         counts.connections.fetch_add(1, Ordering::Relaxed);
-        return about("a stranger", stranger(relay, dice).await);
+        return about("an attacker", attacker(relay, dice).await);
     }
     let introduced = timeout(PATIENCE, router.introduce()).await;
-    let introduction = introduced.map_err(|_| io::Error::other("no key came"))??;
+    let introduction = introduced.map_err(|_| io::Error::other("no key arrived"))??;
     let kind = dice.below(8);
     if kind == 0 {
-        // Its partner never comes.
+        // Its partner never connects.
         counts.connections.fetch_add(1, Ordering::Relaxed);
-        let stream = about("one whose partner never comes", introduction.connect().await)?;
+        let stream = about("a peer whose partner never connects", introduction.connect().await)?;
         sleep(Duration::from_millis(dice.below(50))).await;
         drop(stream);
         return Ok(());
     }
     counts.connections.fetch_add(2, Ordering::Relaxed);
     let Ok(Ok((client, host))) = timeout(PATIENCE, introduction.session()).await else {
-        // The link was cut between the key and the notice that it is used: it was withdrawn.
+        // The link was cut between the introduction and the notice, so the key was withdrawn.
         counts.refused.fetch_add(1, Ordering::Relaxed);
         return Ok(());
     };
@@ -354,7 +358,7 @@ async fn user(
         counts.arrived.fetch_add(arrived, Ordering::Relaxed);
         counts.sent.fetch_add(sent, Ordering::Relaxed);
     };
-    // The byte by which a session is known to be there.
+    // The byte that shows that the session is active.
     count(1, 1);
     let (there, back) = (dice.below(MOST), dice.below(MOST / 16));
     let seed = dice.below(u64::MAX);
@@ -366,13 +370,13 @@ async fn user(
         sleep(Duration::from_millis(dice.below(1000))).await;
     }
     let transferred = timeout(PATIENCE, transfer(client, host, seed, (there, back))).await;
-    let transferred = transferred.unwrap_or_else(|_| Err(io::Error::other("it stands still")));
+    let transferred = transferred.unwrap_or_else(|_| Err(io::Error::other("the session stalled")));
     about("a transfer", transferred)?;
     count(there + back, there + back);
     Ok(())
 }
 
-/// Data both ways, one of them after the other side has ended.
+/// Sends data both ways; the second transfer follows a half-close.
 async fn transfer(
     mut client: TcpStream,
     mut host: TcpStream,
@@ -399,14 +403,14 @@ async fn transfer(
 async fn ended(stream: &mut TcpStream) -> io::Result<()> {
     match stream.read(&mut [0]).await? {
         0 => Ok(()),
-        _ => Err(io::Error::other("more came than was sent")),
+        _ => Err(io::Error::other("more was received than was sent")),
     }
 }
 
-/// One side resets in the middle: the other gets what was sent, and an end.
+/// One side resets during a transfer: the other receives what was sent, and an orderly close.
 async fn cut(mut client: TcpStream, mut host: TcpStream, seed: u64, length: u64) -> io::Result<()> {
     let sender = async {
-        // Whatever of it was taken.
+        // Only part of it may have been accepted.
         let _ = traffic::send(&mut client, seed, length).await;
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         drop(client);
@@ -415,15 +419,15 @@ async fn cut(mut client: TcpStream, mut host: TcpStream, seed: u64, length: u64)
     let ((), received) = tokio::join!(sender, receiver);
     match received {
         Ok(Ok((bytes, hash))) if hash != traffic::hash(seed, bytes) => {
-            Err(io::Error::other("what came before a reset is not what was sent"))
+            Err(io::Error::other("bytes received before a reset differ from those sent"))
         }
         Ok(_) => Ok(()),
         Err(_) => Err(io::Error::other("a reset did not reach the other side")),
     }
 }
 
-/// Somebody who has no business here.
-async fn stranger(relay: &Relay, dice: &mut Dice) -> io::Result<()> {
+/// An attacker.
+async fn attacker(relay: &Relay, dice: &mut Dice) -> io::Result<()> {
     let mut stream = TcpStream::connect(relay.process.address()).await?;
     match dice.below(4) {
         0 => {
@@ -445,7 +449,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_as_it_was_is_named() {
+    fn differences_after_a_soak_are_named() {
         let meter = Meter { cpu: 0.0, pss: 1e7, files: 20.0 };
         let sight = Sight {
             meter,

@@ -1,11 +1,11 @@
-//! Data that nobody can mistake for other data: a stream of numbers from a seed, and its hash.
+//! Verifiable data: a pseudo-random stream from a seed, and its hash.
 
 use std::io;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Bytes made, sent or read at once.
+/// Bytes generated, sent or read at a time.
 const CHUNK: usize = 64 * 1024;
 
 /// A SHA-256 digest.
@@ -23,7 +23,7 @@ impl Stream {
         Self { state: seed }
     }
 
-    /// Fills `buffer` with what comes next. Lengths but the last must be multiples of 8.
+    /// Fills `buffer` with the next bytes. All lengths except the last must be multiples of 8.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         for word in buffer.chunks_mut(8) {
             // SplitMix64 by Sebastiano Vigna, public domain.
@@ -73,7 +73,7 @@ pub fn hash(seed: u64, length: u64) -> Hash {
 /// Sends the first `length` bytes of the stream of `seed`.
 ///
 /// # Errors
-/// What the socket says.
+/// The socket's error.
 pub async fn send(to: &mut (impl AsyncWrite + Unpin), seed: u64, length: u64) -> io::Result<()> {
     let (mut stream, mut left) = (Stream::new(seed), length);
     let mut buffer = vec![0; CHUNK];
@@ -86,10 +86,10 @@ pub async fn send(to: &mut (impl AsyncWrite + Unpin), seed: u64, length: u64) ->
     to.flush().await
 }
 
-/// Reads `length` bytes, or to the end where there is no length; gives their number and hash.
+/// Reads `length` bytes, or to the end without a length. Returns their number and hash.
 ///
 /// # Errors
-/// What the socket says.
+/// The socket's error.
 pub async fn receive(
     from: &mut (impl AsyncRead + Unpin),
     length: Option<u64>,
@@ -109,11 +109,11 @@ pub async fn receive(
     Ok((total, finish(context)))
 }
 
-/// Reads the first `length` bytes of the stream of `seed`, checks them as they come and tells `progress` of every
-/// piece. Gives their hash.
+/// Reads the first `length` bytes of the stream of `seed`, verifies them as they arrive and reports every piece to
+/// `progress`. Returns their hash.
 ///
 /// # Errors
-/// What the socket says; or which byte was missing or other than it was sent.
+/// The socket's error, or which byte is missing or differs.
 pub async fn verify(
     from: &mut (impl AsyncRead + Unpin),
     seed: u64,
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_the_same_however_it_is_cut() {
+    fn stream_does_not_depend_on_piece_sizes() {
         let whole = Stream::bytes(5, 4096);
         let mut stream = Stream::new(5);
         let mut parts = vec![0; 4096];
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_has_the_hash() {
+    async fn sent_bytes_have_the_expected_hash() {
         let (mut a, mut b) = tokio::io::duplex(1000);
         let length = 200_001;
         let (sent, received) = tokio::join!(send(&mut a, 9, length), receive(&mut b, Some(length)));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_as_it_was_sent_is_noticed() {
+    async fn changed_bytes_are_detected() {
         let good = Stream::bytes(4, 100_000);
         assert_eq!(
             verify(&mut good.as_slice(), 4, 100_000, |_| {}).await.unwrap(),

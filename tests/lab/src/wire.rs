@@ -1,5 +1,5 @@
-//! Delay and reordering on the way to a namespace: the kernel hands each packet over, and gets it back later. The queue
-//! for this (`NFQUEUE`) is in more kernels than their own emulator of networks.
+//! Delay and reordering of packets to a namespace: the kernel queues each packet, and gets it back later. The queue
+//! (`NFQUEUE`) is available in more kernels than their network emulator (`netem`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,21 +19,21 @@ use crate::traffic::Stream;
 
 /// The number of the queue.
 const QUEUE: u16 = 7;
-/// Packets that may be on their way; more are lost.
+/// Maximum number of delayed packets; more are lost.
 const MOST: u32 = 16_384;
-/// How exact delays are.
+/// Resolution of delays.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What came through a wire.
+/// What passed through a wire.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Passed {
     /// Packets.
     pub packets: u64,
-    /// Those of them that came out behind one that went in later.
+    /// Packets that left after one that had entered later.
     pub overtaken: u64,
 }
 
-/// A wire that is slow, and for each packet in another way, until it is taken away.
+/// Delays each packet by a different time, until it is removed.
 #[derive(Debug)]
 pub struct Wire<'a> {
     namespace: &'a Namespace,
@@ -42,10 +42,10 @@ pub struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    /// Takes every TCP packet that reaches or leaves `namespace`, for between nothing and `longest`.
+    /// Delays every TCP packet that reaches or leaves `namespace` by up to `longest`.
     ///
     /// # Errors
-    /// When the kernel has no such queue, `iptables` is not there, or this is not root.
+    /// If the kernel has no such queue, `iptables` is missing, or the user is not root.
     pub fn new(namespace: &'a Namespace, longest: Duration) -> io::Result<Self> {
         let place = File::open(namespace.path())?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -60,7 +60,7 @@ impl<'a> Wire<'a> {
         Ok(wire)
     }
 
-    /// Adds (`-A`) or deletes (`-D`) the rules by which packets go into the queue.
+    /// Adds (`-A`) or deletes (`-D`) the rules that queue packets.
     fn rules(&self, what: &str) -> io::Result<()> {
         for chain in ["INPUT", "OUTPUT"] {
             let rule = format!("{what} {chain} -p tcp -j NFQUEUE --queue-num {QUEUE}");
@@ -69,10 +69,10 @@ impl<'a> Wire<'a> {
         Ok(())
     }
 
-    /// Takes it away; what is on it arrives.
+    /// Removes it. Delayed packets arrive.
     ///
     /// # Errors
-    /// What went wrong since it was made.
+    /// Any error since it was created.
     pub fn take_away(mut self) -> io::Result<Passed> {
         self.rules("-D")?;
         self.end()
@@ -102,7 +102,7 @@ fn carry(
     queue.bind(QUEUE)?;
     queue.set_queue_max_len(QUEUE, MOST)?;
     queue.set_nonblocking(true);
-    // Whoever waits for it may have gone.
+    // The receiver may have been dropped.
     let _ = ready.send(());
     let longest = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX).max(1);
     let mut dice = Stream::new(1);

@@ -9,10 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 /// Bytes that each direction keeps.
 const BUFFER: usize = 8 * 1024;
 
-/// Passes whatever comes to `listen` on to `to`, for ever, on the thread of its runtime.
+/// Forwards connections to `listen` to `to`, for ever, on the thread of its runtime.
 ///
 /// # Errors
-/// When it cannot listen.
+/// If it cannot listen.
 pub async fn serve(listen: SocketAddr, to: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     loop {

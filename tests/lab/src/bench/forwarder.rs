@@ -1,4 +1,4 @@
-//! Those who forward: started as processes of their own, configured alike, ended when they are dropped.
+//! Forwarders: processes with equivalent configurations, which end when they are dropped.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -6,11 +6,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aspia_relay::config::settings::variable;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -25,14 +26,14 @@ use super::{Baseline, Who};
 
 /// Longest wait for a program, a connection or a pairing.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes by which the two ends of a session know each other.
+/// Length of the token by which the two ends of a session recognise each other.
 pub(super) const TOKEN: usize = 8;
-/// Sessions that open at once.
+/// Sessions that are opened at the same time.
 const OPENING: usize = 64;
-/// nginx's module, where Debian puts it.
+/// Path of nginx's stream module in Debian.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// Whether a baseline can be had; why not, in words.
+/// Checks whether a baseline is installed; the error says what is missing.
 pub(super) fn program(baseline: Baseline) -> Result<(), String> {
     let needed = match baseline {
         Baseline::Haproxy | Baseline::HaproxySplice => ["/usr/sbin/haproxy"].as_slice(),
@@ -41,24 +42,24 @@ pub(super) fn program(baseline: Baseline) -> Result<(), String> {
     };
     match needed.iter().find(|path| !Path::new(path).exists()) {
         Some(missing) => Err(format!(
-            "{baseline:?}: {missing} is not there (Debian: apt install haproxy nginx libnginx-mod-stream)"
+            "{baseline:?}: {missing} is missing (on Debian: apt install haproxy nginx libnginx-mod-stream)"
         )),
         None => Ok(()),
     }
 }
 
-/// Where forwarders are started, one at a time.
+/// The environment in which forwarders run, one at a time.
 #[derive(Debug)]
 pub(super) struct Lab {
     directory: PathBuf,
     environment: Vec<(String, String)>,
     count: AtomicU64,
-    /// Where forwarders are, if not beside the peers.
+    /// The forwarders' namespace, if it is not that of the peers.
     namespace: Option<Namespace>,
 }
 
 impl Lab {
-    /// With these variables for our relays; over virtual Ethernet devices, or over loopback.
+    /// With these variables for the relays; over virtual Ethernet devices or over loopback.
     pub(super) fn new(environment: Vec<(String, String)>, veth: bool) -> io::Result<Self> {
         let directory =
             std::env::temp_dir().join(format!("relay-lab-bench-{}", std::process::id()));
@@ -82,58 +83,70 @@ impl Lab {
         }
     }
 
-    /// Starts one with room for so many sessions.
+    /// The command that starts a relay at `path` with room for `sessions`, which peers reach at `front`.
+    fn relay(
+        &self,
+        path: &Path,
+        router: &LabRouter,
+        front: SocketAddr,
+        sessions: usize,
+    ) -> Command {
+        let connections = sessions + 500;
+        let mut command = self.command(path);
+        for (key, value) in [
+            ("RouterAddress", router.address().ip().to_string()),
+            ("RouterPort", router.address().port().to_string()),
+            ("RouterPublicKey", router.public_key().to_string()),
+            ("PeerAddress", front.ip().to_string()),
+            ("PeerPort", front.port().to_string()),
+            ("ListenInterface", front.ip().to_string()),
+            ("AdminListen", "off".to_owned()),
+            ("MaxPeerCount", (sessions + 100).to_string()),
+            ("MaxPendingPeers", connections.to_string()),
+            // All peers connect from the same address.
+            ("MaxPendingPeersPerAddress", connections.to_string()),
+            ("PeerConnectRate", "0".to_owned()),
+            ("PeerIdleTimeout", "60".to_owned()),
+        ] {
+            command.env(variable(key), value);
+        }
+        command.env("ASPIA_LOG_TO_STDOUT", "0").envs(self.environment.iter().cloned());
+        command
+    }
+
+    /// Starts a forwarder with a capacity of so many sessions.
     pub(super) async fn start(&self, who: &Who, sessions: usize) -> io::Result<Forwarder> {
         let (peers, there) = self.addresses();
         let far = FarEnd::listen(peers).await?;
         let front: SocketAddr = (there, free_port()?).into();
         let file = self.directory.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
         let connections = sessions + 500;
-        let (command, way) = match who {
-            Who::Baseline(Baseline::Direct) => (None, Way::Through(far.address)),
+        let (command, route) = match who {
+            Who::Baseline(Baseline::Direct) => (None, Route::Through(far.address)),
             Who::Baseline(Baseline::Copy) => {
                 let mut command = self.command(std::env::current_exe()?);
                 command.args(["bench-copy", &front.to_string(), &far.address.to_string()]);
-                (Some(command), Way::Through(front))
+                (Some(command), Route::Through(front))
             }
             Who::Baseline(baseline @ (Baseline::Haproxy | Baseline::HaproxySplice)) => {
                 let splice = *baseline == Baseline::HaproxySplice;
                 std::fs::write(&file, haproxy(front, far.address, connections, splice))?;
                 let mut command = self.command("/usr/sbin/haproxy");
                 command.arg("-db").arg("-q").arg("-f").arg(&file);
-                (Some(command), Way::Through(front))
+                (Some(command), Route::Through(front))
             }
             Who::Baseline(Baseline::Nginx) => {
                 std::fs::write(&file, nginx(front, far.address, connections))?;
                 let mut command = self.command("/usr/sbin/nginx");
                 command.arg("-p").arg(&self.directory).arg("-c").arg(&file);
                 command.args(["-g", "daemon off; error_log stderr emerg;"]);
-                (Some(command), Way::Through(front))
+                (Some(command), Route::Through(front))
             }
             Who::Ours(_, path) => {
-                let router =
-                    LabRouter::start(Options { listen: (peers, 0).into(), ..Options::default() })
-                        .await?;
-                let mut command = self.command(path);
-                for (key, value) in [
-                    ("RouterAddress", router.address().ip().to_string()),
-                    ("RouterPort", router.address().port().to_string()),
-                    ("RouterPublicKey", router.public_key().to_string()),
-                    ("PeerAddress", front.ip().to_string()),
-                    ("PeerPort", front.port().to_string()),
-                    ("ListenInterface", front.ip().to_string()),
-                    ("AdminListen", "off".to_owned()),
-                    ("MaxPeerCount", (sessions + 100).to_string()),
-                    ("MaxPendingPeers", connections.to_string()),
-                    // All peers come from the same address.
-                    ("MaxPendingPeersPerAddress", connections.to_string()),
-                    ("PeerConnectRate", "0".to_owned()),
-                    ("PeerIdleTimeout", "60".to_owned()),
-                ] {
-                    command.env(variable(key), value);
-                }
-                command.env("ASPIA_LOG_TO_STDOUT", "0").envs(self.environment.iter().cloned());
-                (Some(command), Way::Pairing(Box::new(router)))
+                let options = Options { listen: (peers, 0).into(), ..Options::default() };
+                let router = LabRouter::start(options).await?;
+                let command = self.relay(path, &router, front, sessions);
+                (Some(command), Route::Pairing(Box::new(router)))
             }
         };
         let child = command
@@ -143,7 +156,7 @@ impl Lab {
             .transpose()
             .map_err(|error| io::Error::other(format!("{} does not start: {error}", who.name())))?;
         let pids = child.as_ref().map(Child::id).into_iter().collect();
-        let forwarder = Forwarder { child, pids, way, far, tokens: AtomicU64::new(1) };
+        let forwarder = Forwarder { child, pids, route, far, tokens: AtomicU64::new(1) };
         let first = async {
             while forwarder.open().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -158,7 +171,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // Left behind where it cannot be removed; it holds no secret.
+        // Left behind if it cannot be removed; it holds no secret.
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -182,19 +195,19 @@ fn nginx(front: SocketAddr, to: SocketAddr, connections: usize) -> String {
     )
 }
 
-/// How the two ends of a session come together.
-enum Way {
-    /// The client dials here, and somebody dials the far end.
+/// How the two ends of a session connect.
+enum Route {
+    /// The client dials this address, and the forwarder dials the far end.
     Through(SocketAddr),
-    /// Both are introduced, and dial the relay.
+    /// The Router introduces both, and they dial the relay.
     Pairing(Box<LabRouter>),
 }
 
-/// Who forwards now.
+/// A running forwarder.
 pub(super) struct Forwarder {
     child: Option<Child>,
     pids: Vec<u32>,
-    way: Way,
+    route: Route,
     far: FarEnd,
     tokens: AtomicU64,
 }
@@ -223,21 +236,21 @@ impl Forwarder {
 
     /// Whether it is a relay, which pairs peers.
     pub(super) fn pairs(&self) -> bool {
-        matches!(self.way, Way::Pairing(_))
+        matches!(self.route, Route::Pairing(_))
     }
 
-    /// Whether it costs anything: the peers may be connected directly.
+    /// Whether there is a process to measure, which a direct connection has not.
     pub(super) fn is_there(&self) -> bool {
         self.child.is_some()
     }
 
-    /// The client's and the host's end of a session through which bytes have passed.
+    /// Opens a session. Returns the ends of the client and the host after the first bytes have passed.
     pub(super) async fn open(&self) -> io::Result<(TcpStream, TcpStream)> {
         self.open_with(TOKEN).await
     }
 
-    /// The same, and the client has sent so many bytes in one piece, the token by which its end is known among them: the
-    /// host has not read the rest.
+    /// Opens a session whose client has sent `bytes` bytes at once. They begin with the token of the session, and the host has
+    /// not read the rest.
     pub(super) async fn open_with(&self, bytes: usize) -> io::Result<(TcpStream, TcpStream)> {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "a session did not open in time");
         timeout(PATIENCE, self.open_unbounded(bytes)).await.map_err(late)?
@@ -247,12 +260,12 @@ impl Forwarder {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let mut message = vec![7; bytes.max(TOKEN)];
         message[..TOKEN].copy_from_slice(&token.to_be_bytes());
-        match &self.way {
-            Way::Through(front) => {
+        match &self.route {
+            Route::Through(front) => {
                 let host = self.far.expect(token);
                 let socket = TcpSocket::new_v4()?;
                 if front.ip().is_loopback() {
-                    // Many addresses have many ports.
+                    // One address would run out of ports.
                     let from = u8::try_from(token % 200).unwrap_or(0) + 2;
                     socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into())?;
                 }
@@ -262,23 +275,23 @@ impl Forwarder {
                 let host = host.await.map_err(io::Error::other)?;
                 Ok((client, host))
             }
-            Way::Pairing(router) => {
+            Route::Pairing(router) => {
                 let (mut client, mut host) = router.introduce().await?.connect_both().await?;
                 client.write_all(&message).await?;
                 let mut seen = [0; TOKEN];
                 host.read_exact(&mut seen).await?;
                 if seen != token.to_be_bytes() {
-                    return Err(io::Error::other("the wrong peers met"));
+                    return Err(io::Error::other("the wrong peers were paired"));
                 }
                 Ok((client, host))
             }
         }
     }
 
-    /// Peers that wait for a partner.
+    /// Connects peers that wait for a partner.
     pub(super) async fn open_waiting(&self, count: usize) -> io::Result<Vec<TcpStream>> {
-        let Way::Pairing(router) = &self.way else {
-            return Err(io::Error::other("nobody waits for a partner in a proxy"));
+        let Route::Pairing(router) = &self.route else {
+            return Err(io::Error::other("a proxy has no peers that wait for a partner"));
         };
         let mut waiting = Vec::with_capacity(count);
         for _ in 0..count {
@@ -287,7 +300,7 @@ impl Forwarder {
         Ok(waiting)
     }
 
-    /// Many of them.
+    /// Opens many sessions, some at a time.
     pub(super) async fn open_many(
         self: &Arc<Self>,
         count: usize,
@@ -311,7 +324,7 @@ impl Forwarder {
 
 type Expected = Arc<Mutex<HashMap<u64, oneshot::Sender<TcpStream>>>>;
 
-/// The listening end behind a proxy; it knows its connections by the first eight bytes.
+/// The listening end behind a proxy. It recognises connections by their first eight bytes.
 #[derive(Debug)]
 struct FarEnd {
     address: SocketAddr,
@@ -342,18 +355,17 @@ impl FarEnd {
                 let mut token = [0; TOKEN];
                 if stream.set_nodelay(true).is_ok() && stream.read_exact(&mut token).await.is_ok() {
                     let token = u64::from_be_bytes(token);
-                    let way =
-                        expected.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
-                    // Nobody waits any more for one that came too late.
-                    let _ = way.map(|way| way.send(stream));
+                    let waiter = expected.lock().remove(&token);
+                    // A connection that arrives too late has no waiter any more.
+                    let _ = waiter.map(|waiter| waiter.send(stream));
                 }
             });
         }
     }
 
     fn expect(&self, token: u64) -> oneshot::Receiver<TcpStream> {
-        let (way, stream) = oneshot::channel();
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(token, way);
+        let (waiter, stream) = oneshot::channel();
+        self.expected.lock().insert(token, waiter);
         stream
     }
 }

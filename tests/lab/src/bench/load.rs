@@ -1,13 +1,14 @@
-//! The loads: each opens its sessions, warms up, and measures a window of time.
+//! Loads: each opens its sessions, warms up, and measures for a period.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream as StdStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,30 +21,30 @@ use super::x25519::x25519;
 use super::{Kind, meter};
 use crate::say;
 
-/// Before the window: buffers and windows have grown, threads are where they stay.
+/// Warm-up time, in which buffers and TCP windows grow and threads settle.
 const WARM_UP: Duration = Duration::from_millis(800);
-/// Bytes written or read at a time in bulk.
+/// Bytes of one write or read in bulk transfers.
 const CHUNK: usize = 128 * 1024;
-/// Short sessions at once.
+/// Concurrent short sessions.
 const CHURNING: usize = 16;
-/// Short sessions before it is measured, and while it is. The system remembers each connection for two minutes, and only
-/// so many of them: a number of seconds would fill its tables and measure how it refuses.
+/// Number of short sessions during the warm-up, and during the measurement. It is not a duration, since the kernel remembers
+/// each connection for two minutes: many seconds of connections would fill its tables, and measure how it refuses them.
 const SHORT_SESSIONS: (u64, u64) = (300, 3000);
-/// Length of what follows, and when it was sent, in nanoseconds.
+/// Header of a message: length of the rest, and time of sending in nanoseconds.
 const HEADER: usize = 12;
 const FRAME: usize = 8 * 1024;
 const LARGE_FRAME: usize = 100 * 1024;
 const EVENT: usize = 64;
 /// Shortest sleep of the sender: messages are sent one by one, and yet it does not spin.
-const NAP: Duration = Duration::from_micros(100);
-/// Sent at once in a burst, on all sessions together and on each at least. With some hundred sessions it is more than the
-/// system takes for readers that do not read: the forwarder has to hold something.
+const MIN_SLEEP: Duration = Duration::from_micros(100);
+/// Bytes of a burst: in total, and at least for each session. With some hundred sessions, this is more than the kernel
+/// accepts for readers that do not read, so the forwarder must buffer the rest.
 const BURST: (usize, usize) = (1 << 30, 128 * 1024);
-/// What the system takes for such a reader, in bytes.
+/// Socket buffer of such a reader, in bytes.
 const SMALL_BUFFER: usize = 4096;
-/// Nothing more than this is asked of the scheduler for the threads of the load: it stands for machines of their own.
-const HURRY: i32 = -10;
-/// After a burst, until memory is looked at again.
+/// Nice value of the threads of the load, which stand for other machines.
+const LOAD_PRIORITY: i32 = -10;
+/// Time from a burst until memory is measured again.
 const AFTER_BURST: Duration = Duration::from_secs(60);
 
 /// One load.
@@ -59,7 +60,7 @@ pub(super) enum Load {
 }
 
 impl Load {
-    /// Those of a kind, with these numbers of sessions or with its own.
+    /// The loads of a kind, with the given numbers of sessions or its own.
     pub(super) fn of(kind: Kind, sessions: &[usize]) -> Vec<Self> {
         let numbers = |own: &[usize]| if sessions.is_empty() { own } else { sessions }.to_vec();
         let each =
@@ -89,7 +90,7 @@ impl Load {
         }
     }
 
-    /// Sessions that it needs at once.
+    /// Concurrent sessions that it needs.
     pub(super) fn sessions(self) -> usize {
         match self {
             Self::Bulk { sessions, .. }
@@ -102,12 +103,12 @@ impl Load {
         }
     }
 
-    /// Whether it is for relays only: nobody waits for a partner in a proxy.
+    /// Whether it is only for relays. With a proxy, no peer waits for a partner.
     pub(super) fn is_for_relays(self) -> bool {
         matches!(self, Self::Waiting { .. })
     }
 
-    /// Runs it for so long.
+    /// Runs it for the given time.
     pub(super) async fn run(self, forwarder: Forwarder, time: Duration) -> io::Result<Figures> {
         let forwarder = Arc::new(forwarder);
         match self {
@@ -125,13 +126,13 @@ impl Load {
     }
 }
 
-/// What a window of time cost.
+/// The cost of a measured period.
 struct Window {
     cpu: f64,
     seconds: f64,
 }
 
-/// Lets the load run for a moment, then measures; `mark` is called at both ends of the window.
+/// Warms up, then measures. `mark` is called at the beginning and end of the measured period.
 async fn window(forwarder: &Forwarder, time: Duration, mut mark: impl FnMut()) -> Window {
     sleep(WARM_UP).await;
     let (before, began) = (meter(forwarder).cpu, Instant::now());
@@ -142,7 +143,7 @@ async fn window(forwarder: &Forwarder, time: Duration, mut mark: impl FnMut()) -
     Window { cpu, seconds }
 }
 
-/// What was done in a window, by the second and by the second of CPU.
+/// Work per second, and per second of CPU time.
 fn rates(forwarder: &Forwarder, window: &Window, done: f64, unit: f64) -> Figures {
     let mut figures = Figures::default();
     figures.set("rate", done / unit / window.seconds);
@@ -167,7 +168,7 @@ async fn bulk(
         if both {
             ways.push((client.1, host.0));
         } else {
-            // The other halves stay open: a half-closed session is another load.
+            // The other halves stay open, since half-closed sessions would be a different load.
             tasks.spawn(async move {
                 let _open = (client.1, host.0);
                 std::future::pending::<()>().await;
@@ -197,14 +198,14 @@ async fn bulk(
     Ok(rates(forwarder, &window, done, 1e6))
 }
 
-/// Sends what is due, each message at its own time.
+/// Sends each message when it is due.
 struct Sender {
     zero: Instant,
     outs: Vec<Out>,
     due: BinaryHeap<Reverse<(Instant, usize)>>,
 }
 
-/// One that sends: its socket, what the socket did not take, how often, how many.
+/// A sender: its socket, the bytes that the socket has not accepted, and its schedule.
 struct Out {
     stream: StdStream,
     rest: Vec<u8>,
@@ -230,7 +231,7 @@ impl Sender {
                 out.put(&rest)?;
             }
             let next = self.due.peek().map_or(now, |Reverse((at, _))| *at);
-            std::thread::sleep(next.saturating_duration_since(Instant::now()).max(NAP));
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).max(MIN_SLEEP));
         }
         Ok(())
     }
@@ -253,7 +254,7 @@ impl Sender {
 }
 
 impl Out {
-    /// Sends what the socket takes, behind what waits already.
+    /// Sends as much as the socket accepts, after any bytes that are queued already.
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         if !self.rest.is_empty() {
             self.rest.extend_from_slice(bytes);
@@ -270,7 +271,7 @@ impl Out {
     }
 }
 
-/// Delays in nanoseconds of what was sent within the window.
+/// Delays, in nanoseconds, of messages sent within the measured period.
 #[derive(Debug, Default)]
 struct Delays {
     from: AtomicU64,
@@ -279,7 +280,7 @@ struct Delays {
     list: Mutex<Vec<u64>>,
 }
 
-/// Reads messages to the end, and notes how long each was under way.
+/// Reads messages to the end and records the delay of each.
 async fn receive(
     stream: TcpStream,
     zero: Instant,
@@ -324,7 +325,7 @@ async fn receive(
             {
                 delays.messages.fetch_add(1, Ordering::Relaxed);
                 if keep {
-                    let mut list = delays.list.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut list = delays.list.lock();
                     list.push(now.saturating_sub(sent));
                 }
             }
@@ -332,23 +333,19 @@ async fn receive(
     }
 }
 
-async fn desktop(
-    forwarder: &Arc<Forwarder>,
+/// The two ends of every session: one sender for all, and the streams that receive, each with whether it is a host's.
+fn sender_and_receivers(
+    pairs: Vec<(TcpStream, TcpStream)>,
     sessions: usize,
-    time: Duration,
-) -> io::Result<Figures> {
-    let pairs = forwarder.open_many(sessions).await?;
-    let zero = Instant::now();
-    let delays = Arc::new(Delays::default());
-    delays.from.store(u64::MAX, Ordering::Relaxed);
-    delays.to.store(u64::MAX, Ordering::Relaxed);
+    zero: Instant,
+) -> io::Result<(Sender, Vec<(std::net::TcpStream, bool)>)> {
     let mut sender = Sender { zero, outs: Vec::new(), due: BinaryHeap::new() };
     let mut receivers = Vec::new();
     for (number, (client, host)) in (0_u32..).zip(pairs) {
         for (stream, is_host) in [(client, false), (host, true)] {
             let stream = stream.into_std()?;
             let period = Duration::from_secs(1) / if is_host { 30 } else { 60 };
-            // Sessions do not beat in time.
+            // Sessions do not send in lockstep.
             let first = zero + period * number / u32::try_from(sessions).unwrap_or(1).max(1);
             sender.due.push(Reverse((first, sender.outs.len())));
             receivers.push((stream.try_clone()?, is_host));
@@ -361,37 +358,59 @@ async fn desktop(
             });
         }
     }
-    // Receivers have a thread of their own, and so has the sender: neither waits for the other.
+    Ok((sender, receivers))
+}
+
+/// Receives on all streams until `stop` is set.
+fn receive_all(
+    receivers: Vec<(std::net::TcpStream, bool)>,
+    zero: Instant,
+    delays: &Arc<Delays>,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    raise_priority();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut tasks = JoinSet::new();
+        for (stream, is_host) in receivers {
+            let stream = TcpStream::from_std(stream)?;
+            // Events go from client to host; a user notices their delay.
+            tasks.spawn(receive(stream, zero, delays.clone(), is_host));
+        }
+        while !stop.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(50)).await;
+            if let Some(ended) = tasks.try_join_next() {
+                ended.map_err(io::Error::other)??;
+                return Err(io::Error::other("a session ended too early"));
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn desktop(
+    forwarder: &Arc<Forwarder>,
+    sessions: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let pairs = forwarder.open_many(sessions).await?;
+    let zero = Instant::now();
+    let delays = Arc::new(Delays::default());
+    delays.from.store(u64::MAX, Ordering::Relaxed);
+    delays.to.store(u64::MAX, Ordering::Relaxed);
+    let (sender, receivers) = sender_and_receivers(pairs, sessions, zero)?;
+    // Receivers and the sender have a thread each, so that neither waits for the other.
     let stop = Arc::new(AtomicBool::new(false));
     let sending = std::thread::spawn({
         let stop = stop.clone();
         move || {
-            hurry();
+            raise_priority();
             sender.run(&stop)
         }
     });
     let receiving = std::thread::spawn({
         let (stop, delays) = (stop.clone(), delays.clone());
-        move || -> io::Result<()> {
-            hurry();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let mut tasks = JoinSet::new();
-                for (stream, is_host) in receivers {
-                    let stream = TcpStream::from_std(stream)?;
-                    // Events go from client to host; their delay is what a person feels.
-                    tasks.spawn(receive(stream, zero, delays.clone(), is_host));
-                }
-                while !stop.load(Ordering::Relaxed) {
-                    sleep(Duration::from_millis(50)).await;
-                    if let Some(ended) = tasks.try_join_next() {
-                        ended.map_err(io::Error::other)??;
-                        return Err(io::Error::other("a session ended too early"));
-                    }
-                }
-                Ok(())
-            })
-        }
+        move || receive_all(receivers, zero, &delays, &stop)
     });
     let mut first = true;
     let window = window(forwarder, time, || {
@@ -400,7 +419,7 @@ async fn desktop(
         mark.store(now, Ordering::Relaxed);
     })
     .await;
-    // What is still under way arrives.
+    // Messages in flight arrive.
     sleep(Duration::from_millis(200)).await;
     stop.store(true, Ordering::Relaxed);
     let ended = |thread: std::thread::JoinHandle<io::Result<()>>| {
@@ -413,7 +432,7 @@ async fn desktop(
     if forwarder.is_there() {
         figures.set("cpu_ms_session", 1e3 * window.cpu / window.seconds / sessions as f64);
     }
-    let mut list = std::mem::take(&mut *delays.list.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut list = std::mem::take(&mut *delays.list.lock());
     figures.set_delays(&mut list);
     Ok(figures)
 }
@@ -438,14 +457,14 @@ async fn ping_pong(forwarder: &Arc<Forwarder>, size: usize, time: Duration) -> i
                 client.write_all(&message)?;
                 client.read_exact(&mut message)?;
                 let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                times.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+                times.lock().push(took);
             }
             Ok(())
         }
     });
     let (mut counts, mut first) = (Vec::new(), 0);
     let window = window(forwarder, time, || {
-        let count = times.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let count = times.lock().len();
         first = if counts.is_empty() { count } else { first };
         counts.push(count as f64);
     })
@@ -454,7 +473,7 @@ async fn ping_pong(forwarder: &Arc<Forwarder>, size: usize, time: Duration) -> i
     asking.join().map_err(|_| io::Error::other("a thread of the load panicked"))??;
     echo.join().map_err(|_| io::Error::other("a thread of the load panicked"))?;
     let mut figures = rates(forwarder, &window, counts[1] - counts[0], 1.0);
-    let mut times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut times = std::mem::take(&mut *times.lock());
     figures.set_delays(&mut times[first..]);
     Ok(figures)
 }
@@ -474,7 +493,7 @@ async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
         figures.set("cpu_us_session", 1e6 * cpu / sessions);
     }
     if forwarder.pairs() {
-        // Before and after: the speed of a shared machine changes.
+        // Before and after, since the speed of a shared machine varies.
         let agreed = f64::midpoint(agreed, x25519());
         figures.set("x25519_us", agreed);
         figures.set("us_less_x25519", 1e6 * cpu / sessions - agreed);
@@ -483,7 +502,7 @@ async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
     Ok(figures)
 }
 
-/// So many short sessions, some at once.
+/// Runs a number of short sessions, some concurrently.
 async fn short_sessions(
     forwarder: &Arc<Forwarder>,
     count: u64,
@@ -518,7 +537,7 @@ async fn short(forwarder: &Forwarder) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes and descriptors of a forwarder for each of so many sessions.
+/// Memory and descriptors that a forwarder uses per session.
 fn memory(figures: &mut Figures, forwarder: &Forwarder, empty: super::Meter, sessions: usize) {
     let now = meter(forwarder);
     figures.set("pss_session", (now.pss - empty.pss) / sessions as f64);
@@ -543,7 +562,7 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
     let mut tasks = JoinSet::new();
     let read_now = Arc::new(tokio::sync::Semaphore::new(0));
     for (mut client, mut host) in open {
-        // A reader that does not read: everything backs up, in the system and in the forwarder.
+        // Without a reader, everything backs up in the kernel and in the forwarder.
         SockRef::from(&host).set_recv_buffer_size(SMALL_BUFFER)?;
         let read_now = read_now.clone();
         tasks.spawn(async move {
@@ -577,7 +596,7 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
         sleep(Duration::from_secs(1)).await;
         most = meter(forwarder).pss.max(most);
     }
-    // Some at once: their buffers here count, too.
+    // Some at a time, since their buffers in this process count as well.
     read_now.add_permits(CHURNING);
     let mut open = Vec::new();
     while let Some(done) = tasks.join_next().await {
@@ -590,20 +609,20 @@ async fn burst(forwarder: &Arc<Forwarder>, sessions: usize) -> io::Result<Figure
     Ok(figures)
 }
 
-/// Has this thread come first: the load stands for machines of their own, and what they wait for here is not what a
-/// forwarder makes them wait for. Says so where that is not allowed.
+/// Raises the priority of this thread: the load stands for other machines, and its own scheduling delays must not count as
+/// delays of the forwarder. Prints a warning if that is not allowed.
 #[cfg(target_os = "linux")]
-fn hurry() {
+fn raise_priority() {
     static SAID: std::sync::Once = std::sync::Once::new();
-    if let Err(error) = rustix::process::setpriority_process(None, HURRY) {
+    if let Err(error) = rustix::process::setpriority_process(None, LOAD_PRIORITY) {
         SAID.call_once(|| {
             say(&format!(
-                "*** the load has no priority over the forwarder ({error}): delays are partly its own"
+                "*** the load has no priority over the forwarder ({error}): delays include those of the load"
             ));
         });
     }
 }
 
-/// Other systems give priorities to whole processes.
+/// On other systems, only whole processes have a priority.
 #[cfg(not(target_os = "linux"))]
-fn hurry() {}
+fn raise_priority() {}

@@ -1,14 +1,14 @@
-//! What processes have taken: CPU, memory, descriptors; from `/proc`.
+//! CPU, memory and descriptors of processes, from `/proc`.
 
 use std::fs;
 use std::path::Path;
 
-/// What some processes have taken until now.
+/// Resources that processes have used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Meter {
-    /// CPU of all their threads, in seconds.
+    /// CPU time of all their threads, in seconds.
     pub(crate) cpu: f64,
-    /// Memory of their own, with their part of what is shared, in bytes; the kernel's is not in it.
+    /// Private memory and their share of shared memory, in bytes, without the kernel's.
     pub(crate) pss: f64,
     /// Open descriptors.
     pub(crate) files: f64,
@@ -32,7 +32,7 @@ fn entries(path: impl AsRef<Path>) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// A process and its children, such as nginx has.
+/// A process and its children, such as nginx's workers.
 fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     for thread in entries(format!("/proc/{pid}/task")) {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_has_taken_something() {
+    fn resources_of_this_process_are_measured() {
         let before = Meter::of(&[std::process::id()]);
         assert!(before.pss > 0.0 && before.files > 2.0, "{before:?}");
         let mut sum = 0_u64;

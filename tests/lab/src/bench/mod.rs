@@ -1,8 +1,8 @@
-//! `relay-lab bench`: what forwarding costs, ours against others, side by side in one run.
+//! `relay-lab bench`: measures what forwarding costs, compared with other forwarders in the same run.
 //!
 //! Every forwarder gets the same load over the same kind of connections: peers dial a proxy in front of a listening
-//! end, or pair through a relay, or (the limit of the machine) dial the listening end itself. Forwarders take turns, so
-//! that a machine whose speed drifts is the same for all; what counts is ratios of medians.
+//! end, or pair through a relay, or (as the limit of the machine) dial the listening end itself. Forwarders take turns, so
+//! that a drift in the machine's speed affects all of them alike. Compare ratios of medians.
 
 mod copy;
 mod forwarder;
@@ -25,7 +25,7 @@ use meter::Meter;
 
 use crate::say;
 
-/// Who can be measured beside our relay.
+/// A forwarder to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Baseline {
     /// HAProxy in TCP mode.
@@ -36,53 +36,53 @@ pub enum Baseline {
     Nginx,
     /// One thread, 8 KiB for each direction of each session, as the original relay does.
     Copy,
-    /// Nobody: the peers are connected directly.
+    /// No forwarder: the peers are connected directly.
     Direct,
 }
 
-/// What sessions carry.
+/// A kind of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// As much as they can, from host to client.
+    /// As much as possible, from host to client.
     Bulk,
-    /// As much as they can, both ways.
+    /// As much as possible, both ways.
     BulkBoth,
-    /// 30 frames a second of 8 KiB with one of 100 KiB every two seconds one way, 60 events of 64 bytes the other way.
+    /// 30 frames of 8 KiB per second with one of 100 KiB every two seconds one way, 60 events of 64 bytes the other way.
     Desktop,
-    /// One message there and back at a time, 64 bytes and 4 KiB.
+    /// One message at a time there and back, of 64 bytes and of 4 KiB.
     PingPong,
     /// Sessions that pair, send 1 KiB each way and close.
     Churn,
-    /// The same while many peers wait for a partner; for relays only.
+    /// The same while many peers wait for their partners; for relays only.
     Waiting,
-    /// Sessions in which nothing moves.
+    /// Idle sessions.
     Idle,
-    /// Memory after much has moved in many of them, and backed up.
+    /// Memory after bursts in many sessions, some of which had to be buffered.
     Burst,
 }
 
-/// What to measure.
+/// Parameters of a benchmark.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Our relays: a name and a program each.
+    /// Relays: a name and a program each.
     pub relays: Vec<(String, PathBuf)>,
-    /// Settings for them: environment variables.
+    /// Environment variables for the relays.
     pub environment: Vec<(String, String)>,
-    /// Whether forwarders are in a network namespace of their own, behind virtual Ethernet devices.
+    /// Whether forwarders run in a network namespace behind virtual Ethernet devices.
     pub veth: bool,
-    /// The others.
+    /// The forwarders to compare with.
     pub against: Vec<Baseline>,
     /// The loads.
     pub kinds: Vec<Kind>,
-    /// Numbers of sessions, instead of those that belong to each load.
+    /// Numbers of sessions, instead of those of each load.
     pub sessions: Vec<usize>,
-    /// How often each is measured.
+    /// Measurements of each.
     pub repeats: usize,
-    /// How long each time.
+    /// Duration of each measurement.
     pub time: Duration,
 }
 
-/// Who forwards, by name.
+/// A forwarder, by name.
 #[derive(Debug, Clone)]
 enum Who {
     Ours(String, PathBuf),
@@ -103,10 +103,10 @@ impl Who {
     }
 }
 
-/// Measures everything, in turn. Says each figure as soon as it is known.
+/// Measures all forwarders in turn. Prints each figure as soon as it is known.
 ///
 /// # Errors
-/// When nothing can be measured.
+/// If nothing can be measured.
 pub async fn run(plan: &Plan) -> io::Result<Results> {
     // Two descriptors for each session here, and children have the same limit.
     raise_limit();
@@ -116,14 +116,14 @@ pub async fn run(plan: &Plan) -> io::Result<Results> {
     for baseline in &plan.against {
         match forwarder::program(*baseline) {
             Ok(()) => whos.push(Who::Baseline(*baseline)),
-            Err(why) => say(&format!("*** LEFT OUT: {why}")),
+            Err(why) => say(&format!("*** NOT MEASURED: {why}")),
         }
     }
     let mut results = Results::new(plan.relays.first().map(|(name, _)| name.clone()));
     for load in plan.kinds.iter().flat_map(|kind| Load::of(*kind, &plan.sessions)) {
         for repeat in 0..plan.repeats {
             for turn in 0..whos.len() {
-                // Nobody is always the first, or always behind the same one.
+                // No forwarder is always first, or always after the same one.
                 let who = &whos[(turn + repeat) % whos.len()];
                 if load.is_for_relays() && matches!(who, Who::Baseline(_)) {
                     continue;
@@ -144,7 +144,7 @@ pub(crate) fn raise_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
-    // What cannot be raised shows where sessions do not open.
+    // If the limit cannot be raised, sessions fail to open.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
@@ -152,7 +152,7 @@ pub(crate) fn raise_limit() {
 #[cfg(not(unix))]
 pub(crate) fn raise_limit() {}
 
-/// What a forwarder has taken so far.
+/// What a forwarder has used so far.
 fn meter(forwarder: &Forwarder) -> Meter {
     Meter::of(forwarder.pids())
 }
@@ -162,8 +162,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_load_runs_and_gives_its_figures() {
-        // Nobody between the peers: whether programs are there and how fast they are is not what is tested here.
+    async fn every_load_reports_its_figures() {
+        // Without a forwarder: the test depends on no other program.
         let plan = Plan {
             relays: Vec::new(),
             environment: Vec::new(),
@@ -196,7 +196,7 @@ mod tests {
             assert!(value.is_some_and(|value| value > 0.0), "{load}: {loads:#}");
         }
         assert_eq!(loads["churn"]["direct"]["failed"]["max"], 0.0);
-        // Nobody takes nothing.
+        // Without a forwarder nothing is used.
         assert_eq!(loads["idle 2"]["direct"]["pss_session"]["median"], 0.0);
     }
 }

@@ -1,18 +1,18 @@
-//! Lines over a number of sessions, as SVG. Some dozen lines of text: no library for drawing is needed for them.
+//! Line charts over a number of sessions, as SVG. A few dozen lines of text need no plotting library.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Points of each line, by its name.
+/// The points of each line, with its name.
 type Series = BTreeMap<String, Vec<(f64, f64)>>;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 320.0;
-/// Room for texts around a drawing.
+/// Margin for texts around a chart.
 const MARGIN: f64 = 48.0;
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555"];
 
-/// Drawings one below the other, each with its title.
+/// Draws charts one below the other, each with its title.
 pub(super) fn svg(drawings: &[(&str, Series)]) -> String {
     let height = HEIGHT * drawings.len() as f64;
     let mut text = format!(
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_is_drawn_within_the_picture() {
+    fn lines_stay_within_the_chart() {
         let series = Series::from([
             ("a".into(), vec![(10.0, 1.0), (400.0, 3.0)]),
             ("b".into(), vec![(10.0, 2.0)]),

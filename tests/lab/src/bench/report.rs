@@ -1,4 +1,4 @@
-//! What was measured: every run, medians, spread, ratios.
+//! Results: all runs, medians, spread, ratios.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use super::plot;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Figures(BTreeMap<&'static str, f64>);
 
-/// What figures are, for people.
+/// Descriptions of figures for people.
 const LEGEND: &str = "rate and per_cpu_s: MB (bulk), messages, or sessions a second, and for each second of CPU of the \
                       forwarder; cpu: cores; p50_us …: delay of events, or of a round trip; pss, files: bytes of \
                       user memory and descriptors; x25519: three operations, as many as a session needs";
@@ -21,7 +21,7 @@ impl Figures {
         self.0.insert(name, value);
     }
 
-    /// Takes delays in nanoseconds.
+    /// Adds delays, given in nanoseconds.
     pub(super) fn set_delays(&mut self, delays: &mut [u64]) {
         delays.sort_unstable();
         for (name, part) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
@@ -40,7 +40,7 @@ impl Figures {
     }
 }
 
-/// Four digits that matter.
+/// Formats with four significant digits.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => format!("{value:.0}"),
@@ -62,14 +62,14 @@ fn spread(values: &[f64]) -> Option<[f64; 3]> {
     Some([sorted[0], median, sorted[sorted.len() - 1]])
 }
 
-/// Things by name, in the order in which they came.
+/// Named entries in the order of insertion.
 type Named<T> = Vec<(String, T)>;
 
 /// All runs of a benchmark.
 #[derive(Debug, Default)]
 pub struct Results {
     ours: Option<String>,
-    /// Loads in the order in which they were run; in each, forwarders in theirs.
+    /// Loads in the order in which they ran; for each, forwarders in their order.
     runs: Named<Named<Vec<Figures>>>,
 }
 
@@ -108,7 +108,7 @@ impl Results {
             .and_then(|(_, _, spreads)| spreads.get(figure).map(|[_, median, _]| *median))
     }
 
-    /// For people: medians with their spread, and what ours is in relation to each other one.
+    /// A table for people: medians with their spread, and the ratio of ours to each other forwarder.
     pub fn table(&self) -> String {
         let mut text = format!(
             "\n{:22} {:16} {:16} {:>10}  {:>21}  {:>10}\n",
@@ -133,7 +133,7 @@ impl Results {
         text
     }
 
-    /// For machines.
+    /// JSON for programs.
     pub fn json(&self) -> serde_json::Value {
         let loads: serde_json::Map<_, _> = self
             .runs
@@ -158,7 +158,7 @@ impl Results {
         serde_json::json!({ "ours": self.ours, "loads": loads })
     }
 
-    /// Two drawings: p99 of the delay, and CPU, against the number of sessions of the desktop mix.
+    /// Two charts of the desktop load: p99 of the delay, and CPU, by the number of sessions.
     pub fn svg(&self) -> String {
         let series = |figure: &str| {
             let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
@@ -177,7 +177,7 @@ impl Results {
     }
 }
 
-/// The entry of a name, in the order in which names came.
+/// The entry of a name; a new one goes to the end.
 fn entry<'a, T: Default>(list: &'a mut Named<T>, name: &str) -> &'a mut T {
     let at = list.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
         list.push((name.to_owned(), T::default()));

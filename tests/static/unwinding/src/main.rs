@@ -1,4 +1,4 @@
-//! Ends with 0 where a panic runs destructors, passes frames of other functions and is caught.
+//! Exits with 0 if a panic runs destructors, passes through frames of other functions and is caught.
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;

@@ -1,0 +1,20 @@
+//! Connections that are suspended before they are paired, to continue in a later run or in another process.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::secret::Secret;
+
+/// A connection that was not paired yet when its relay was suspended: silent, in the middle of its first message, or waiting
+/// for its partner.
+#[derive(Debug)]
+pub struct SuspendedPeer {
+    /// Its socket, with everything that has not been read from it.
+    pub socket: std::net::TcpStream,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// All bytes that were read from it: at most its whole first message, and never more.
+    pub received: Secret<Vec<u8>>,
+    /// Time since it was accepted.
+    pub age: Duration,
+}

@@ -12,6 +12,29 @@ use crate::tcp_info::{StreamPositions, read_positions};
 #[cfg(target_os = "linux")]
 const MAX_ATTEMPTS: usize = 64;
 
+/// What can be asked of the kernel about a socket, one call each.
+#[cfg(target_os = "linux")]
+trait Queries {
+    fn positions(&self) -> Option<StreamPositions>;
+    fn unread(&self) -> Option<u64>;
+    fn unacknowledged(&self) -> Option<u64>;
+}
+
+#[cfg(target_os = "linux")]
+impl Queries for TcpStream {
+    fn positions(&self) -> Option<StreamPositions> {
+        read_positions(self)
+    }
+
+    fn unread(&self) -> Option<u64> {
+        queues::unread(self)
+    }
+
+    fn unacknowledged(&self) -> Option<u64> {
+        queues::unacknowledged(self)
+    }
+}
+
 /// What the kernel says about one socket of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketFigures {
@@ -36,16 +59,23 @@ impl SocketFigures {
     /// Reads the figures of a socket that nobody reads from or writes to meanwhile; `None` if they are not known. A kernel that
     /// does not count bytes reports zeros, and every peer of a session has sent its first message: so zeros are not believed.
     pub fn read(socket: &TcpStream) -> Option<Self> {
+        Self::ask(socket)
+    }
+
+    /// Asks until no packet has come between the first call and the last. The kernel reads the state of a connection before its
+    /// counts, so that a FIN may be in the counts and not in the state: the state that belongs to them is one that was read
+    /// between two equal counts.
+    fn ask(socket: &impl Queries) -> Option<Self> {
         for _ in 0..MAX_ATTEMPTS {
-            let unread = queues::unread(socket)?;
-            let positions = read_positions(socket)?;
+            let before = socket.positions()?;
+            let unread = socket.unread()?;
             // Most connections have nothing on its way at most times, and then these calls are enough.
-            let is_busy = positions.has_unacknowledged || positions.is_closed;
-            let unacknowledged = if is_busy { queues::unacknowledged(socket)? } else { 0 };
-            let is_consistent =
-                !is_busy || read_positions(socket)?.acknowledged == positions.acknowledged;
-            // While nobody reads, this queue only grows: if it is as long as before, it has been all the time.
-            if is_consistent && queues::unread(socket)? == unread {
+            let is_busy = before.has_unacknowledged || before.is_closed;
+            let unacknowledged = if is_busy { socket.unacknowledged()? } else { 0 };
+            let positions = socket.positions()?;
+            let key = |of: &StreamPositions| (of.received, of.acknowledged, of.is_closed);
+            // Nobody reads or writes: with nothing received or acknowledged, the queues are as long as before.
+            if key(&positions) == key(&before) {
                 return Self::compute(&positions, unread, unacknowledged);
             }
         }
@@ -99,11 +129,72 @@ impl SocketFigures {
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
     use std::io::{ErrorKind, Read, Write};
     use std::net::{Shutdown, TcpListener};
     use std::time::Instant;
 
     use socket2::SockRef;
+
+    /// A kernel whose answers have been written down, in the order in which they are asked for.
+    struct Script {
+        positions: RefCell<VecDeque<StreamPositions>>,
+        unread: u64,
+        unacknowledged: u64,
+    }
+
+    impl Queries for Script {
+        fn positions(&self) -> Option<StreamPositions> {
+            self.positions.borrow_mut().pop_front()
+        }
+
+        fn unread(&self) -> Option<u64> {
+            Some(self.unread)
+        }
+
+        fn unacknowledged(&self) -> Option<u64> {
+            Some(self.unacknowledged)
+        }
+    }
+
+    /// 100 bytes received and 50 acknowledged, in a connection that is open.
+    const OPEN: StreamPositions = StreamPositions {
+        received: 100,
+        acknowledged: 50,
+        has_unacknowledged: false,
+        has_received_end: false,
+        has_sent_end: false,
+        is_closed: false,
+        silence: Duration::ZERO,
+    };
+
+    /// What is read if the kernel says that, one after the other, with 10 bytes unread and 7 unacknowledged.
+    fn ask<const N: usize>(positions: [StreamPositions; N]) -> SocketFigures {
+        let positions = RefCell::new(positions.into());
+        let script = Script { positions, unread: 10, unacknowledged: 7 };
+        let figures = SocketFigures::ask(&script).unwrap();
+        assert!(script.positions.take().is_empty());
+        figures
+    }
+
+    #[test]
+    fn state_and_counts_of_different_moments_are_not_put_together() {
+        // A FIN arrived after the state was read and before the counts were.
+        let late = StreamPositions { received: 101, ..OPEN };
+        let after = StreamPositions { has_received_end: true, ..late };
+        assert_eq!(counts(&ask([late, after])), (90, 50));
+        assert_eq!(counts(&ask([OPEN, late, late, after])), (90, 50));
+        // It was acknowledged in the same way.
+        let sent = StreamPositions { has_sent_end: true, has_unacknowledged: true, ..OPEN };
+        let acknowledged = StreamPositions { acknowledged: 57, has_unacknowledged: false, ..sent };
+        assert_eq!(counts(&ask([sent, acknowledged, acknowledged, acknowledged])), (90, 56));
+        // A reset has emptied the queue, which the state did not tell yet.
+        let emptied = StreamPositions { has_unacknowledged: false, ..OPEN };
+        let closed = StreamPositions { is_closed: true, ..emptied };
+        assert_eq!(counts(&ask([emptied, closed, closed, closed])), (90, 57));
+        assert_eq!(counts(&ask([OPEN, OPEN])), (90, 50));
+    }
 
     /// Returns the relay's end of a connection and the peer's, which has sent a first message of one byte that was read.
     fn connection() -> (TcpStream, TcpStream) {

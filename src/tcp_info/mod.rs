@@ -107,7 +107,9 @@ pub fn read(stream: &impl AsFd) -> Option<TcpInfo> {
     parse(info.get(..length)?)
 }
 
-/// Reads how far the streams of a connection have got, all at the same moment; `None` if the kernel cannot report it.
+/// Reads how far the streams of a connection have got; `None` if the kernel cannot report it. The counts are of the same moment,
+/// and the state (whether it is closed, and who has finished) may be of an earlier one: `tcp_get_info` of the kernel reads it
+/// before it locks the socket.
 #[cfg(target_os = "linux")]
 pub fn read_positions(socket: &impl AsFd) -> Option<StreamPositions> {
     let (info, length) = read_raw(socket)?;

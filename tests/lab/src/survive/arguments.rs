@@ -20,7 +20,9 @@ enum Way {
     Kill,
     /// SIGSEGV, as in a crash
     Segv,
-    /// The kernel's OOM killer, in a cgroup (version 2) without memory
+    /// SIGABRT, with which a panic ends the process
+    Abort,
+    /// The kernel's OOM killer, in a cgroup without memory
     Oom,
     /// `terminate` and `kill` in turn
     Alternate,
@@ -163,6 +165,7 @@ impl Arguments {
                 Way::Terminate => ways.push(How::Terminate),
                 Way::Kill => ways.push(How::Kill),
                 Way::Segv => ways.push(How::Segv),
+                Way::Abort => ways.push(How::Abort),
                 Way::Alternate => ways.extend([How::Terminate, How::Kill]),
                 Way::Oom => match cgroup::missing() {
                     None => ways.push(How::Oom),

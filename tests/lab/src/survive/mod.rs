@@ -58,6 +58,8 @@ pub enum How {
     Kill,
     /// SIGSEGV.
     Segv,
+    /// SIGABRT.
+    Abort,
     /// The OOM killer of the kernel.
     Oom,
 }
@@ -68,6 +70,7 @@ impl How {
             Self::Terminate => "terminate",
             Self::Kill => "kill",
             Self::Segv => "segv",
+            Self::Abort => "abort",
             Self::Oom => "oom",
         }
     }

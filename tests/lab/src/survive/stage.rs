@@ -180,23 +180,25 @@ impl Stage {
             (How::Oom, Some(cgroup)) => cgroup.starve().await?,
             (How::Terminate, _) => send(Signal::TERM)?,
             (How::Segv, _) => send(Signal::SEGV)?,
+            (How::Abort, _) => send(Signal::ABORT)?,
             _ => send(Signal::KILL)?,
         }
         let deadline = began + PATIENCE;
         loop {
-            match timeout(Duration::from_millis(20), relay.wait()).await {
-                Ok(status) => {
-                    let at = Instant::now();
-                    return Ok(Exit { status: status?, took: at - began, at });
-                }
+            if let Ok(status) = timeout(Duration::from_millis(20), relay.wait()).await {
+                let at = Instant::now();
+                return Ok(Exit { status: status?, took: at - began, at });
+            }
+            if Instant::now() > deadline {
+                let seconds = PATIENCE.as_secs();
+                let text = format!("the relay has not ended {seconds} s after it was told to");
+                return Err(io::Error::other(text));
+            }
+            match (how, &self.cgroup) {
                 // Rust's handler for stack overflows ignores a first SIGSEGV that is not caused by an access.
-                Err(_) if how == How::Segv => send(Signal::SEGV)?,
-                Err(_) if Instant::now() > deadline => {
-                    let seconds = PATIENCE.as_secs();
-                    let text = format!("the relay has not ended {seconds} s after it was told to");
-                    return Err(io::Error::other(text));
-                }
-                Err(_) => {}
+                (How::Segv, _) => send(Signal::SEGV)?,
+                (How::Oom, Some(cgroup)) => cgroup.starve().await?,
+                _ => {}
             }
         }
     }

@@ -3,10 +3,17 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-/// What is left below the memory in use, in bytes, where the kernel refuses a limit that it cannot enforce at once: a few
-/// pages, so that the next allocation fails.
-const SHORTAGE: u64 = 64 * 1024;
+/// What the hog may take without the death of another process, in bytes: its own start takes less.
+const HOG_STARTS_WITH: u64 = 8 * 1024 * 1024;
+
+/// Takes all memory of the cgroup whose file of processes it is given.
+const HOG: &str = "echo $$ >\"$0\" && exec dd if=/dev/zero of=/dev/null bs=1G count=1 2>/dev/null";
+
+/// Enters the cgroup whose file of processes it is given, as the process that the kernel kills first, and becomes a program.
+pub(super) const ENTER: &str =
+    "echo 1000 >/proc/self/oom_score_adj && echo $$ >\"$0\" && exec \"$1\"";
 
 /// How a cgroup limits memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +27,7 @@ enum Version {
 pub(super) struct Cgroup {
     path: PathBuf,
     version: Version,
+    hog: Option<Child>,
 }
 
 impl Cgroup {
@@ -31,7 +39,7 @@ impl Cgroup {
         let (parent, version) = find_parent().map_err(io::Error::other)?;
         let path = parent.join(format!("relay-lab-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
-        Ok(Self { path, version })
+        Ok(Self { path, version, hog: None })
     }
 
     /// The file to which a process writes its id to enter.
@@ -39,31 +47,37 @@ impl Cgroup {
         self.path.join("cgroup.procs")
     }
 
-    /// Leaves no memory to the processes in it.
-    ///
-    /// With version 2 the kernel kills them before the write returns. Version 1 refuses a limit below what it can reclaim,
-    /// so the limit follows what is in use, and the next allocation fails: call this again while they live.
-    pub(super) async fn starve(&self) -> io::Result<()> {
-        let Self { path, version } = self;
-        let (path, version) = (path.clone(), *version);
-        let write = move || match version {
-            Version::Two => fs::write(path.join("memory.max"), "0"),
-            Version::One => {
-                let used = fs::read_to_string(path.join("memory.usage_in_bytes"))?;
-                let used: u64 = used.trim().parse().map_err(io::Error::other)?;
-                let limit = used.saturating_sub(SHORTAGE).to_string();
-                match fs::write(path.join("memory.limit_in_bytes"), limit) {
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-                    done => done,
-                }
+    /// Leaves no memory to the processes in it, so that the kernel kills them, if not at once, then soon.
+    pub(super) async fn starve(&mut self) -> io::Result<()> {
+        match self.version {
+            // The kernel kills them before the write returns.
+            Version::Two => {
+                let file = self.path.join("memory.max");
+                let write = move || fs::write(file, "0");
+                tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
             }
-        };
-        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+            // The kernel refuses a limit below what is in use, so somebody else has to need more than that.
+            Version::One if self.hog.is_none() => {
+                let used = fs::read_to_string(self.path.join("memory.usage_in_bytes"))?;
+                let used: u64 = used.trim().parse().map_err(io::Error::other)?;
+                let limit = self.path.join("memory.limit_in_bytes");
+                fs::write(limit, (used + HOG_STARTS_WITH).to_string())?;
+                let mut command = Command::new("sh");
+                command.args(["-c", HOG]).arg(self.processes()).stdin(Stdio::null());
+                self.hog = Some(command.stdout(Stdio::null()).spawn()?);
+                Ok(())
+            }
+            Version::One => Ok(()),
+        }
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        if let Some(mut hog) = self.hog.take() {
+            let _ = hog.kill();
+            let _ = hog.wait();
+        }
         let _ = fs::remove_dir(&self.path);
     }
 }
@@ -117,4 +131,20 @@ fn enable_memory(parent: &Path) -> bool {
         controllers.split_whitespace().any(|controller| controller == "memory")
     };
     has() || (fs::write(&file, "+memory").is_ok() && has())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_controller_of_version_1_is_found() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+            cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0\n\
+            cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+            cgroup2 /nowhere/unified cgroup2 rw,relatime 0 0\n";
+        let found = find_in(mounts, "4:memory:/service\n0::/\n");
+        assert_eq!(found, Some((PathBuf::from("/sys/fs/cgroup/memory"), Version::One)));
+        assert_eq!(find_in("tmpfs /sys/fs/cgroup tmpfs rw 0 0\n", "0::/\n"), None);
+    }
 }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::{How, Plan};
 use crate::bench::meter::Meter;
 use crate::http;
@@ -153,7 +153,7 @@ impl Stage {
             None => Command::new(program),
             Some(cgroup) => {
                 let mut command = Command::new("sh");
-                command.args(["-c", "echo $$ >\"$0\" && exec \"$1\""]);
+                command.args(["-c", cgroup::ENTER]);
                 command.arg(cgroup.processes()).arg(program);
                 command
             }
@@ -176,7 +176,7 @@ impl Stage {
         let id = id.ok_or_else(gone)?;
         let began = Instant::now();
         let send = |signal| kill_process(id, signal).map_err(io::Error::from);
-        match (how, &self.cgroup) {
+        match (how, &mut self.cgroup) {
             (How::Oom, Some(cgroup)) => cgroup.starve().await?,
             (How::Terminate, _) => send(Signal::TERM)?,
             (How::Segv, _) => send(Signal::SEGV)?,
@@ -194,7 +194,7 @@ impl Stage {
                 let text = format!("the relay has not ended {seconds} s after it was told to");
                 return Err(io::Error::other(text));
             }
-            match (how, &self.cgroup) {
+            match (how, &mut self.cgroup) {
                 // Rust's handler for stack overflows ignores a first SIGSEGV that is not caused by an access.
                 (How::Segv, _) => send(Signal::SEGV)?,
                 (How::Oom, Some(cgroup)) => cgroup.starve().await?,

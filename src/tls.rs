@@ -1,7 +1,7 @@
 //! Builds TLS configurations from certificates and private keys in PEM.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +31,9 @@ const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 const VERSIONS: &[&rustls::SupportedProtocolVersion] =
     &[&rustls::version::TLS13, &rustls::version::TLS12];
 
+const NOT_A_FILE: &str =
+    "it is a pipe or a device, which cannot be read again to notice a renewed certificate";
+
 /// PEM text, or the file that contains it.
 #[derive(Debug, Clone)]
 pub enum PemSource {
@@ -55,6 +58,11 @@ impl PemSource {
         match self {
             Self::Inline(text) => content.extend(text.expose().as_bytes()),
             Self::File(path) => {
+                // To open a pipe to which nobody writes would wait for ever, and its content could not be read again.
+                let kind = fs::metadata(path)?.file_type();
+                if !(kind.is_file() || kind.is_dir()) {
+                    return Err(io::Error::other(NOT_A_FILE));
+                }
                 File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut content)?;
             }
         }
@@ -406,6 +414,23 @@ mod tests {
             client_ca: None,
         }
         .load()
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn pipe_and_device_are_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("tls.crt");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe.to_str().unwrap(), "/dev/zero"] {
+            let files = ServerFiles {
+                certificate: PemSource::new(path),
+                private_key: inline(&pair().1),
+                client_ca: None,
+            };
+            let error = files.load().unwrap_err().to_string();
+            assert!(error.contains("pipe or a device"), "{error}");
+        }
     }
 
     #[test]

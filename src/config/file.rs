@@ -10,7 +10,7 @@ use super::report::{ConfigProblem, ConfigReport, FileState};
 use super::source_files::FileContent;
 use super::sources::Sources;
 
-/// U+FEFF in UTF-8, which some editors put at the shorten of a file.
+/// U+FEFF in UTF-8, which some editors put at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Returns the content of the file of `sources`, and notes its state in the report. `None` if there is nothing to parse.

@@ -47,6 +47,9 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         ("state", describe_state(status)),
         ("router", describe_router(&status.router)),
     ];
+    if !status.display_name.is_empty() {
+        lines.insert(0, ("name", status.display_name.clone()));
+    }
     push_error(&mut lines, status.router.last_error.as_ref());
     lines.push((
         "peers",
@@ -200,6 +203,7 @@ mod tests {
     fn faults_are_described_and_harmless() {
         let mut faulty = status();
         let error = |message: &str| Some(LastError { at: None, message: message.to_owned() });
+        faulty.display_name = "Frankfurt\u{1b}1".into();
         faulty.missing = vec!["router-link".into()];
         faulty.router.connected = false;
         faulty.router.failures = 1;
@@ -210,6 +214,7 @@ mod tests {
         faulty.waiting_for_restart = vec!["WorkerThreads".into()];
         let screen = render(&faulty);
         for line in [
+            r"name      Frankfurt\u{1b}1",
             "state     not ready: router-link",
             "router    router.example:8060, not connected; 1 attempt has failed",
             r"          last error: \u{1b}[2Jrefused",

@@ -26,7 +26,25 @@ pub enum StartError {
     Crypto(#[from] CryptoError),
 }
 
-/// A task of the relay ended unexpectedly.
+/// Why a relay that has started fails.
 #[derive(Debug, thiserror::Error)]
-#[error("the relay failed: its {0} task ended; this is a bug, please report it with the log")]
-pub struct TaskFailure(pub(super) &'static str);
+pub enum RunError {
+    /// A task of the relay ended unexpectedly.
+    #[error("the relay failed: its {0} task ended; this is a bug, please report it with the log")]
+    Task(&'static str),
+    /// The system refused something that the relay cannot do without.
+    #[error("the relay failed: cannot {action}: {error}")]
+    System {
+        /// What was to be done.
+        action: &'static str,
+        /// Why it was refused.
+        error: io::Error,
+    },
+}
+
+impl RunError {
+    /// Creates the error of `action` from that of the system.
+    pub(super) fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::System { action, error }
+    }
+}

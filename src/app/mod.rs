@@ -35,7 +35,7 @@ use stop::StopTokens;
 use tasks::{TaskEvent, Tasks};
 
 pub use data_plane::DataPlane;
-pub use error::{StartError, TaskFailure};
+pub use error::{RunError, StartError};
 pub use listeners::Listeners;
 pub use stop::Stopped;
 
@@ -109,14 +109,16 @@ impl App {
     /// Runs until the relay has been told to stop and has stopped. All its tasks have ended on return.
     ///
     /// # Errors
-    /// [`TaskFailure`] if a task ends unexpectedly. The other tasks are then told to end.
-    pub async fn run(self) -> Result<Stopped, TaskFailure> {
+    /// [`RunError`] if a task ends unexpectedly, or the system refuses what the relay needs. The other tasks are then told to end.
+    pub async fn run(self) -> Result<Stopped, RunError> {
         let handle = self.handle();
         let addresses = self.listeners.describe();
-        let peer_socket = self.listeners.duplicate_peers().map_err(|_| TaskFailure("accepting"))?;
+        let peer_socket =
+            self.listeners.duplicate_peers().map_err(RunError::system("duplicate its listener"))?;
         let (keeping, resumed) = Keeping::prepare(&self.parts, &self.listeners, self.takeover)
-            .map_err(|_| TaskFailure("descriptor store"))?;
-        let listeners = self.listeners.register().map_err(|_| TaskFailure("accepting"))?;
+            .map_err(RunError::system("duplicate its listeners"))?;
+        let listeners =
+            self.listeners.register().map_err(RunError::system("register its listeners"))?;
         log_start(&handle, &addresses);
         #[cfg(target_os = "linux")]
         if let Some(commands) = self.commands {
@@ -126,10 +128,10 @@ impl App {
         // Whatever ends this function, a failure or its caller, ends all tasks.
         let _guards = stop_tokens.guards();
         let tasks = Tasks::spawn(self.parts, listeners, resumed);
-        let keeping = keeping.spawn().map_err(|_| {
+        let keeping = keeping.spawn().map_err(|error| {
             // As in a crash, the store keeps what it has.
             handle.session_manager().kept().freeze();
-            TaskFailure("descriptor store")
+            RunError::System { action: "start the thread of its descriptor store", error }
         })?;
         let running = RunningRelay { handle, tasks, keeping, stop_tokens };
         let stopped = running.run(peer_socket).await?;
@@ -152,7 +154,7 @@ struct RunningRelay {
 
 impl RunningRelay {
     /// Runs until the relay has stopped. `peer_socket` is for a hand-over that fails.
-    async fn run(mut self, peer_socket: TcpListener) -> Result<Stopped, TaskFailure> {
+    async fn run(mut self, peer_socket: TcpListener) -> Result<Stopped, RunError> {
         let kept = self.handle.session_manager().kept().clone();
         // As in a crash, the store keeps what it has. First of all, since what is dropped ends sessions.
         match self.run_tasks(peer_socket).await.inspect_err(|_| kept.freeze())? {
@@ -169,10 +171,7 @@ impl RunningRelay {
     }
 
     /// Runs until the relay drains, which yields `None`, or has stopped in the course of a hand-over.
-    async fn run_tasks(
-        &mut self,
-        peer_socket: TcpListener,
-    ) -> Result<Option<Stopped>, TaskFailure> {
+    async fn run_tasks(&mut self, peer_socket: TcpListener) -> Result<Option<Stopped>, RunError> {
         match self.tasks.wait(&self.handle).await {
             TaskEvent::Drain => Ok(None),
             TaskEvent::HandOver => {
@@ -182,16 +181,13 @@ impl RunningRelay {
                 }
                 Ok(stopped)
             }
-            TaskEvent::Failed(part) => Err(TaskFailure(part)),
+            TaskEvent::Failed(part) => Err(RunError::Task(part)),
         }
     }
 
     /// Hands everything over to the descriptor store. Returns how the relay has stopped; `None` if nothing was handed over, and
     /// everything continues here.
-    async fn hand_over(
-        &mut self,
-        peer_socket: TcpListener,
-    ) -> Result<Option<Stopped>, TaskFailure> {
+    async fn hand_over(&mut self, peer_socket: TcpListener) -> Result<Option<Stopped>, RunError> {
         // Sessions go on meanwhile.
         if timeout(STORE_WATCH, self.handle.stopping().cancelled()).await.is_ok() {
             return Ok(None);
@@ -228,7 +224,7 @@ impl RunningRelay {
             return Ok(Some(Stopped::HandedOver));
         };
         error!(sessions, "nothing is handed over, sessions are drained instead: {why}");
-        let listener = Acceptor::new(peer_socket).map_err(|_| TaskFailure("accepting"))?;
+        let listener = Acceptor::new(peer_socket).map_err(RunError::system("accept again"))?;
         self.tasks.resume(router, suspended, listener);
         Ok(None)
     }

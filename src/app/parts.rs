@@ -88,7 +88,7 @@ impl PeerSide {
     }
 
     /// Builds the part that serves peers. Its tasks end when `stop` is cancelled, and it is suspended when `suspend` is;
-    /// `draining` only changes what the log says of peers whose keys were withdrawn.
+    /// `draining` only changes how peers whose keys were withdrawn are counted.
     pub(crate) fn build_peers(
         &self,
         draining: CancellationToken,

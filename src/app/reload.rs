@@ -1,5 +1,6 @@
 //! The task that reads the configuration again and applies it, whoever asks: a signal, the service manager, an
-//! administrator, or the watch on its files. Reloads follow one another, and none ends a session.
+//! administrator, or the watch on its files. Reloads run one after another. None ends a
+//! session, except those that exceed a stricter time limit.
 
 use tokio::sync::mpsc::Receiver;
 use tracing::{error, info, warn};

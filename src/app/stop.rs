@@ -26,7 +26,7 @@ pub(super) struct StopTokens {
 }
 
 impl StopTokens {
-    /// Guards that cancel both tokens when they are dropped.
+    /// Guards that cancel `link` and `everything` when they are dropped.
     pub(super) fn guards(&self) -> [DropGuard; 2] {
         [self.link.clone().drop_guard(), self.everything.clone().drop_guard()]
     }

@@ -13,7 +13,7 @@ use crate::router::RouterTask;
 use crate::router::suspend::SuspendedLink;
 
 use super::drain;
-use super::error::TaskFailure;
+use super::error::RunError;
 use super::listeners::RunningListeners;
 use super::parts::RelayParts;
 use super::stop::{StopTokens, Stopped};
@@ -88,12 +88,12 @@ impl Tasks {
     pub(super) async fn suspend(
         &mut self,
         suspend: &CancellationToken,
-    ) -> Result<(RouterTask, Suspended), TaskFailure> {
+    ) -> Result<(RouterTask, Suspended), RunError> {
         let since = Some(Instant::now());
         suspend.cancel();
         // First the peers: no session begins after that.
-        let peers = (&mut self.peers).await.map_err(|_| TaskFailure("peer"))?;
-        let (router, link) = (&mut self.router).await.map_err(|_| TaskFailure("Router"))?;
+        let peers = (&mut self.peers).await.map_err(|_| RunError::Task("peer"))?;
+        let (router, link) = (&mut self.router).await.map_err(|_| RunError::Task("Router"))?;
         let sessions = self.sessions.detach_all().await;
         Ok((router, Suspended { since, sessions, link, peers }))
     }

@@ -9,8 +9,9 @@ pub(super) use other::{check, run};
 mod linux {
     use std::os::fd::AsFd;
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
+    use parking_lot::Mutex;
     use sd_notify::NotifyState;
     use tracing::{info, warn};
 
@@ -27,6 +28,8 @@ mod linux {
     use crate::secret::Secret;
     use crate::signals;
 
+    /// The age of settings that are read again before they are used.
+    const MAX_AGE: Duration = Duration::from_secs(1);
     /// How long the store may take to answer a health check.
     const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,12 +45,14 @@ mod linux {
 
     fn serve(sources: &Sources, stop: std::os::fd::BorrowedFd<'_>) -> ExitResult {
         let config = load(sources, None)?;
-        let StoreConfig { address, timeout, token, log_peer_identity, .. } = config.clone();
+        let StoreConfig { address, timeout, .. } = config.clone();
         let shown = address.to_string();
-        let has_token = token.is_some();
-        let token = follow_token(sources.clone(), config);
+        let has_token = config.token.is_some();
+        let current = Arc::new(Mutex::new(CurrentSettings::new(sources.clone(), config)));
+        let of_token = current.clone();
+        let token: TokenSource = Box::new(move || of_token.lock().token());
         let on_abandonment: AbandonmentHandler =
-            Box::new(move |entry| abandoned::log(entry, log_peer_identity));
+            Box::new(move |entry| abandoned::log(entry, current.lock().is_identity_logged()));
         let store =
             DescriptorStore::bind(StoreSettings { address, token, timeout, on_abandonment });
         let store = store.map_err(ExitError::failure)?;
@@ -70,22 +75,48 @@ mod linux {
         result.map_err(|error| ExitError::failure(format_args!("the store failed: {error}")))
     }
 
-    /// Reads the token again each time it is asked for, since a relay takes another one without a restart. Settings that cannot
-    /// be used change nothing, which is logged once for each reason: any process of this user can cause it.
-    fn follow_token(sources: Sources, config: StoreConfig) -> TokenSource {
-        let StoreConfig { mut token, report, .. } = config;
-        let mut logged = None;
-        Box::new(move || {
-            match load(&sources, Some(&report)) {
-                Ok(config) => (token, logged) = (config.token, None),
-                Err(error) if logged.as_ref() != Some(&error.message) => {
-                    warn!("AdminToken stays as it was: {}", error.message);
-                    logged = Some(error.message);
+    /// What a relay applies without a restart, and so the store, too. Settings that cannot be used change nothing, which is
+    /// logged once for each reason: any process of this user can cause it.
+    struct CurrentSettings {
+        sources: Sources,
+        config: StoreConfig,
+        read: Instant,
+        logged: Option<String>,
+    }
+
+    impl CurrentSettings {
+        fn new(sources: Sources, config: StoreConfig) -> Self {
+            Self { sources, config, read: Instant::now(), logged: None }
+        }
+
+        /// `AdminToken`, read again each time.
+        fn token(&mut self) -> Option<Arc<Secret<String>>> {
+            self.read_again();
+            self.config.token.as_ref().map(|token| Arc::new(Secret::new(token.expose().to_owned())))
+        }
+
+        /// `LogPeerIdentity`, read again once for the many sessions that a store gives up at the same time.
+        fn is_identity_logged(&mut self) -> bool {
+            if self.read.elapsed() > MAX_AGE {
+                self.read_again();
+            }
+            self.config.log_peer_identity
+        }
+
+        fn read_again(&mut self) {
+            self.read = Instant::now();
+            match load(&self.sources, Some(&self.config.report)) {
+                Ok(StoreConfig { token, log_peer_identity, .. }) => {
+                    (self.config.token, self.config.log_peer_identity) = (token, log_peer_identity);
+                    self.logged = None;
+                }
+                Err(error) if self.logged.as_ref() != Some(&error.message) => {
+                    warn!("AdminToken and LogPeerIdentity stay as they were: {}", error.message);
+                    self.logged = Some(error.message);
                 }
                 Err(_) => {}
             }
-            token.as_ref().map(|token| Arc::new(Secret::new(token.expose().to_owned())))
-        })
+        }
     }
 
     fn load(sources: &Sources, in_force: Option<&ConfigReport>) -> Result<StoreConfig, ExitError> {

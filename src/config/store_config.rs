@@ -15,10 +15,11 @@ use super::settings::{Draft, SettingKey};
 use super::sources::Sources;
 
 /// The settings that the store reads; `ListenPort` is part of its default address.
-const SETTINGS_OF_STORE: [SettingKey; 5] = [
+const SETTINGS_OF_STORE: [SettingKey; 6] = [
     SettingKey::FdStore,
     SettingKey::FdStoreTimeout,
     SettingKey::AdminToken,
+    SettingKey::LogPeerIdentity,
     SettingKey::ListenPort,
     SettingKey::PeerPort,
 ];
@@ -60,11 +61,12 @@ pub fn load_store_config(
     let is_relevant = |key: &str| SETTINGS_OF_STORE.iter().any(|setting| *setting == *key);
     // A problem without a key concerns the whole file, or several variables.
     report.problems.retain(|problem| problem.key.is_empty() || is_relevant(&problem.key));
-    let log_peer_identity = draft.log_peer_identity.unwrap_or(false);
     let startup = draft.startup;
     let known = startup.fd_store.zip(startup.fd_store_timeout).zip(startup.listen_port);
-    match (known, draft.admin_token) {
-        (Some(((address, timeout), port)), Some(token)) if report.problems.is_empty() => {
+    match (known, draft.admin_token.zip(draft.log_peer_identity)) {
+        (Some(((address, timeout), port)), Some((token, log_peer_identity)))
+            if report.problems.is_empty() =>
+        {
             let address = address.unwrap_or_else(|| StoreAddress::of_relay(port));
             Ok(StoreConfig { address, timeout, token, log_peer_identity, report })
         }

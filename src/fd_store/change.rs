@@ -93,8 +93,8 @@ fn parts<'c, 'a>(change: &'c StoreChange<'a>) -> ChangeParts<'c, 'a> {
 pub(super) fn check_limits(change: &StoreChange<'_>) -> Result<(), StoreError> {
     let (key, note, descriptors) = parts(change);
     for (what, size, limit) in [
-        ("a key", key.len(), MAX_KEY),
-        ("a note", note.map_or(0, |note| note.expose().len()), MAX_NOTE),
+        ("bytes of key", key.len(), MAX_KEY),
+        ("bytes of note", note.map_or(0, |note| note.expose().len()), MAX_NOTE),
         ("descriptors", descriptors.len(), MAX_ENTRY_DESCRIPTORS),
     ] {
         if size > limit {

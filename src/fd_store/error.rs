@@ -80,13 +80,14 @@ pub enum StoreError {
     TokenMissing,
     /// Only this side has a token.
     #[error(
-        "an AdminToken is set here, but the descriptor store has none: set the same AdminToken for both, and start the store \
-         again"
+        "an AdminToken is set here, but the descriptor store has none: set the same AdminToken for both; if the store has \
+         it from its environment, restart the store"
     )]
     TokenUnexpected,
     /// Both have a token, and they differ.
     #[error(
-        "the descriptor store has another AdminToken: set the same AdminToken for both, and start the store again"
+        "the descriptor store has another AdminToken: set the same AdminToken for both; if the store has it from its environment, \
+         restart the store"
     )]
     TokenDiffers,
     /// There is no version of the protocol that both speak.
@@ -104,8 +105,8 @@ pub enum StoreError {
     NotOwner,
     /// The store cannot keep more.
     #[error(
-        "the descriptor store is full, it keeps {0} at most: raise the limit on its open files (ulimit -n, LimitNOFILE, ulimits \
-         of the container), or lower MaxPeerCount"
+        "the descriptor store is full, its limit is {0}: if that is its limit on open files, raise it (ulimit -n, LimitNOFILE, \
+         ulimits of the container); otherwise lower MaxPeerCount"
     )]
     Full(u64),
     /// The store has too many connections.
@@ -127,7 +128,7 @@ pub enum StoreError {
     )]
     DescriptorsNotReceived,
     /// A key, a note or the descriptors of an entry exceed what the store accepts.
-    #[error("{what} of {size} is too much for the descriptor store, which accepts {limit}")]
+    #[error("{size} {what} exceed the {limit} that the descriptor store accepts for one entry")]
     TooLarge {
         /// What it is.
         what: &'static str,
@@ -138,7 +139,7 @@ pub enum StoreError {
     },
     /// There was no answer in time.
     #[error(
-        "the descriptor store did not answer within {}: it hangs or is stopped; start it again",
+        "the descriptor store did not answer within {}: it hangs or is stopped; restart it",
         humantime::format_duration(*.0)
     )]
     TimedOut(Duration),

@@ -25,7 +25,7 @@ pub const MAX_NOTE: usize = 64 * 1024;
 pub const MAX_ENTRY_DESCRIPTORS: usize = 4;
 /// The most entries of a store, so that its memory is bounded: 100 000 sessions and as many keys, and as many again.
 pub const MAX_ENTRIES: usize = 400_000;
-/// Length of a nonce and of the id of an owner, in bytes.
+/// Length of a nonce, in bytes.
 pub const NONCE_LEN: usize = 32;
 /// Length of the id of an owner, in bytes.
 pub const OWNER_ID_LEN: usize = 16;

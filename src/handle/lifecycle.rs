@@ -1,4 +1,4 @@
-//! The two stages of a stop: draining, and stopping at once.
+//! How a stop proceeds: first a hand-over or a drain, then at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -147,7 +147,10 @@ impl StoreContents {
     /// Ends a session of which the next relay could not tell whether it has lost bytes.
     fn end_session(&mut self, session: &DetachedSession, changes: &mut Vec<StoreChange<'_>>) {
         let id = session.record.id;
-        error!(session = id.0, "not handed over: the kernel reports no TCP_INFO for its sockets");
+        error!(
+            session = id.0,
+            "session ended: it cannot be handed over, because the kernel reports no TCP_INFO for its sockets"
+        );
         for socket in &session.sockets {
             // This fails only if the connection is over.
             let _ = socket.shutdown(Shutdown::Both);

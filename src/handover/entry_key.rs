@@ -1,5 +1,7 @@
 //! The keys under which a relay keeps its entries in the descriptor store. The first byte is the kind of the entry.
 
+use std::fmt;
+
 use crate::state::keys::KeyId;
 use crate::state::sessions::SessionId;
 
@@ -24,6 +26,26 @@ pub enum EntryKey {
     RouterLinkBytes(u16),
     /// A connection that has not been paired. Only after a planned hand-over.
     Peer(u32),
+}
+
+impl fmt::Display for EntryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener(name) => write!(f, "the listener {name}"),
+            Self::Session(id) => write!(f, "session {}", id.0),
+            Self::SessionBytes(id, piece) => {
+                write!(f, "piece {piece} of the bytes of session {}", id.0)
+            }
+            Self::HandedOutKey(id) => write!(f, "key {}, which was handed out,", id.0),
+            Self::Counters => f.write_str("the entry of the counters"),
+            Self::OfferedKeys(chunk) => write!(f, "part {chunk} of the keys on offer"),
+            Self::RouterLink => f.write_str("the Router link"),
+            Self::RouterLinkBytes(piece) => {
+                write!(f, "piece {piece} of the bytes of the Router link")
+            }
+            Self::Peer(number) => write!(f, "pending peer {number}"),
+        }
+    }
 }
 
 impl EntryKey {

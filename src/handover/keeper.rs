@@ -394,7 +394,9 @@ impl KeeperThread {
         self.relay.metrics.set_connected(false);
         let kind = Some(discriminant(error));
         if self.logged != kind && self.starting_until <= Instant::now() {
-            warn!("sessions end with this relay: {error}");
+            warn!(
+                "the descriptor store cannot be used, so sessions will not survive this relay: {error}"
+            );
             self.logged = kind;
         }
         self.relay.status.send_modify(|status| status.set_failed(error.to_string()));

@@ -179,7 +179,8 @@ fn new_backoff() -> ExponentialBackoff {
     let (min, max) = RETRY;
     ExponentialBuilder::new()
         .with_min_delay(min)
-        .with_max_delay(max)
+        // Jitter adds up to the delay itself, hence the half.
+        .with_max_delay(max / 2)
         .with_jitter()
         .without_max_times()
         .build()

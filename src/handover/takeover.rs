@@ -67,7 +67,7 @@ impl Takeover {
             Ok(link) => link,
             Err(error) => {
                 error!(
-                    "sessions end with this relay: the descriptor store cannot be used: {error}"
+                    "the descriptor store cannot be used, so sessions will not survive this relay: {error}"
                 );
                 return Self::default();
             }
@@ -85,7 +85,7 @@ impl Takeover {
             Err(error) => {
                 error!(
                     "nothing is taken over: {error}. If the store has sockets of the previous relay, it keeps its ports for up to \
-                     FdStoreTimeout; to free them, start the store again"
+                     FdStoreTimeout; to free them, restart the store"
                 );
                 (Taken::default(), Some(error.to_string()))
             }

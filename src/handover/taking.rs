@@ -68,7 +68,7 @@ impl Taken {
         StoreContents::taken(sessions.map(|id| (id, pieces(id))), self.stored_keys.iter().copied())
     }
 
-    /// Whether the store was empty.
+    /// Whether nothing was taken over but keys.
     pub fn is_empty(&self) -> bool {
         let Suspended { sessions, link, peers, .. } = &self.suspended;
         let is_nothing_suspended = sessions.is_empty() && link.is_none() && peers.is_empty();
@@ -219,7 +219,7 @@ impl EntryReader {
     fn or_unusable<T>(&mut self, key: &EntryKey, value: Result<T, NoteError>) -> Option<T> {
         value
             .inspect_err(|error| {
-                warn!("{key:?} in the descriptor store cannot be used: {error}");
+                warn!("{key} in the descriptor store cannot be used: {error}");
                 self.unusable.push(key.to_bytes());
             })
             .ok()
@@ -244,11 +244,11 @@ impl EntryReader {
         let sockets = match <[TcpStream; 2]>::try_from(sockets) {
             Ok(sockets) => sockets,
             Err(sockets) => {
+                let count = sockets.len();
                 shut_down(&sockets);
                 self.taken.lost += 1;
                 self.taken.lost_records.extend(note.ok().map(|note| note.record));
-                let _: Option<()> =
-                    self.or_unusable(&key, Err(NoteError::Field("pair of sockets")));
+                let _: Option<()> = self.or_unusable(&key, Err(NoteError::Sockets(count)));
                 return;
             }
         };
@@ -281,7 +281,7 @@ impl EntryReader {
 
     fn read_handed_out_key(&mut self, key: &EntryKey) {
         let Some((note, _)) = self.entries.remove(key) else { return };
-        let record = decode_handed_out_key(note.expose(), Duration::ZERO, self.clock);
+        let record = decode_handed_out_key(note.expose(), self.clock);
         let Some(record) = self.or_unusable(key, record) else { return };
         self.taken.stored_keys.push(record.key.key.id);
         self.taken.handed_out.push(record);

@@ -22,13 +22,13 @@ pub(super) enum Rejected {
     Denied,
     #[error("AllowPeers does not contain its address")]
     NotAllowed,
-    #[error("more than PeerConnectRate {0} connections a minute from its address")]
+    #[error("more than {0} connections a minute from its address (PeerConnectRate)")]
     TooOften(u32),
     #[error(
-        "MaxPendingPeersPerAddress {0} connections from its address wait already, and all of them have a key"
+        "{0} connections from its address are pending (MaxPendingPeersPerAddress), and none of them can be evicted"
     )]
     AddressLimit(usize),
-    #[error("MaxPendingPeers {0} connections wait already, and all of them have a key")]
+    #[error("{0} connections are pending (MaxPendingPeers), and none of them can be evicted")]
     GlobalLimit(usize),
 }
 

@@ -229,8 +229,8 @@ impl Peers {
         guards
     }
 
-    /// Decides whether one more connection is accepted. If peers use more descriptors than their share, one is, at the expense
-    /// of the connection that has been silent the longest; until that is closed, the new one uses a descriptor of the reserve.
+    /// Decides whether one more connection is accepted. If peers use more descriptors than their share, it is only
+    /// by evicting the one that has been silent the longest; until that is closed, the new one uses a descriptor of the reserve.
     fn decide_to_accept(&self) -> AcceptDecision {
         if self.are_descriptors_short() {
             let can_evict = self.admission.can_evict();

@@ -123,7 +123,7 @@ impl fmt::Display for LinkError {
             Self::Provider(error) => write!(f, "{error}"),
             Self::Panicked(message) => write!(
                 f,
-                "the relay failed on what the Router sent: {message}; please report this as a bug"
+                "a task of the Router link panicked: {message}; this is a bug, please report it"
             ),
         }
     }

@@ -443,7 +443,8 @@ async fn wait_for_keys(job: &mut Option<KeyJob>) -> Result<(KeyOrder, Vec<OneTim
     match job {
         None => std::future::pending().await,
         Some(job) => {
-            let (order, keys) = job.await.map_err(|_| CryptoError::Provider)?;
+            let (order, keys) =
+                job.await.map_err(|error| LinkError::Panicked(error.to_string()))?;
             Ok((order, keys?))
         }
     }

@@ -17,7 +17,7 @@ use super::shared::{SessionCursor, SharedState};
 /// The minimum time between two checks. Sessions may end this much later than they should, because they are checked together.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Asks sessions that exceed the limits in force to end. Never returns; one task runs it. Sessions have no timers of their own:
+/// Asks sessions that exceed the limits in force to end. Never returns; one task runs it. Sessions have no timers for these limits:
 /// each would cost memory, and its thread would have to set one more timer whenever it waits.
 pub async fn enforce_session_limits(state: &SharedState, mut config: watch::Receiver<Arc<Config>>) {
     let mut check = OverdueCheck::new(limits(&config.borrow_and_update()));

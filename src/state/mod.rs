@@ -9,8 +9,8 @@
 //!   of a peer, when they are dropped.
 //! - The tasks ([`expiry`], [`enforce`]) watch the clock: they expire keys and ask overdue sessions to end.
 //!
-//! There are two locks. The lock of the pairing table is always taken before the lock of keys and sessions, and nothing that
-//! runs under the second takes another lock of the state.
+//! There are two global locks. The lock of the pairing table is always taken before that of keys and sessions; under the second,
+//! only the lock of one session's signal is taken.
 //!
 //! Invariant: while the link is up, `ordered + offered + handed out + active = capacity` after every event that is followed
 //! by an order, or less if the number of keys on offer is limited; without a link, `handed out + active <= capacity`. The

@@ -1,6 +1,7 @@
 //! The kernel's information about a TCP connection: round-trip time, retransmissions, unsent bytes.
 //!
-//! The crate has unsafe code only here, in `listen::acceptor`, in `systemd::activation`, in `heap`, in a test of
+//! The crate has unsafe code only here, in `listen::acceptor`, in `systemd::activation`, in `heap`, in
+//! `fd_store::credentials`, in a test of
 //! `forward::half_closed` and, on Windows, in `service`. Here it reads the option `TCP_INFO`, which neither the standard
 //! library nor `socket2` supports; and the structure in the `libc` crate lacks the last of the fields that are needed. The
 //! kernel writes as many bytes as it knows, at offsets that never change (`struct tcp_info` of linux/tcp.h). `queues` asks

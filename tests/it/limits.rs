@@ -115,7 +115,10 @@ async fn connect_rate_limits_one_address_only() {
     works(&lab).await;
     // Not every refusal is logged, but the number of those left out is.
     sleep(61 * SECOND).await;
-    let lines = log.text().matches("more than PeerConnectRate 30").count();
+    let lines = log
+        .text()
+        .matches("more than 30 connections a minute from its address (PeerConnectRate)")
+        .count();
     assert!((1..=20).contains(&lines), "{lines}");
     assert!(log.text().contains("more peers were refused in the last 10 s"), "{}", log.text());
     // 127.0.0.5 is an address that no peer on the internet can have.

@@ -116,7 +116,7 @@ fn recorded_note_of_a_link_is_understood() {
 #[test]
 fn recorded_note_of_a_handed_out_key_is_understood() {
     let note = std::fs::read(recorded("handed-out-key.note")).unwrap();
-    let decoded = decode_handed_out_key(&note, Duration::ZERO, clock()).unwrap();
+    let decoded = decode_handed_out_key(&note, clock()).unwrap();
     let (snapshot, seen) = handed_out();
     assert_same_key(&decoded.key.key, &snapshot.key);
     assert_eq!(decoded.key.remaining, snapshot.remaining);

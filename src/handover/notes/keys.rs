@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use zeroize::Zeroize;
@@ -142,20 +141,14 @@ pub fn encode_handed_out_key(
     }))
 }
 
-/// Decodes a key that was handed out. `downtime` is how long no relay has run: keys do not age during that time, since their
-/// peers could not be accepted.
+/// Decodes a key that was handed out. It has grown older while no relay ran.
 ///
 /// # Errors
 /// [`NoteError`] if the key is not valid.
-pub fn decode_handed_out_key(
-    note: &[u8],
-    downtime: Duration,
-    clock: NoteClock,
-) -> Result<HandedOutRecord, NoteError> {
+pub fn decode_handed_out_key(note: &[u8], clock: NoteClock) -> Result<HandedOutRecord, NoteError> {
     let note: HandedOutKeyMessage = decode(note)?;
     let key = note.key.as_ref().ok_or(NoteError::Field("key"))?.to_key()?;
-    let downtime = u64::try_from(downtime.as_nanos()).unwrap_or(u64::MAX);
-    let remaining = clock.remaining(note.expires.saturating_add(downtime));
+    let remaining = clock.remaining(note.expires);
     let to_session_key = |bytes: &Vec<u8>| {
         let bytes = bytes.as_slice().try_into().map_err(|_| NoteError::Field("session key"))?;
         Ok(SessionKey::from_bytes(bytes))
@@ -169,6 +162,7 @@ pub fn decode_handed_out_key(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn key(id: u32) -> OneTimeKey {
         OneTimeKey::generate(KeyId(id)).unwrap()
@@ -205,13 +199,11 @@ mod tests {
             HandedOutSnapshot { key: Arc::new(key(5)), remaining: Duration::from_secs(20) };
         let seen = [SessionKey::from_bytes([3; 32]), SessionKey::from_bytes([4; 32])];
         let note = encode_handed_out_key(&snapshot, &seen, clock).unwrap();
-        let decoded = decode_handed_out_key(note.expose(), Duration::ZERO, clock).unwrap();
+        let decoded = decode_handed_out_key(note.expose(), clock).unwrap();
         assert_eq!(decoded.key.remaining, snapshot.remaining);
         assert_eq!(decoded.key.key.public(), snapshot.key.public());
         assert_eq!(decoded.seen.len(), 2);
         assert!(decoded.seen.iter().zip(&seen).all(|(after, before)| after.is_same_as(before)));
-        let later = decode_handed_out_key(note.expose(), Duration::from_secs(3), clock).unwrap();
-        assert_eq!(later.key.remaining, Duration::from_secs(23));
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub enum NoteError {
     /// A field that is always there is missing or has an impossible value.
     #[error("its note has no valid {0}")]
     Field(&'static str),
+    /// A session has another number of sockets than two.
+    #[error("it has {0} sockets instead of 2")]
+    Sockets(usize),
 }
 
 /// Encodes a note.

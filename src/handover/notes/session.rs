@@ -49,7 +49,7 @@ struct SessionMessage {
     started: Option<u64>,
     #[prost(uint64, optional, tag = "3")]
     last_moved: Option<u64>,
-    /// When the balances were taken.
+    /// How many bytes the session had moved when the balances were taken.
     #[prost(uint64, optional, tag = "4")]
     bytes: Option<u64>,
     #[prost(message, optional, tag = "5")]

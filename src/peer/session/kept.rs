@@ -117,13 +117,13 @@ impl KeptSessions {
     }
 
     /// Reports all sessions again as having begun. Those that have ended are not reported any more: who asks for this knows what
-    /// the store has. `is_empty` says that it has nothing.
-    pub fn report_all_again(&self, is_empty: bool) {
+    /// the store has. `has_none` says that it has none of these sessions.
+    pub fn report_all_again(&self, has_none: bool) {
         if let Some(table) = &self.0 {
             let slots = &mut *table.slots.lock();
             slots.new.append(&mut slots.known);
             slots.ended.clear();
-            if is_empty {
+            if has_none {
                 slots.new.values_mut().for_each(|slot| slot.is_stored = false);
             }
         }

@@ -114,9 +114,12 @@ impl SessionTask {
     ) -> Transition {
         let balances = self.context.kept.take_balances(session, &sockets);
         let [first, second] = sockets.map(TcpStream::from_std);
-        let (Ok(first), Ok(second)) = (first, second) else {
-            error!(session = session.id.0, "session lost: the kernel cannot register more sockets");
-            return Transition::End(EndCause::Error);
+        let (first, second) = match (first, second) {
+            (Ok(first), Ok(second)) => (first, second),
+            (Err(error), _) | (_, Err(error)) => {
+                error!(session = session.id.0, %error, "session lost: cannot register its sockets with epoll");
+                return Transition::End(EndCause::Error);
+            }
         };
         let sockets = Arc::new([first, second]);
         self.context.paths.watch(session, &sockets);

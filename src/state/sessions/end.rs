@@ -21,7 +21,7 @@ labels! {
         Drain = "drain",
         /// The relay failed.
         Error = "error",
-        /// A relay died while it held bytes of the session, and the next one found that they were lost.
+        /// A relay died while it held bytes of the session, or no relay took the session over from one that died.
         Crash = "crash",
     }
 }

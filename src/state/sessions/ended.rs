@@ -36,7 +36,7 @@ impl EndedSession<'_> {
             session = self.record.id.0,
             started = %format_time(started),
             ended = %format_time(ended),
-            duration_seconds = in_milliseconds(*age),
+            duration_seconds = as_seconds_to_the_millisecond(*age),
             reason = %self.cause.reason(),
             by = %self.cause.actor(),
             administrator,
@@ -52,14 +52,14 @@ impl EndedSession<'_> {
     }
 }
 
-/// Formats a time in UTC; as nothing if it is before 1970, which only a wrong clock says.
+/// Formats a time in UTC; empty for a time before 1970, which only a wrong clock shows.
 fn format_time(time: SystemTime) -> String {
     let mut text = String::new();
     let _ = write!(text, "{}", humantime::format_rfc3339_millis(time));
     text
 }
 
-fn in_milliseconds(duration: Duration) -> f64 {
+fn as_seconds_to_the_millisecond(duration: Duration) -> f64 {
     let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(milliseconds).as_secs_f64()
 }

@@ -84,7 +84,7 @@ async fn relay_serves_on_beside_a_store_that_is_full() {
     stage.stored(LISTENERS + 2).await;
     sessions.push(stage.session().await);
     stage.connected(false).await;
-    let line = stage.logged(0, "sessions end with this relay").await;
+    let line = stage.logged(0, "sessions will not survive this relay").await;
     assert!(line.contains("full") || line.contains("keep"), "{line}");
     exchange_all(&mut sessions).await;
     stage.kill_store();

@@ -210,9 +210,8 @@ impl HandedOver {
     fn restore(self, state: &SharedState) -> SuspendedLink {
         let clock = NoteClock::now();
         state.restore_numbering(self.numbering);
-        let decode = |note: &Secret<Vec<u8>>| {
-            decode_handed_out_key(note.expose(), Duration::ZERO, clock).unwrap().key
-        };
+        let decode =
+            |note: &Secret<Vec<u8>>| decode_handed_out_key(note.expose(), clock).unwrap().key;
         state.restore_handed_out(self.handed_out.iter().map(decode).collect(), clock.instant());
         let (_, link) = self.link.last().unwrap();
         let find = |number: u16| {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use aspia_relay::app::{App, DataPlane, Listeners, Stopped, TaskFailure};
+use aspia_relay::app::{App, DataPlane, Listeners, RunError, Stopped};
 use aspia_relay::config::sources::Sources;
 use aspia_relay::config::{self, LoadedConfig};
 use aspia_relay::crypto::PublicKey;
@@ -20,7 +20,7 @@ pub struct Relay {
     admin: SocketAddr,
     metrics: SocketAddr,
     handle: Handle,
-    task: JoinHandle<Result<Stopped, TaskFailure>>,
+    task: JoinHandle<Result<Stopped, RunError>>,
 }
 
 /// The configuration of a relay on loopback, loaded as any other. Settings are given by their keys in

@@ -21,13 +21,17 @@ const DOCUMENT: &str = include_str!("../../docs/configuration.md");
 struct Options {
     /// Directory for the files, created if it is missing
     directory: PathBuf,
+    /// The system that the program is built for, as Rust names it [default: this one]
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Options { directory } = Options::parse();
+    let Options { directory, target } = Options::parse();
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("aspia_relay.8"), manual()?)?;
-    fs::write(directory.join("third-party-licenses.txt"), notices::collect()?)?;
+    let licenses = notices::collect(target.as_deref())?;
+    fs::write(directory.join("third-party-licenses.txt"), licenses)?;
     for (shell, name) in [
         (Shell::Bash, "aspia_relay.bash"),
         (Shell::Zsh, "_aspia_relay"),

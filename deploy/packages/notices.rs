@@ -29,12 +29,13 @@ struct Metadata {
 /// The deepest directory of a crate in which licences are looked for: C code that a crate contains has its own.
 const DEPTH: usize = 3;
 
-/// Returns a document with every crate that the program contains, its licence, and the text of that.
+/// Returns a document with every crate that the program contains, its licence, and the text of that. `target` is the system
+/// that it is built for, by default this one.
 ///
 /// # Errors
 /// Fails if cargo does, or if a crate says nothing about its licence.
-pub(crate) fn collect() -> Result<String, Box<dyn Error>> {
-    let linked = linked()?;
+pub(crate) fn collect(target: Option<&str>) -> Result<String, Box<dyn Error>> {
+    let linked = linked(target)?;
     let metadata = cargo(&["metadata", "--format-version=1"])?;
     let mut packages = serde_json::from_str::<Metadata>(&metadata)?.packages;
     packages.retain(|package| linked.contains(&format!("{} v{}", package.name, package.version)));
@@ -46,9 +47,13 @@ pub(crate) fn collect() -> Result<String, Box<dyn Error>> {
 }
 
 /// Name and version of every crate that is linked into the program: no build scripts, macros or tests.
-fn linked() -> Result<Vec<String>, Box<dyn Error>> {
+fn linked(target: Option<&str>) -> Result<Vec<String>, Box<dyn Error>> {
     let edges = "--edges=normal,no-proc-macro";
-    let tree = cargo(&["tree", "--package=aspia-relay", edges, "--prefix=none", "--format={p}"])?;
+    let target = target.map(|target| format!("--target={target}"));
+    let mut arguments =
+        vec!["tree", "--package=aspia-relay", edges, "--prefix=none", "--format={p}"];
+    arguments.extend(target.as_deref());
+    let tree = cargo(&arguments)?;
     let own = format!("aspia-relay v{}", env!("CARGO_PKG_VERSION"));
     let mut crates: Vec<String> = tree
         .lines()
@@ -148,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_linked_crate_has_its_licence() {
-        let document = collect().unwrap();
+        let document = collect(None).unwrap();
         let (list, texts) = document.split_once(&"=".repeat(80)).unwrap();
         for name in ["tokio", "rustls", "aws-lc-sys", "prometheus"] {
             assert!(list.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}");
@@ -161,6 +166,22 @@ mod tests {
         for name in ["serde_derive", "cc", "clap_mangen", "proptest", "relay-lab", "aspia-relay"] {
             assert!(!list.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}");
         }
+    }
+
+    #[test]
+    fn crates_of_another_system_are_those_that_are_linked_there() {
+        let lists = ["x86_64-pc-windows-gnu", "x86_64-unknown-linux-gnu"].map(|target| {
+            let document = collect(Some(target)).unwrap();
+            document.split_once(&"=".repeat(80)).unwrap().0.to_owned()
+        });
+        let contains = |name: &str| {
+            lists
+                .each_ref()
+                .map(|list| list.lines().any(|line| line.starts_with(&format!("{name} "))))
+        };
+        assert_eq!(contains("tokio"), [true, true]);
+        assert_eq!(contains("windows-service"), [true, false]);
+        assert_eq!(contains("sd-notify"), [false, true]);
     }
 
     #[test]

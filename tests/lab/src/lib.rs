@@ -15,16 +15,20 @@
 //! - [`metrics`]: reads the metrics of a relay;
 //! - [`port`]: free ports;
 //! - [`browser`]: a headless browser for the page of a relay;
-//! - [`demo`], [`load`], and on Linux `attack`, `soak`, `survive` and `bench`: the commands of `relay-lab`.
+//! - [`demo`], [`load`], and on Linux `attack`, `soak`, `survive`, `fleet` and `bench`: the commands of `relay-lab`.
 
 #[cfg(target_os = "linux")]
 pub mod attack;
 #[cfg(target_os = "linux")]
 pub mod bench;
 pub mod browser;
+#[cfg(target_os = "linux")]
+mod cgroup;
 pub mod clock;
 pub mod control;
 pub mod demo;
+#[cfg(target_os = "linux")]
+pub mod fleet;
 pub mod http;
 #[cfg(target_os = "linux")]
 pub mod impostor;
@@ -34,11 +38,15 @@ pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
+#[cfg(target_os = "linux")]
+mod plot;
 pub mod port;
 #[cfg(target_os = "linux")]
 pub mod process;
 pub mod relay;
 pub mod router;
+#[cfg(target_os = "linux")]
+mod scene;
 #[cfg(target_os = "linux")]
 pub mod soak;
 pub mod sockets;

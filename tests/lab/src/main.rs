@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use relay_lab::load::{Kind, Load};
 use relay_lab::router::{LabRouter, Options, RouterDialect, RouterVersion};
 #[cfg(target_os = "linux")]
-use relay_lab::{attack, bench, soak, survive};
+use relay_lab::{attack, bench, fleet, soak, survive};
 use relay_lab::{control, demo, load, say, traffic};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -124,6 +124,9 @@ enum Command {
     /// Terminates or kills a relay again and again, and checks that its sessions outlive it
     #[cfg(target_os = "linux")]
     Survive(Box<survive::Arguments>),
+    /// Runs relays with different CPU quotas at one Router, and shows how evenly they are used; needs root
+    #[cfg(target_os = "linux")]
+    Fleet(Box<fleet::Arguments>),
     /// Runs the plain proxy of `bench`
     #[cfg(target_os = "linux")]
     #[command(hide = true)]
@@ -259,6 +262,8 @@ async fn run(command: Command) -> io::Result<()> {
             results.verdict()
         }
         #[cfg(target_os = "linux")]
+        Command::Fleet(arguments) => run_fleet(&arguments).await,
+        #[cfg(target_os = "linux")]
         Command::Bench(arguments) => run_bench(arguments).await,
         // On one thread, like the single-threaded forwarders that it stands for.
         #[cfg(target_os = "linux")]
@@ -272,6 +277,19 @@ async fn run(command: Command) -> io::Result<()> {
             tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+async fn run_fleet(arguments: &fleet::Arguments) -> io::Result<()> {
+    survive::enter_namespace()?;
+    let results = fleet::run(&arguments.plans()?).await?;
+    if let Some(path) = &arguments.json {
+        std::fs::write(path, format!("{:#}\n", results.json()))?;
+    }
+    if let Some(path) = &arguments.svg {
+        std::fs::write(path, results.svg())?;
+    }
+    results.verdict()
 }
 
 #[cfg(target_os = "linux")]

@@ -1,5 +1,6 @@
 //! A Router of either dialect, with the behaviour that a test chooses.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -98,6 +99,8 @@ pub enum Behaviour {
     CloseAfterAuthentication,
     /// Serve the link, but keep acting on the current link only.
     ServeAside,
+    /// Serve all links at once, and introduce peers at the relay with the most keys left.
+    ServeAll,
     /// Use a private key other than the published one.
     WrongKey,
     /// Refuse relay sessions.
@@ -106,6 +109,13 @@ pub enum Behaviour {
     HostPort,
     /// Answer the `ClientHello` with these bytes.
     Answer(Vec<u8>),
+}
+
+impl Behaviour {
+    /// Whether a relay must get along with it.
+    fn is_honest(&self) -> bool {
+        matches!(self, Self::Serve | Self::ServeAll)
+    }
 }
 
 /// The options of a laboratory Router.
@@ -151,11 +161,24 @@ impl Default for Options {
     }
 }
 
+/// What one of several relays offers; see [`Behaviour::ServeAll`].
+#[derive(Debug, Clone, Default)]
+pub struct Offer {
+    /// Keys on offer, the latest last.
+    pub pool: Vec<RelayKey>,
+    /// The host that peers are told to dial.
+    pub peer_host: String,
+    /// The port that peers are told to dial.
+    pub peer_port: u32,
+}
+
 /// What the Router has seen.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// Keys on offer on the present link, the latest last.
     pub pool: Vec<RelayKey>,
+    /// What each relay offers on its link, by the number of the link, if all are served at once.
+    pub offers: BTreeMap<u64, Offer>,
     /// Ids of all keys ever offered.
     pub key_ids: Vec<u32>,
     /// The host that peers are told to dial.
@@ -190,6 +213,30 @@ pub struct View {
     pub complaints: Vec<String>,
 }
 
+impl View {
+    /// Takes the newest key of the relay with the most keys left, or of the current link. Of relays with equally many, the one
+    /// that has been linked the longest is taken.
+    fn take_key(&mut self) -> Option<TakenKey> {
+        let most = self.offers.iter_mut().rev().max_by_key(|(_, offer)| offer.pool.len());
+        let (link, pool, host, port) = match most {
+            Some((link, offer)) => {
+                (Some(*link), &mut offer.pool, &offer.peer_host, offer.peer_port)
+            }
+            None => (None, &mut self.pool, &self.peer_host, self.peer_port),
+        };
+        pool.pop().map(|key| TakenKey { link, key, host: host.clone(), port })
+    }
+}
+
+/// A key for two peers.
+struct TakenKey {
+    /// The link of its relay; `None` is the current one.
+    link: Option<u64>,
+    key: RelayKey,
+    host: String,
+    port: u32,
+}
+
 #[derive(Debug)]
 enum Command {
     KeyUsed(u32),
@@ -216,6 +263,8 @@ struct Shared {
     options: Mutex<Options>,
     view: watch::Sender<View>,
     link: Mutex<Option<mpsc::Sender<Command>>>,
+    /// The links of several relays, by their numbers.
+    links: Mutex<BTreeMap<u64, mpsc::Sender<Command>>>,
 }
 
 impl Shared {
@@ -253,6 +302,7 @@ impl LabRouter {
             options: Mutex::new(options),
             view: watch::Sender::new(View::default()),
             link: Mutex::new(None),
+            links: Mutex::new(BTreeMap::new()),
         });
         let task = accept(listener, shared.clone(), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
@@ -318,9 +368,20 @@ impl LabRouter {
     /// # Errors
     /// Without a source of randomness.
     pub async fn introduce(&self) -> io::Result<Introduction> {
-        let introduction = self.introduce_silently().await?;
-        self.tell_used(introduction.key_id).await;
+        let (link, introduction) = self.introduction(self.wait_for_key().await?)?;
+        self.command_to(link, Command::KeyUsed(introduction.key_id)).await;
         Ok(introduction)
+    }
+
+    /// Like [`Self::introduce`], but `None` if there is no key now, in which case a real Router refuses the peers.
+    ///
+    /// # Errors
+    /// Without a source of randomness.
+    pub async fn try_introduce(&self) -> io::Result<Option<Introduction>> {
+        let Some(taken) = self.take_key() else { return Ok(None) };
+        let (link, introduction) = self.introduction(taken)?;
+        self.command_to(link, Command::KeyUsed(introduction.key_id)).await;
+        Ok(Some(introduction))
     }
 
     /// Like [`Self::introduce`], without notifying the relay.
@@ -328,37 +389,51 @@ impl LabRouter {
     /// # Errors
     /// Without a source of randomness.
     pub async fn introduce_silently(&self) -> io::Result<Introduction> {
+        self.introduction(self.wait_for_key().await?).map(|(_, introduction)| introduction)
+    }
+
+    fn take_key(&self) -> Option<TakenKey> {
+        let mut taken = None;
+        self.shared.view.send_if_modified(|view| {
+            taken = view.take_key();
+            taken.is_some()
+        });
+        taken
+    }
+
+    async fn wait_for_key(&self) -> io::Result<TakenKey> {
         let mut changes = self.changes();
         loop {
-            let mut taken = None;
-            self.shared.view.send_if_modified(|view| {
-                taken = view.pool.pop().map(|key| (key, view.peer_host.clone(), view.peer_port));
-                taken.is_some()
-            });
-            let Some((key, host, port)) = taken else {
-                changes.changed().await.map_err(io::Error::other)?;
-                continue;
-            };
-            let mut random_data = vec![0; 16];
-            crypto::fill_random(&mut random_data).map_err(io::Error::other)?;
-            let secret = PeerSecret {
-                random_data,
-                client_address: "192.0.2.10".into(),
-                client_user_name: "operator".into(),
-                host_address: "198.51.100.7".into(),
-                host_id: 1234,
-            };
-            let bad = |_| io::Error::other("the relay offered an invalid key");
-            return Ok(Introduction {
-                host,
-                port: u16::try_from(port).map_err(|_| io::Error::other("port over 65535"))?,
-                key_id: key.key_id,
-                public_key: PublicKey::from_slice(&key.public_key).map_err(io::Error::other)?,
-                iv: Iv(key.iv.try_into().map_err(bad)?),
-                secret: secret.encode_to_vec(),
-                encryption: self.peer_encryption(),
-            });
+            if let Some(taken) = self.take_key() {
+                return Ok(taken);
+            }
+            changes.changed().await.map_err(io::Error::other)?;
         }
+    }
+
+    /// Makes the introduction of two peers with a key; returns the link of the key's relay as well.
+    fn introduction(&self, taken: TakenKey) -> io::Result<(Option<u64>, Introduction)> {
+        let TakenKey { link, key, host, port } = taken;
+        let mut random_data = vec![0; 16];
+        crypto::fill_random(&mut random_data).map_err(io::Error::other)?;
+        let secret = PeerSecret {
+            random_data,
+            client_address: "192.0.2.10".into(),
+            client_user_name: "operator".into(),
+            host_address: "198.51.100.7".into(),
+            host_id: 1234,
+        };
+        let bad = |_| io::Error::other("the relay offered an invalid key");
+        let introduction = Introduction {
+            host,
+            port: u16::try_from(port).map_err(|_| io::Error::other("port over 65535"))?,
+            key_id: key.key_id,
+            public_key: PublicKey::from_slice(&key.public_key).map_err(io::Error::other)?,
+            iv: Iv(key.iv.try_into().map_err(bad)?),
+            secret: secret.encode_to_vec(),
+            encryption: self.peer_encryption(),
+        };
+        Ok((link, introduction))
     }
 
     fn peer_encryption(&self) -> u32 {
@@ -427,7 +502,15 @@ impl LabRouter {
     }
 
     async fn command(&self, command: Command) {
-        let link = self.shared.link.lock().clone();
+        self.command_to(None, command).await;
+    }
+
+    /// Sends a command over the link with this number, or the current one.
+    async fn command_to(&self, link: Option<u64>, command: Command) {
+        let link = match link {
+            Some(number) => self.shared.links.lock().get(&number).cloned(),
+            None => self.shared.link.lock().clone(),
+        };
         if let Some(link) = link {
             // A closed link accepts no commands; the test then sees that nothing happens.
             let _ = link.send(command).await;
@@ -556,7 +639,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         return Ok(());
     };
     let authenticated = authenticate(&mut link, shared, &options, &raw_hello, &hello);
-    let authenticated = if options.version.is_v3() && options.behaviour == Behaviour::Serve {
+    let authenticated = if options.version.is_v3() && options.behaviour.is_honest() {
         let late = |_| io::Error::other("the relay did not authenticate in time");
         timeout(AUTHENTICATION, authenticated).await.map_err(late).and_then(|done| done)
     } else {
@@ -565,7 +648,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let cipher = match authenticated {
         Ok(cipher) => cipher,
         // A relay is right to reject a Router that misbehaves.
-        Err(_) if options.behaviour != Behaviour::Serve => return Ok(()),
+        Err(_) if !options.behaviour.is_honest() => return Ok(()),
         Err(error) => return Err(error),
     };
     if options.behaviour == Behaviour::CloseAfterAuthentication {
@@ -574,13 +657,38 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     if options.behaviour == Behaviour::ServeAside {
         shared.view.send_modify(|view| view.links += 1);
         let (_commands, receiver) = mpsc::channel(1);
-        return relay_link(link, options.version, receiver, shared).await;
+        return relay_link(link, options.version, receiver, None, shared).await;
+    }
+    if options.behaviour == Behaviour::ServeAll {
+        return serve_beside(link, options.version, shared).await;
     }
     // While a relay is connected, this Router does not act on one that only probes, such as a doctor.
     match aside(&mut link, options.version, shared).await? {
         Some(first) => serve_link(link, options.version, cipher, first, shared).await,
         None => Ok(()),
     }
+}
+
+/// Serves one of several links.
+async fn serve_beside(link: Link, version: RouterVersion, shared: &Shared) -> io::Result<()> {
+    /// Forgets a link, also if its task is aborted.
+    struct Forget<'a>(&'a Shared, u64);
+    impl Drop for Forget<'_> {
+        fn drop(&mut self) {
+            self.0.links.lock().remove(&self.1);
+            self.0.view.send_modify(|view| drop(view.offers.remove(&self.1)));
+        }
+    }
+    let (commands, receiver) = mpsc::channel(64);
+    let mut number = 0;
+    shared.view.send_modify(|view| {
+        view.links += 1;
+        number = view.links;
+        shared.links.lock().insert(number, commands);
+        view.offers.insert(number, Offer::default());
+    });
+    let _forget = Forget(shared, number);
+    relay_link(link, version, receiver, Some(number), shared).await
 }
 
 /// Serves a link, which becomes the current one. `first` is a message that has already been received.
@@ -601,10 +709,10 @@ async fn serve_link(
         view.authenticated = Some(Instant::now());
         view.first_key = None;
         if let Some(message) = first {
-            take(view, message, version);
+            take(view, message, version, None);
         }
     });
-    let end = relay_link(link, version, receiver, shared).await;
+    let end = relay_link(link, version, receiver, None, shared).await;
     // Unless another link has replaced it.
     if lock(&shared.link).as_ref().is_some_and(|link| link.same_channel(&commands)) {
         shared.view.send_modify(|view| {
@@ -823,6 +931,7 @@ async fn relay_link(
     mut link: Link,
     version: RouterVersion,
     mut commands: mpsc::Receiver<Command>,
+    number: Option<u64>,
     shared: &Shared,
 ) -> io::Result<()> {
     let (mut is_reading, mut rest) = (true, BytesMut::new());
@@ -831,7 +940,7 @@ async fn relay_link(
             frame = link.next(), if is_reading => match frame {
                 Ok(Some(Frame::Message(message))) => {
                     let message = read(&message, version).map_err(io::Error::other)?;
-                    shared.view.send_modify(|view| take(view, message, version));
+                    shared.view.send_modify(|view| take(view, message, version, number));
                 }
                 Ok(Some(Frame::Ping(data))) => {
                     shared.view.send_modify(|view| view.pings += 1);
@@ -895,7 +1004,8 @@ fn read(message: &[u8], version: RouterVersion) -> Result<RelayToRouterV2, prost
     Ok(RelayToRouterV2 { key_pool, relay_stat })
 }
 
-fn take(view: &mut View, message: RelayToRouterV2, version: RouterVersion) {
+/// Takes in a message of a relay: of one of several, by the number of its link, or of the current one.
+fn take(view: &mut View, message: RelayToRouterV2, version: RouterVersion, link: Option<u64>) {
     let is_good = |pool: &RelayKeyPool| {
         !version.is_v3() || (!pool.peer_host.is_empty() && (1..=65535).contains(&pool.peer_port))
     };
@@ -906,15 +1016,80 @@ fn take(view: &mut View, message: RelayToRouterV2, version: RouterVersion) {
     if let Some(RelayKeyPool { peer_host, peer_port, key }) = message.key_pool {
         view.first_key.get_or_insert_with(Instant::now);
         view.key_ids.extend(key.iter().map(|key| key.key_id));
-        view.pool.extend(key);
-        if version.is_v3() && view.pool.len() > MAX_KEYS {
-            view.complaints.push(format!("{} keys on offer, {MAX_KEYS} kept", view.pool.len()));
-            view.pool.truncate(MAX_KEYS);
+        let (pool, host, port) = match link.and_then(|number| view.offers.get_mut(&number)) {
+            Some(offer) => (&mut offer.pool, &mut offer.peer_host, &mut offer.peer_port),
+            None => (&mut view.pool, &mut view.peer_host, &mut view.peer_port),
+        };
+        pool.extend(key);
+        if version.is_v3() && pool.len() > MAX_KEYS {
+            view.complaints.push(format!("{} keys on offer, {MAX_KEYS} kept", pool.len()));
+            pool.truncate(MAX_KEYS);
         }
-        (view.peer_host, view.peer_port) = (peer_host, peer_port);
+        (*host, *port) = (peer_host, peer_port);
     }
     if let Some(statistics) = message.relay_stat {
         view.statistics = Some(statistics);
         view.statistics_count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(port: u32, keys: std::ops::Range<u32>) -> RelayToRouterV2 {
+        let key = |key_id| RelayKey { key_id, ..RelayKey::default() };
+        RelayToRouterV2 {
+            key_pool: Some(RelayKeyPool {
+                peer_host: "127.0.0.1".into(),
+                peer_port: port,
+                key: keys.map(key).collect(),
+            }),
+            relay_stat: None,
+        }
+    }
+
+    fn taken(view: &mut View) -> Option<(Option<u64>, u32, u32)> {
+        view.take_key().map(|taken| (taken.link, taken.port, taken.key.key_id))
+    }
+
+    #[test]
+    fn newest_key_of_the_relay_with_the_most_keys_is_taken() {
+        let mut view = View::default();
+        view.offers = [3, 5, 8].map(|number| (number, Offer::default())).into();
+        assert_eq!(taken(&mut view), None);
+        take(&mut view, offer(1003, 0..2), RouterVersion::V2_7, Some(3));
+        take(&mut view, offer(1005, 10..13), RouterVersion::V2_7, Some(5));
+        assert_eq!(taken(&mut view), Some((Some(5), 1005, 12)));
+        // Equally many: the link that is older.
+        assert_eq!(taken(&mut view), Some((Some(3), 1003, 1)));
+        assert_eq!(taken(&mut view), Some((Some(5), 1005, 11)));
+        // Further keys are added to those that are there.
+        take(&mut view, offer(1003, 2..4), RouterVersion::V2_7, Some(3));
+        assert_eq!(view.offers[&3].pool.len(), 3);
+        assert_eq!(taken(&mut view), Some((Some(3), 1003, 3)));
+        // The keys of a relay go with its link.
+        view.offers.remove(&3);
+        assert_eq!(taken(&mut view), Some((Some(5), 1005, 10)));
+        assert_eq!(taken(&mut view), None);
+    }
+
+    #[tokio::test]
+    async fn several_relays_are_linked_at_once_and_peers_meet_at_the_one_with_the_most_keys() {
+        let options = Options { behaviour: Behaviour::ServeAll, ..Options::default() };
+        let router = LabRouter::start(options).await.unwrap();
+        let start = |sessions| {
+            let settings = [("MaxPeerCount", sessions)];
+            crate::relay::Relay::start(router.address(), router.public_key(), &settings).unwrap()
+        };
+        let (_small, large) = (start("1"), start("9"));
+        let all = |view: &View| view.offers.values().map(|offer| offer.pool.len()).sum::<usize>();
+        router.wait_for(|view| all(view) == 10).await;
+        for _ in 0..2 {
+            let introduction = router.try_introduce().await.unwrap().unwrap();
+            assert_eq!(introduction.port, large.address().port());
+            introduction.session().await.unwrap();
+        }
+        drop(large);
     }
 }

@@ -43,6 +43,11 @@ fn family(pid: u32) -> Vec<u32> {
     family
 }
 
+/// CPU time of one process without its children, in seconds.
+pub(crate) fn cpu_of(pid: u32) -> f64 {
+    cpu(pid)
+}
+
 /// The first figure of `schedstat` is the time on a processor, in nanoseconds.
 fn cpu(pid: u32) -> f64 {
     let of = |thread: &String| {

@@ -8,7 +8,6 @@ mod copy;
 mod forwarder;
 mod load;
 pub(crate) mod meter;
-mod plot;
 mod report;
 mod x25519;
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::load::percentile;
 
-use super::plot;
+use crate::plot::{self, Chart};
 
 /// The figures of one run, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -171,8 +171,8 @@ impl Results {
             series
         };
         plot::svg(&[
-            ("p99 of the delay of events, microseconds", series("p99_us")),
-            ("CPU of the forwarder, cores", series("cpu")),
+            Chart::new("p99 of the delay of events, microseconds", series("p99_us")),
+            Chart::new("CPU of the forwarder, cores", series("cpu")),
         ])
     }
 }

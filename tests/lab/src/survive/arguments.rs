@@ -8,8 +8,10 @@ use clap::value_parser;
 
 use super::guests::GuestCounts;
 use super::session::Kind;
-use super::{How, Plan, cgroup};
+use super::{How, Plan};
+use crate::cgroup::{self, Controller};
 use crate::router::RouterDialect;
+use crate::scene;
 
 /// How a relay is ended, as the command line says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -118,12 +120,8 @@ impl Arguments {
     /// # Errors
     /// What is wrong with an argument.
     pub fn plan(&self) -> io::Result<Plan> {
-        let beside = std::env::current_exe()?.with_file_name("aspia_relay");
-        let relays = if self.relay.is_empty() { vec![beside] } else { self.relay.clone() };
-        let environment = self.env.iter().map(|text| {
-            let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-            pair.ok_or_else(|| io::Error::other(format!("--env {text}: expected KEY=VALUE")))
-        });
+        let relays =
+            if self.relay.is_empty() { vec![scene::relay_beside()?] } else { self.relay.clone() };
         let (ways, skipped) = self.ways()?;
         let sessions = [
             (Kind::Interactive, self.interactive),
@@ -138,7 +136,7 @@ impl Arguments {
             store_timeout: Duration::from_secs(self.store_timeout),
             replace_store: self.replace_store,
             version: self.router.into(),
-            environment: environment.collect::<Result<_, _>>()?,
+            environment: scene::variables(&self.env)?,
             times: usize::try_from(self.times).map_err(io::Error::other)?,
             ways,
             skipped,
@@ -167,7 +165,7 @@ impl Arguments {
                 Way::Segv => ways.push(How::Segv),
                 Way::Abort => ways.push(How::Abort),
                 Way::Alternate => ways.extend([How::Terminate, How::Kill]),
-                Way::Oom => match cgroup::missing() {
+                Way::Oom => match cgroup::missing(Controller::Memory) {
                     None => ways.push(How::Oom),
                     Some(reason) => skipped.push(format!("oom: {reason}")),
                 },

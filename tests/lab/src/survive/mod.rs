@@ -2,7 +2,6 @@
 //! what their peers notice. With a descriptor store, sessions outlive the relay; without one they end.
 
 mod arguments;
-mod cgroup;
 mod counters;
 mod departure;
 mod fleet;
@@ -178,12 +177,12 @@ pub async fn run(plan: &Plan) -> io::Result<Results> {
     let mut stage = Stage::new(plan, &router, plan.sessions() + guests)?;
     let ran = perform(plan, &router, &mut stage).await;
     stage.shut_down().await;
-    stage.keeps_logs |= !ran.as_ref().is_ok_and(|report| report.verdict().is_ok());
-    let logs = stage.directory().display();
+    stage.logs.stay |= !ran.as_ref().is_ok_and(|report| report.verdict().is_ok());
+    let logs = stage.logs.directory().display();
     let report =
         ran.map_err(|error| io::Error::other(format!("{error}; the logs are in {logs}")))?;
     say(&report.text());
-    if stage.keeps_logs {
+    if stage.logs.stay {
         say(&format!("logs            {logs}"));
     }
     Ok(Results(report))

@@ -1,29 +1,24 @@
 //! The processes of a run: the relay, which is terminated and started again, and the descriptor store.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use aspia_relay::config::settings::variable;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::cgroup::{self, Cgroup};
 use super::{How, Plan};
 use crate::bench::meter::Meter;
-use crate::http;
+use crate::cgroup::{self, Cgroup, Controller};
 use crate::port::free_port;
 use crate::router::LabRouter;
+use crate::scene::{self, Logs, PATIENCE};
 
-/// Longest wait for a process to end or to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Interval of attempts to reach a process that does not listen yet.
-const RETRY: Duration = Duration::from_millis(2);
 /// Room for sessions other than those of the load.
 const MORE_SESSIONS: usize = 100;
 
@@ -35,9 +30,7 @@ pub(super) struct Stage {
     pub(super) peers: SocketAddr,
     /// The relay's admin listener.
     pub(super) admin: SocketAddr,
-    /// Where the logs are, and whether they stay.
-    directory: PathBuf,
-    pub(super) keeps_logs: bool,
+    pub(super) logs: Logs,
     relay: Option<Child>,
     cgroup: Option<Cgroup>,
     store: Option<Child>,
@@ -45,14 +38,6 @@ pub(super) struct Stage {
     store_address: Option<String>,
     store_timeout: Duration,
     starts: usize,
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        if !self.keeps_logs {
-            let _ = std::fs::remove_dir_all(&self.directory);
-        }
-    }
 }
 
 /// How a process ended.
@@ -73,15 +58,8 @@ pub(super) struct Resources {
 
 impl Stage {
     pub(super) fn new(plan: &Plan, router: &LabRouter, sessions: usize) -> io::Result<Self> {
-        if let Some(missing) = plan.relays.iter().find(|path| !path.is_file()) {
-            return Err(io::Error::other(format!(
-                "there is no relay at {}; build it with `cargo build --workspace`, or name it with --relay",
-                missing.display()
-            )));
-        }
-        let directory =
-            std::env::temp_dir().join(format!("relay-lab-survive-{}", std::process::id()));
-        std::fs::create_dir_all(&directory)?;
+        plan.relays.iter().try_for_each(|path| scene::check_program(path))?;
+        let logs = Logs::new("survive", plan.keep_logs)?;
         let peers = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         // An abstract name needs no file, and goes with the processes.
@@ -92,8 +70,7 @@ impl Stage {
             environment,
             peers,
             admin,
-            directory,
-            keeps_logs: plan.keep_logs,
+            logs,
             relay: None,
             cgroup: None,
             store: None,
@@ -101,21 +78,6 @@ impl Stage {
             store_timeout: plan.store_timeout,
             starts: 0,
         })
-    }
-
-    /// The directory of the logs.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    fn log(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new().append(true).create(true).open(self.directory.join(name))
-    }
-
-    fn spawn(&self, mut command: Command, log: &str) -> io::Result<Child> {
-        let file = self.log(log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
-        command.spawn()
     }
 
     /// Starts the descriptor store, if the plan has one.
@@ -127,7 +89,7 @@ impl Stage {
         command.arg("--fd-store").env("ASPIA_LOG_LEVEL", "0");
         command.env(variable("FdStore"), address);
         command.env(variable("FdStoreTimeout"), format!("{}s", self.store_timeout.as_secs()));
-        self.store = Some(self.spawn(command, "store.log")?);
+        self.store = Some(self.logs.spawn(command, "store.log")?);
         Ok(())
     }
 
@@ -148,19 +110,18 @@ impl Stage {
     /// Starts the relay; `how` it will be ended decides whether it gets a cgroup.
     pub(super) fn start_relay(&mut self, how: How) -> io::Result<Instant> {
         let program = OsString::from(self.next_program());
-        self.cgroup = if how == How::Oom { Some(Cgroup::new(self.starts)?) } else { None };
+        self.cgroup = if how == How::Oom {
+            Some(Cgroup::new(Controller::Memory, self.starts)?)
+        } else {
+            None
+        };
         let mut command = match &self.cgroup {
             None => Command::new(program),
-            Some(cgroup) => {
-                let mut command = Command::new("sh");
-                command.args(["-c", cgroup::ENTER]);
-                command.arg(cgroup.processes()).arg(program);
-                command
-            }
+            Some(cgroup) => scene::command_in(cgroup, cgroup::ENTER, program),
         };
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let began = Instant::now();
-        self.relay = Some(self.spawn(command, "relay.log")?);
+        self.relay = Some(self.logs.spawn(command, "relay.log")?);
         self.starts += 1;
         Ok(began)
     }
@@ -172,10 +133,9 @@ impl Stage {
         if let Some(status) = relay.try_wait()? {
             return Err(io::Error::other(format!("the relay has ended by itself: {status}")));
         }
-        let id = relay.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let id = id.ok_or_else(gone)?;
+        let id = relay.id().ok_or_else(gone)?;
         let began = Instant::now();
-        let send = |signal| kill_process(id, signal).map_err(io::Error::from);
+        let send = |signal| scene::send_signal(id, signal);
         match (how, &mut self.cgroup) {
             (How::Oom, Some(cgroup)) => cgroup.starve().await?,
             (How::Terminate, _) => send(Signal::TERM)?,
@@ -206,26 +166,8 @@ impl Stage {
     /// Waits until the relay answers on its admin listener. With a store, the request waits in the queue of the
     /// listener that the old relay left.
     pub(super) async fn answers(&mut self) -> io::Result<Instant> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if let Ok(Ok(answer)) = timeout(left, http::get(self.admin, "/livez")).await
-                && answer.status == 200
-            {
-                return Ok(Instant::now());
-            }
-            if let Some(relay) = &mut self.relay
-                && let Some(status) = relay.try_wait()?
-            {
-                return Err(io::Error::other(format!("the relay ended at its start: {status}")));
-            }
-            if left.is_zero() {
-                let seconds = PATIENCE.as_secs();
-                let text = format!("the relay has not answered {seconds} s after its start");
-                return Err(io::Error::other(text));
-            }
-            sleep(RETRY).await;
-        }
+        let gone = || io::Error::other("the relay does not run");
+        scene::wait_until_live(self.admin, self.relay.as_mut().ok_or_else(gone)?).await
     }
 
     pub(super) fn resources(&self) -> Resources {
@@ -259,30 +201,13 @@ fn relay_environment(
     sessions: usize,
     store: Option<&String>,
 ) -> Vec<(String, String)> {
-    let connections = (2 * sessions + 1000).to_string();
-    let mut settings = vec![
-        ("RouterAddress", router.address().ip().to_string()),
-        ("RouterPort", router.address().port().to_string()),
-        ("RouterPublicKey", router.public_key().to_string()),
-        ("PeerAddress", peers.ip().to_string()),
-        ("PeerPort", peers.port().to_string()),
-        ("ListenInterface", peers.ip().to_string()),
-        ("AdminListen", admin.to_string()),
-        ("MaxPeerCount", (sessions + MORE_SESSIONS).to_string()),
-        // All peers connect from the same address, at a high rate.
-        ("MaxPendingPeers", connections.clone()),
-        ("MaxPendingPeersPerAddress", connections),
-        ("PeerConnectRate", "0".to_owned()),
-        ("PeerIdleTimeout", "60".to_owned()),
-        ("StatisticsEnabled", "true".to_owned()),
-        ("StatisticsInterval", "1".to_owned()),
-        ("DrainTimeout", format!("{}s", plan.drain_timeout.as_secs())),
-    ];
+    let mut settings =
+        scene::settings(router, [peers, admin], sessions + MORE_SESSIONS, plan.drain_timeout);
+    settings.push(("StatisticsEnabled", "true".to_owned()));
+    settings.push(("StatisticsInterval", "1".to_owned()));
     if let Some(store) = store {
         settings.push(("FdStore", store.clone()));
         settings.push(("FdStoreTimeout", format!("{}s", plan.store_timeout.as_secs())));
     }
-    let settings = settings.into_iter().map(|(key, value)| (variable(key), value));
-    let log = ("ASPIA_LOG_LEVEL".to_owned(), "0".to_owned());
-    settings.chain([log]).chain(plan.environment.iter().cloned()).collect()
+    scene::environment(settings, &plan.environment)
 }

@@ -23,6 +23,7 @@ pub mod fd_store;
 pub mod forward;
 pub mod handle;
 pub mod handover;
+pub mod headroom;
 pub mod heap;
 pub mod link;
 pub mod listen;

@@ -45,6 +45,24 @@ pub fn available_to(process: Option<i32>) -> Option<u64> {
     groups.into_iter().chain([machine]).map(|limit| limit.available(used)).min()
 }
 
+/// Returns which share (0 to 1) of the memory is in use, of the machine or of the control group of this process that has the
+/// least left; `None` if the system does not report it.
+#[cfg(target_os = "linux")]
+pub fn used_share() -> Option<f64> {
+    use procfs::{Current, Meminfo};
+
+    let Meminfo { mem_total, mem_available, .. } = Meminfo::current().ok()?;
+    let machine = MemoryLimit { total: mem_total, free: mem_available? };
+    let groups = groups::limits(std::path::Path::new("/"), None);
+    groups.into_iter().chain([machine]).map(MemoryLimit::used_share).max_by(f64::total_cmp)
+}
+
+/// Returns `None`: this system does not report how much memory is in use.
+#[cfg(not(target_os = "linux"))]
+pub fn used_share() -> Option<f64> {
+    None
+}
+
 /// Returns `None`: this system does not report how many bytes a process may use.
 #[cfg(not(target_os = "linux"))]
 pub fn available_to(_process: Option<i32>) -> Option<u64> {
@@ -68,12 +86,22 @@ impl MemoryLimit {
     fn available(self, used: u64) -> u64 {
         self.free.saturating_add(used).min(self.total)
     }
+
+    /// Returns which share is in use. Nothing is left of no memory.
+    fn used_share(self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a share needs no exact numbers")]
+        let free = self.free.min(self.total) as f64 / self.total.max(1) as f64;
+        1.0 - free
+    }
 }
+
+#[cfg(target_os = "linux")]
+pub(crate) use groups::list_paths_up_to_root;
 
 /// Memory limits of control groups.
 #[cfg(target_os = "linux")]
 mod groups {
-    use std::path::{Component, Path};
+    use std::path::{Component, Path, PathBuf};
 
     use procfs::{FromRead, ProcessCGroups};
 
@@ -114,9 +142,15 @@ mod groups {
         limits.collect()
     }
 
-    /// Lists the limits of `group` and of its ancestors. Groups that do not exist are skipped: a container may see its own
-    /// group as the root of the tree, while the path is that of the host.
+    /// Lists the limits of `group` and of its ancestors.
     fn list_limits_up_to_root(mount: &Path, group: &str, files: &GroupFiles) -> Vec<MemoryLimit> {
+        let paths = list_paths_up_to_root(mount, group);
+        paths.iter().filter_map(|path| read_limit(path, files)).collect()
+    }
+
+    /// Lists the directories of `group` and of its ancestors. They need not exist: a container may see its own group as the
+    /// root of the tree, while the path is that of the host.
+    pub(crate) fn list_paths_up_to_root(mount: &Path, group: &str) -> Vec<PathBuf> {
         let components: Vec<_> = Path::new(group)
             .components()
             .filter(|component| *component != Component::RootDir)
@@ -124,12 +158,8 @@ mod groups {
         // With "..", the group is outside of the tree that this process can see: only the root of the tree remains.
         let is_visible = !components.contains(&Component::ParentDir);
         let depth = if is_visible { components.len() } else { 0 };
-        (0..=depth)
-            .filter_map(|depth| {
-                let path: std::path::PathBuf = components[..depth].iter().collect();
-                read_limit(&mount.join(path), files)
-            })
-            .collect()
+        let path = |depth: usize| mount.join(components[..depth].iter().collect::<PathBuf>());
+        (0..=depth).map(path).collect()
     }
 
     /// Reads the limit of one group; `None` if it has none.
@@ -229,12 +259,14 @@ mod groups {
             for (used, available) in [(0, 246), (4, 250), (10, 256), (24, 256), (1000, 256)] {
                 assert_eq!(limits[0].available(used * mib), available * mib, "{used} MiB used");
             }
+            assert_eq!(limits[0].used_share(), 10.0 / 256.0);
             // Nothing is free: the process may use what it uses already.
             assert_eq!(MemoryLimit { total: 100, free: 0 }.available(60), 60);
             // The limit of one group counts, though another one has less free memory.
             let groups =
                 [MemoryLimit { total: 100, free: 50 }, MemoryLimit { total: 70, free: 60 }];
             assert_eq!(groups.map(|limit| limit.available(40)), [90, 70]);
+            assert_eq!(groups.map(MemoryLimit::used_share), [0.5, 1.0 - 60.0 / 70.0]);
         }
     }
 }

@@ -73,20 +73,20 @@ impl Collector for ProcessMetrics {
         let cpu = families.iter_mut().filter(|family| family.name() == "process_cpu_seconds_total");
         for metric in cpu.flat_map(|family| family.mut_metric().iter_mut()) {
             let mut counter = prometheus::proto::Counter::default();
-            counter.set_value(cpu_seconds());
+            counter.set_value(cpu_time().as_secs_f64());
             metric.set_counter(counter);
         }
         families
     }
 }
 
-/// Returns the CPU time of all threads, in seconds.
+/// Returns the CPU time that all threads of this process have used.
 #[cfg(target_os = "linux")]
-fn cpu_seconds() -> f64 {
+pub fn cpu_time() -> std::time::Duration {
     use rustix::time::{ClockId, clock_gettime};
 
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    std::time::Duration::try_from(time).unwrap_or_default().as_secs_f64()
+    std::time::Duration::try_from(time).unwrap_or_default()
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -235,6 +235,14 @@ function announceChanges(before, now) {
   if (!before.draining && now.draining) announce("The relay is draining.");
 }
 
+/** "62 % (CPU)", and whether the keys on offer follow it. */
+function describeHeadroom(headroom) {
+  if (!headroom) return DASH;
+  const { ratio, scarcest, offer_by_load } = headroom;
+  const what = scarcest === "cpu" ? "CPU" : scarcest;
+  return `${Math.round(ratio * 100)} %${what ? ` (${what})` : ""}${offer_by_load ? "" : ", not followed"}`;
+}
+
 function showStatus(next) {
   announceChanges(status, next);
   status = next;
@@ -268,6 +276,7 @@ function showStatus(next) {
     "router-failures": count(router.failures),
     "router-error-at": error ? moment(error.at, now) : DASH,
     "router-error": error?.message ?? "",
+    headroom: describeHeadroom(status.headroom),
     "keys-offered": count(keys.offered),
     "keys-out": count(keys.handed_out),
     "peers-dial": peers.dial,

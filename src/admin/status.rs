@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::fd_store::status::StoreLinkStatus;
 use crate::handle::{Handle, REVISION, ReloadFailure};
+use crate::headroom::average::Headroom;
+use crate::headroom::resources::{Resource, ResourceUse};
+use crate::headroom::watch::LoadReading;
 use crate::metrics::Label;
 use crate::peer::metrics::PeerOutcome;
 use crate::router::status::LinkStatus;
@@ -47,6 +50,9 @@ pub struct Status {
     pub keys: KeysStatus,
     /// Sessions.
     pub sessions: SessionsStatus,
+    /// What the machine can still carry; `None` from a relay that does not say.
+    #[serde(default)]
+    pub headroom: Option<HeadroomStatus>,
     /// The descriptor store.
     #[serde(default)]
     pub fd_store: FdStoreStatus,
@@ -128,6 +134,19 @@ pub struct SessionsStatus {
     pub active: usize,
     /// `MaxPeerCount`.
     pub limit: usize,
+}
+
+/// What the machine can still carry, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadroomStatus {
+    /// What is left of the scarcest resource, from 0 (nothing) to 1 (all): `aspia_relay_headroom_ratio`.
+    pub ratio: f64,
+    /// The scarcest resource: `cpu`, `bandwidth`, `descriptors` or `memory`; `None` if nothing was measured yet.
+    pub scarcest: Option<Resource>,
+    /// `OfferByLoad`: whether the keys on offer follow it.
+    pub offer_by_load: bool,
+    /// Which share of each resource is in use, from 0 to 1, on average.
+    pub used: ResourceUse,
 }
 
 /// The descriptor store, in [`Status`].
@@ -233,6 +252,7 @@ impl Status {
             },
             keys: KeysStatus { offered: counts.offered, handed_out: counts.handed_out },
             sessions: SessionsStatus { active: counts.active, limit: counts.capacity },
+            headroom: Some(HeadroomStatus::of(handle.load(), config.offer_by_load)),
             fd_store: FdStoreStatus::of(handle.store_link()),
             bytes_total: bytes_total + carried("aspia_relay_bytes_total", &[]),
             connections: count_by_name(handle.peer_metrics().connections().values().map(
@@ -265,6 +285,13 @@ impl RouterStatus {
             failures,
             last_error: last_error.map(|(at, message)| LastError { at: rfc3339(at), message }),
         }
+    }
+}
+
+impl HeadroomStatus {
+    fn of(load: LoadReading, offer_by_load: bool) -> Self {
+        let LoadReading { headroom: Headroom { ratio, scarcest }, used } = load;
+        Self { ratio, scarcest, offer_by_load, used }
     }
 }
 

@@ -24,6 +24,8 @@ use crate::handover::metrics::HandoverMetrics;
 #[cfg(target_os = "linux")]
 use crate::handover::relay::{KeptListener, KeptRelay};
 use crate::handover::takeover::Takeover;
+use crate::headroom::machine::MachineMeter;
+use crate::headroom::watch::LoadWatch;
 use crate::listen::accept::AcceptStatus;
 use crate::log::LogHandle;
 use crate::metrics::counter_from_fn;
@@ -87,6 +89,15 @@ impl PeerSide {
         Ok(Self { registry, state, config, session_manager, peer_metrics, accepting })
     }
 
+    /// Builds the task that makes the keys on offer follow the load.
+    fn build_load_watch(&self) -> prometheus::Result<LoadWatch> {
+        let metrics = self.peer_metrics.clone();
+        let meter = MachineMeter::new(self.state.clone(), self.config.subscribe(), move || {
+            metrics.pending()
+        });
+        LoadWatch::new(self.state.clone(), self.config.subscribe(), Box::new(meter), &self.registry)
+    }
+
     /// Builds the part that serves peers. Its tasks end when `stop` is cancelled, and it is suspended when `suspend` is;
     /// `draining` only changes how peers whose keys were withdrawn are counted.
     pub(crate) fn build_peers(
@@ -112,6 +123,7 @@ pub(super) struct RelayParts {
     pub(super) peers: Peers,
     pub(super) admin: AdminServer,
     pub(super) reloader: ConfigReloader,
+    pub(super) load_watch: LoadWatch,
     pub(super) handle: Handle,
     pub(super) stop_tokens: StopTokens,
     #[cfg(target_os = "linux")]
@@ -176,6 +188,7 @@ impl RelayParts {
             stop_tokens.link.clone(),
             stop_tokens.suspend.clone(),
         );
+        let load_watch = peer_side.build_load_watch()?;
         let (reloads, reload_requests) = mpsc::channel(MAX_PENDING_RELOADS);
         let handle = Handle::new(RelayView {
             state: peer_side.state.clone(),
@@ -183,6 +196,7 @@ impl RelayParts {
             settings: LiveSettings::new(peer_side.config.clone(), report, registry)?,
             reloads: ReloadRequests(reloads),
             link: link.subscribe(),
+            load: load_watch.subscribe(),
             store_link: store_link.subscribe(),
             accepting: peer_side.accepting.clone(),
             peer_metrics: peer_side.peer_metrics.clone(),
@@ -205,6 +219,7 @@ impl RelayParts {
             peers,
             admin,
             reloader: ConfigReloader::new(handle.clone(), sources, reload_requests),
+            load_watch,
             handle,
             stop_tokens,
             #[cfg(target_os = "linux")]

@@ -25,6 +25,7 @@ pub(super) struct Tasks {
     admin: JoinHandle<()>,
     key_expiry: JoinHandle<()>,
     reloads: JoinHandle<()>,
+    load_watch: JoinHandle<()>,
     peer_side: Peers,
     sessions: SessionManager,
 }
@@ -46,7 +47,8 @@ impl Tasks {
         listeners: RunningListeners,
         resumed: Suspended,
     ) -> Self {
-        let RelayParts { router, peers, admin, reloader, handle, stop_tokens, .. } = parts;
+        let RelayParts { router, peers, admin, reloader, load_watch, handle, stop_tokens, .. } =
+            parts;
         let everything = stop_tokens.everything;
         let RunningListeners { peers: peer_listener, http } = listeners;
         let Suspended { sessions: detached, link, peers: suspended_peers, .. } = resumed;
@@ -61,7 +63,8 @@ impl Tasks {
             key_expiry: spawn_until(everything.clone(), async move {
                 key_expiry.expire_keys().await;
             }),
-            reloads: spawn_until(everything, reloader.run()),
+            reloads: spawn_until(everything.clone(), reloader.run()),
+            load_watch: spawn_until(everything, load_watch.run()),
             peer_side: peers,
             sessions,
         }
@@ -77,6 +80,7 @@ impl Tasks {
             _ = &mut self.admin => TaskEvent::Failed("HTTP"),
             _ = &mut self.key_expiry => TaskEvent::Failed("expiry"),
             _ = &mut self.reloads => TaskEvent::Failed("reload"),
+            _ = &mut self.load_watch => TaskEvent::Failed("load"),
         }
     }
 
@@ -134,6 +138,7 @@ impl Tasks {
         wait_for_end(self.admin).await;
         wait_for_end(self.key_expiry).await;
         wait_for_end(self.reloads).await;
+        wait_for_end(self.load_watch).await;
         stopped
     }
 
@@ -145,6 +150,7 @@ impl Tasks {
         wait_for_end(self.admin).await;
         wait_for_end(self.key_expiry).await;
         wait_for_end(self.reloads).await;
+        wait_for_end(self.load_watch).await;
     }
 }
 

@@ -1,15 +1,19 @@
 //! `--check-config`: prints every effective value with its source, and every problem.
 
 use crate::cli::OutputFormat;
-use crate::config;
 use crate::config::sources::Sources;
+use crate::config::{self, LoadedConfig};
 use crate::exit::{ExitError, ExitResult};
+use crate::headroom::machine;
 
 use super::output;
 
 pub(super) fn run(sources: &Sources, format: OutputFormat) -> ExitResult {
     let (report, result) = match config::load(sources) {
-        Ok(loaded) => (loaded.report, Ok(())),
+        Ok(LoadedConfig { config, mut report, .. }) => {
+            report.warnings.extend(machine::unmeasured_warning(&config));
+            (report, Ok(()))
+        }
         Err(invalid) => {
             // Before the values, so that nobody takes them for valid.
             let error = ExitError::configuration(invalid.describe()).reported();

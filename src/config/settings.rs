@@ -138,6 +138,7 @@ settings! {
     DenyPeers: Networks => config.deny_peers, or_default(Networks::parse), Now, [list];
     SessionBandwidth: Option<Bandwidth> => config.session_bandwidth, optional(bandwidth), Now, [];
     TotalBandwidth: Option<Bandwidth> => config.total_bandwidth, optional(bandwidth), Now, [];
+    OfferByLoad: bool => config.offer_by_load, boolean, Now, [default("true")];
     AdminListen: Option<ListenAddress> => startup.admin_listen, or_default(listen_address), Restart,
         [default("127.0.0.1:8071")];
     AdminToken: Option<Token> => config.admin_token, optional(token), Now, [secret];

@@ -39,6 +39,8 @@ pub struct Config {
     pub session_bandwidth: Option<Bandwidth>,
     /// `TotalBandwidth`, for all sessions together; `None` means no limit.
     pub total_bandwidth: Option<Bandwidth>,
+    /// `OfferByLoad`: whether the keys on offer follow what the machine can still carry.
+    pub offer_by_load: bool,
     /// `StatisticsEnabled`.
     pub statistics_enabled: bool,
     /// `StatisticsInterval`.

@@ -13,7 +13,8 @@ use crate::open_files::{self, OpenFilesLimit};
 use super::deployment::Deployment;
 use super::holders;
 use super::report::{
-    ADMIN_LISTEN, CLOCK, DoctorStep, MEMORY, METRICS_LISTEN, METRICS_TLS, OPEN_FILES, PIPES,
+    ADMIN_LISTEN, CLOCK, DoctorStep, MEMORY, METRICS_LISTEN, METRICS_TLS, OFFER_BY_LOAD,
+    OPEN_FILES, PIPES,
 };
 use super::running::RelayInspection;
 
@@ -169,6 +170,15 @@ pub(super) fn check_memory(config: &Config, available: Option<u64>) -> DoctorSte
     }
 }
 
+/// Says whether the keys on offer can follow the load. `unmeasured` is what this system does not report for that.
+pub(super) fn check_offer_by_load(config: &Config, unmeasured: Option<String>) -> DoctorStep {
+    match unmeasured {
+        _ if !config.offer_by_load => DoctorStep::skipped(OFFER_BY_LOAD, "off"),
+        Some(warning) => DoctorStep::hint(OFFER_BY_LOAD, warning),
+        None => DoctorStep::ok(OFFER_BY_LOAD, "the load of this machine can be measured"),
+    }
+}
+
 /// Checks whether bulk data can go through pipes. Otherwise it is copied, which only costs CPU.
 pub(super) fn check_pipes(probed: Result<usize, String>) -> DoctorStep {
     match probed {
@@ -222,6 +232,17 @@ mod tests {
         assert!(
             cfg!(not(target_os = "linux")) || memory::available().is_some_and(|bytes| bytes > 0)
         );
+    }
+
+    #[test]
+    fn load_that_cannot_be_measured_gives_a_hint_unless_it_is_not_followed() {
+        let check = |offer_by_load, unmeasured: Option<&str>| {
+            let config = config(&[("OFFER_BY_LOAD", offer_by_load)]);
+            check_offer_by_load(&config, unmeasured.map(str::to_owned)).outcome
+        };
+        assert_eq!(check("true", None), StepOutcome::Ok);
+        assert_eq!(check("true", Some("no CPU")), StepOutcome::Hint);
+        assert_eq!(check("false", Some("no CPU")), StepOutcome::Skipped);
     }
 
     #[test]

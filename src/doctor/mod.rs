@@ -23,6 +23,7 @@ use crate::config::report::ConfigReport;
 use crate::config::sources::Sources;
 use crate::config::{self, Config, LoadedConfig};
 use crate::forward::pipe;
+use crate::headroom::machine::unmeasured_warning;
 use crate::trace;
 use crate::trace::settings::TraceSettings;
 
@@ -142,6 +143,7 @@ impl<P: FnMut(&DoctorStep)> Doctor<P> {
         self.note_all(store::check(config, relay, &running, deployment).await);
         self.note(machine::check_open_files(config, relay, deployment));
         self.note(machine::check_memory(config, machine::available_memory(relay)));
+        self.note(machine::check_offer_by_load(config, unmeasured_warning(config)));
     }
 
     /// Loads the configuration. Returns it if it is valid, and the report in any case.

@@ -25,6 +25,7 @@ pub(super) const METRICS_TLS: &str = "TLS of the metrics listener";
 pub(super) const FD_STORE: &str = "descriptor store";
 pub(super) const OPEN_FILES: &str = "open files";
 pub(super) const MEMORY: &str = "memory";
+pub(super) const OFFER_BY_LOAD: &str = "OfferByLoad";
 pub(super) const TRACE_COLLECTOR: &str = "trace collector";
 pub(super) const PIPES: &str = "pipes";
 
@@ -46,6 +47,7 @@ pub(super) const NEED_CONFIGURATION: &[&str] = &[
     FD_STORE,
     OPEN_FILES,
     MEMORY,
+    OFFER_BY_LOAD,
 ];
 
 /// The names of all steps, in order. A step may occur more than once, but none is ever missing.
@@ -69,6 +71,7 @@ pub const STEPS: &[&str] = &[
     FD_STORE,
     OPEN_FILES,
     MEMORY,
+    OFFER_BY_LOAD,
     TRACE_COLLECTOR,
     PIPES,
 ];

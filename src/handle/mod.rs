@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, LoadedConfig};
 use crate::fd_store::status::StoreLinkStatus;
+use crate::headroom::watch::LoadReading;
 use crate::listen::accept::AcceptStatus;
 use crate::log::LogHandle;
 use crate::metrics::carried::CarriedMetrics;
@@ -80,6 +81,7 @@ pub(crate) struct RelayView {
     pub(crate) settings: LiveSettings,
     pub(crate) reloads: ReloadRequests,
     pub(crate) link: watch::Receiver<LinkStatus>,
+    pub(crate) load: watch::Receiver<LoadReading>,
     pub(crate) store_link: watch::Receiver<StoreLinkStatus>,
     pub(crate) accepting: AcceptStatus,
     pub(crate) registry: Registry,
@@ -209,6 +211,11 @@ impl Handle {
         // The original receiver never marks a value as seen, so a clone would report a change at once.
         link.mark_unchanged();
         link
+    }
+
+    /// How much of the machine is in use.
+    pub fn load(&self) -> LoadReading {
+        *self.relay.load.borrow()
     }
 
     /// The state of the connection to the descriptor store.

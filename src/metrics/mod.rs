@@ -7,7 +7,9 @@ use std::marker::PhantomData;
 use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 /// A metric label whose values are known in advance.
 pub trait Label: Copy + 'static {
@@ -139,6 +141,14 @@ impl<F: Fn() -> u64 + Send + Sync> Collector for FnCounter<F> {
 /// The name is invalid or already registered.
 pub fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
     register(registry, IntGauge::new(name, help)?)
+}
+
+/// Registers a gauge for a number that is not an integer.
+///
+/// # Errors
+/// The name is invalid or already registered.
+pub fn ratio_gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
+    register(registry, Gauge::new(name, help)?)
 }
 
 /// Registers a histogram.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! While the link is up and all orders are filled, `offered + handed out + active = capacity`, unless the number of keys on
-//! offer is limited: [`KeyTable::order`] takes a limit, because a 3.0 Router keeps at most 1 000 keys of a link.
+//! offer is limited: [`KeyTable::order`] takes a limit, because a 3.0 Router keeps at most 1 000 keys of a link, and
+//! [`KeyTable::set_offer_plan`] makes the number follow the load of the machine.
 
 pub mod snapshot;
 
@@ -19,6 +20,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::crypto::{CryptoError, Iv, PrivateKey, PublicKey};
+
+use super::offer::{OfferPlan, Places};
 
 /// How long two peers have to connect once the Router gave them a key.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(30);
@@ -123,6 +126,11 @@ impl StateCounts {
         let on_offer = self.ordered + self.offered;
         on_offer > 0 && on_offer + self.handed_out + self.active > self.capacity
     }
+
+    /// Returns how the capacity is used.
+    pub fn places(&self) -> Places {
+        Places { capacity: self.capacity, used: self.handed_out + self.active }
+    }
 }
 
 /// Keys that were on offer and have been withdrawn; the caller drops them.
@@ -171,6 +179,8 @@ pub struct KeyTable {
     /// Handed-out keys in the order in which they expire, which is the order in which they were handed out.
     expiry: VecDeque<(Instant, KeyId)>,
     active: usize,
+    /// How the keys on offer follow the load; `None` if they do not.
+    offer_plan: Option<OfferPlan>,
 }
 
 impl KeyTable {
@@ -188,6 +198,7 @@ impl KeyTable {
             handed_out: HashMap::new(),
             expiry: VecDeque::new(),
             active: 0,
+            offer_plan: None,
         }
     }
 
@@ -207,6 +218,11 @@ impl KeyTable {
         self.capacity = capacity;
     }
 
+    /// Changes how many keys are kept on offer; `None` means one for each free place. A lower number withdraws no key.
+    pub fn set_offer_plan(&mut self, plan: Option<OfferPlan>) {
+        self.offer_plan = plan;
+    }
+
     /// Notes that a link to the Router is authenticated. Returns the keys that were still on offer; see [`Self::link_lost`].
     pub fn link_up(&mut self) -> WithdrawnKeys {
         let withdrawn = self.link_lost();
@@ -223,12 +239,15 @@ impl KeyTable {
         WithdrawnKeys(std::mem::take(&mut self.offered))
     }
 
-    /// Orders missing keys: at most `batch` of them, and no more than keep the ordered and offered keys within `max_on_offer`.
-    /// Returns `None` if no key is missing, or no link is up.
+    /// Orders missing keys: at most `batch` of them, and no more than keep the ordered and offered keys within `max_on_offer`
+    /// and within what the plan says. Returns `None` if no key is missing, or no link is up.
     pub fn order(&mut self, batch: usize, max_on_offer: usize) -> Option<KeyOrder> {
         let link = self.link?;
         let on_offer = self.ordered + self.offered.len();
-        let missing = self.capacity.saturating_sub(on_offer + self.handed_out.len() + self.active);
+        let places = self.counts().places();
+        let missing = places.free().saturating_sub(on_offer);
+        let max_on_offer =
+            self.offer_plan.map_or(max_on_offer, |plan| plan.target(places, max_on_offer));
         // Numbers are never used twice: a process that has issued all 2^32 of them offers no more keys.
         let unused = usize::try_from((1 << 32) - self.issued).unwrap_or(usize::MAX);
         let count = missing.min(max_on_offer.saturating_sub(on_offer)).min(batch).min(unused);

@@ -3,7 +3,7 @@
 //! The link to the Router and the connections of peers never know each other; they meet in this state.
 //!
 //! - The tables ([`keys`], [`pairing`], [`sessions`], [`pauses`], [`overdue`]) are functions of events and of the time that
-//!   the caller passes in: no socket, no task, no clock.
+//!   the caller passes in: no socket, no task, no clock. [`offer`] decides how many keys to keep on offer.
 //! - The handles ([`shared`], [`rendezvous`]) put the tables behind locks, which are held for a few lookups, and notify the
 //!   tasks that wait for a change. Their guards ([`active_session`], [`rendezvous::WaitingTicket`]) end a session, or the wait
 //!   of a peer, when they are dropped.
@@ -21,6 +21,7 @@ pub mod enforce;
 pub mod expiry;
 pub mod keys;
 pub mod metrics;
+pub mod offer;
 pub mod overdue;
 pub mod pairing;
 pub mod pauses;

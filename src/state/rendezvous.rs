@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use crate::state::keys::{KeyOrder, KeyUse, StateCounts};
     use crate::state::metrics::StateMetrics;
+    use crate::state::offer::{OfferPlan, Places};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -360,6 +361,7 @@ mod tests {
         LinkLost,
         Order { batch: usize, on_offer: usize },
         Capacity { capacity: usize },
+        Load { plan: Option<OfferPlan> },
         Fill,
         FillLate,
         Used { key: usize },
@@ -374,9 +376,12 @@ mod tests {
         prop_oneof![
             1 => Just(Event::LinkUp),
             1 => Just(Event::LinkLost),
-            6 => (1usize..6, prop_oneof![Just(usize::MAX), 0usize..6])
+            6 => (prop_oneof![1usize..6, Just(40)], prop_oneof![Just(usize::MAX), 0usize..6])
                 .prop_map(|(batch, on_offer)| Event::Order { batch, on_offer }),
-            1 => (1usize..9).prop_map(|capacity| Event::Capacity { capacity }),
+            1 => prop_oneof![1usize..9, 9usize..40].prop_map(|capacity| Event::Capacity { capacity }),
+            1 => prop::option::of(0.0..1.0).prop_map(|headroom| Event::Load {
+                plan: headroom.map(|headroom| OfferPlan { headroom, used: 3, session_cost: 0.1 }),
+            }),
             6 => Just(Event::Fill),
             1 => Just(Event::FillLate),
             6 => any::<usize>().prop_map(|key| Event::Used { key }),
@@ -401,6 +406,7 @@ mod tests {
         handed_out: HashMap<KeyId, Instant>,
         orders: Vec<KeyOrder>,
         waiting: Vec<(WaitingTicket<u64>, u64)>,
+        plan: Option<OfferPlan>,
         arrived: HashMap<u64, (KeyId, u64, u8)>,
         sessions: Vec<ActiveSession>,
         arrivals: u64,
@@ -425,6 +431,10 @@ mod tests {
             let missing = capacity
                 .saturating_sub(ordered_or_offered + self.handed_out.len() + self.sessions.len());
             let order = state.order(batch, on_offer);
+            let on_offer = self.plan.map_or(on_offer, |plan| {
+                let used = self.handed_out.len() + self.sessions.len();
+                plan.target(Places { capacity, used }, on_offer)
+            });
             let allowed = on_offer.saturating_sub(ordered_or_offered);
             let expected = if self.is_linked { missing.min(batch).min(allowed) } else { 0 };
             prop_assert_eq!(order.as_ref().map_or(0, KeyOrder::len), expected);
@@ -551,6 +561,10 @@ mod tests {
                         state.set_capacity(new);
                         capacity = new;
                     }
+                    Event::Load { plan } => {
+                        state.set_offer_plan(plan);
+                        seen.plan = plan;
+                    }
                     Event::Order { batch, on_offer } => seen.order(state, capacity, batch, on_offer)?,
                     Event::Fill => seen.fill(state, false)?,
                     Event::FillLate => seen.fill(state, true)?,
@@ -587,6 +601,7 @@ mod tests {
                 prop_assert!(slots <= counts.handed_out, "a pairing slot without a key");
             }
             // Whatever happened, with a link, ordering brings the sum back to the capacity.
+            state.set_offer_plan(None);
             state.link_up();
             while let Some(order) = state.order(3, usize::MAX) {
                 let keys = order.generate().unwrap();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::keys::{KeyId, KeyOrder, KeyUse, OneTimeKey, StateCounts, WithdrawnKeys};
 use super::metrics::{KeyEvent, StateMetrics};
+use super::offer::OfferPlan;
 use super::pauses::PauseTracker;
 use super::sessions::{EndCause, EndedSession, Session, SessionId, SessionRecord};
 use super::tables::StateTables;
@@ -100,6 +101,12 @@ impl SharedState {
     /// Changes the capacity; see [`super::keys::KeyTable::set_capacity`].
     pub fn set_capacity(&self, capacity: usize) {
         self.lock().keys.set_capacity(capacity);
+        self.0.events.capacity_freed.notify_one();
+    }
+
+    /// Changes how the keys on offer follow the load; see [`super::keys::KeyTable::set_offer_plan`].
+    pub fn set_offer_plan(&self, plan: Option<OfferPlan>) {
+        self.lock().keys.set_offer_plan(plan);
         self.0.events.capacity_freed.notify_one();
     }
 

@@ -113,6 +113,7 @@ fn defaults_are_as_documented() {
     assert_eq!(config.statistics_period(), None);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));
     assert!(!config.log_peer_identity);
+    assert!(config.offer_by_load);
     assert!(!config.router.display_name.is_empty());
 }
 
@@ -551,7 +552,7 @@ fn every_setting_is_reloaded_as_its_class_says() {
         "RouterPort" | "PeerPort" | "ListenPort" => "4242",
         "RouterPublicKey" => "35997E3D46BF43430AA79E76698D6CEFE9462F04B7A613D59E37D22F16936744",
         "ListenInterface" => "127.0.0.1",
-        "StatisticsEnabled" => "false",
+        "StatisticsEnabled" | "OfferByLoad" => "false",
         "LogPeerIdentity" | "TracePeerIdentity" | "WatchConfig" => "true",
         "AdminListen" => "127.0.0.1:4243",
         "MetricsListen" => "127.0.0.1:4244",

@@ -21,6 +21,7 @@ mod model;
 mod node;
 #[cfg(target_os = "linux")]
 mod notes;
+mod offering;
 #[cfg(target_os = "linux")]
 mod packages;
 mod paths;

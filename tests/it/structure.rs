@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["admin", "systemd", "service"],
     &["handover"],
     &["handle"],
-    &["router", "peer"],
+    &["router", "peer", "headroom"],
     &["workers", "forward"],
     &["state"],
     &["link"],

@@ -41,6 +41,8 @@ pub fn config(
         ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
         ("PeerPort", peer_port.to_string()),
         ("ListenInterface", Ipv4Addr::LOCALHOST.to_string()),
+        // The load of the machine that runs the tests must not decide how many keys are on offer.
+        ("OfferByLoad", "false".to_owned()),
         // Tests run many relays at the same time.
         ("AdminListen", "off".to_owned()),
         // All peers connect from the same address, at a high rate.

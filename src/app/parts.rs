@@ -89,6 +89,24 @@ impl PeerSide {
         Ok(Self { registry, state, config, session_manager, peer_metrics, accepting })
     }
 
+    /// Builds the task that keeps the link to the Router, whose status it puts into `link`.
+    fn build_router(
+        &self,
+        link: watch::Sender<LinkStatus>,
+        started: StartTime,
+        stop_tokens: &StopTokens,
+    ) -> prometheus::Result<RouterTask> {
+        Ok(RouterTask::new(
+            self.state.clone(),
+            self.config.subscribe(),
+            RouterMetrics::new(&self.registry)?,
+            link,
+            started.instant(),
+            stop_tokens.link.clone(),
+            stop_tokens.suspend.clone(),
+        ))
+    }
+
     /// Builds the task that makes the keys on offer follow the load.
     fn build_load_watch(&self) -> prometheus::Result<LoadWatch> {
         let metrics = self.peer_metrics.clone();
@@ -179,15 +197,7 @@ impl RelayParts {
         register_process_metrics(registry, &log)?;
         let link = watch::Sender::new(LinkStatus::new());
         let started = start_time(takeover);
-        let router = RouterTask::new(
-            peer_side.state.clone(),
-            peer_side.config.subscribe(),
-            RouterMetrics::new(registry)?,
-            link.clone(),
-            started.instant(),
-            stop_tokens.link.clone(),
-            stop_tokens.suspend.clone(),
-        );
+        let router = peer_side.build_router(link.clone(), started, &stop_tokens)?;
         let load_watch = peer_side.build_load_watch()?;
         let (reloads, reload_requests) = mpsc::channel(MAX_PENDING_RELOADS);
         let handle = Handle::new(RelayView {

@@ -61,6 +61,7 @@ async fn documented_memory_bound_holds_under_the_worst_load() {
         ("PeerPort", port.to_string()),
         ("AdminListen", "off".to_owned()),
         ("MaxPeerCount", sessions.clone()),
+        ("OfferByLoad", "false".to_owned()),
         ("MaxPendingPeers", pending.clone()),
         ("MaxPendingPeersPerAddress", pending.clone()),
         ("PeerConnectRate", "0".to_owned()),

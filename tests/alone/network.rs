@@ -134,6 +134,7 @@ async fn surviving_sessions_lose_nothing_and_dead_ones_end_in_time() {
         ("PeerAddress", FORWARDER.to_string()),
         ("ListenInterface", FORWARDER.to_string()),
         ("AdminListen", "off".to_owned()),
+        ("OfferByLoad", "false".to_owned()),
         ("MaxPeerCount", "60".to_owned()),
         ("MaxPendingPeersPerAddress", "1000".to_owned()),
         ("PeerConnectRate", "0".to_owned()),

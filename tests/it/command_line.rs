@@ -21,6 +21,8 @@ pub(crate) fn program() -> Command {
     command.env_clear().stdin(Stdio::null());
     // Tests run in parallel and would compete for the default port.
     command.env("ASPIA_RELAY_ADMIN_LISTEN", "off");
+    // The load of the machine that runs the tests must not decide how many keys are on offer.
+    command.env("ASPIA_RELAY_OFFER_BY_LOAD", "false");
     command
 }
 
@@ -766,7 +768,7 @@ async fn descriptors_run_out(limit: u32, workers: usize, callers: usize) {
     write(&path, router.address().port(), port, &router.public_key().to_string(), &more);
     let mut command = Command::new("/bin/sh");
     let script = format!("ulimit -n {limit}; exec \"$0\" --config \"$1\"");
-    command.env_clear().args(["-c", &script]);
+    command.env_clear().env("ASPIA_RELAY_OFFER_BY_LOAD", "false").args(["-c", &script]);
     command.arg(env!("CARGO_BIN_EXE_aspia_relay")).arg(&path).stdin(Stdio::null());
     let relay = RunningRelay::start(&mut command);
     if workers > 0 {

@@ -930,6 +930,7 @@ impl RelayProcess {
     fn start(environment: &[(String, String)]) -> Self {
         let mut relay = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
         relay.env_clear().envs(environment.iter().cloned());
+        relay.env(variable("OfferByLoad"), "false");
         relay.stdout(Stdio::null()).stderr(Stdio::null());
         Self(relay.spawn().unwrap())
     }

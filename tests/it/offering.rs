@@ -186,3 +186,55 @@ fn unequal_machines_carry_equal_shares_of_their_quota() {
     assert!(fleet.mean_ratio > 2.0, "without OfferByLoad: {fleet:?}");
     assert_eq!(fleet.refused, 0, "{fleet:?}");
 }
+
+/// The machine that runs these tests may be idle or busy: what is on offer is between the base and the most.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relay_shows_its_headroom_and_offers_everything_once_the_setting_is_off() {
+    use aspia_relay::admin::status::Status;
+    use relay_lab::http::request;
+    use relay_lab::router::{LabRouter, Options};
+
+    use crate::command_line::{RunningRelay, free_port, program, write};
+
+    let router = LabRouter::start(Options::default()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.json");
+    let (key, port) = (router.public_key().to_string(), free_port());
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let more = r#", "MaxPeerCount": 400, "TotalBandwidth": "1GiB/s""#;
+    write(&path, router.address().port(), port, &key, more);
+    let mut command = program();
+    command.arg("--config").arg(&path).env("ASPIA_RELAY_ADMIN_LISTEN", admin.to_string());
+    let relay = RunningRelay::start(command.env_remove("ASPIA_RELAY_OFFER_BY_LOAD"));
+    router.wait_for(|view| view.pool.len() >= 50).await;
+    // Until rates were measured as well.
+    let headroom = loop {
+        let answer = request(admin, "GET /status", &[], "").await.unwrap();
+        let status: Status = serde_json::from_str(&answer.body).unwrap();
+        let headroom = status.headroom.unwrap();
+        if headroom.used.bandwidth.is_some() {
+            break headroom;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(headroom.offer_by_load && (0.0..=1.0).contains(&headroom.ratio), "{headroom:?}");
+    assert!(headroom.scarcest.is_some(), "{headroom:?}");
+    if cfg!(target_os = "linux") {
+        assert!(headroom.used.cpu.is_some() && headroom.used.memory.is_some(), "{headroom:?}");
+    }
+    let metrics = request(admin, "GET /metrics", &[], "").await.unwrap().body;
+    assert!(metrics.contains("\naspia_relay_headroom_ratio "), "{metrics}");
+    let offered = router.view().pool.len();
+    assert!((50..=250).contains(&offered), "{offered}");
+
+    write(
+        &path,
+        router.address().port(),
+        port,
+        &key,
+        r#", "MaxPeerCount": 400, "OfferByLoad": "false""#,
+    );
+    relay.signal("HUP");
+    router.keys(400).await;
+}

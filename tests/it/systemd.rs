@@ -73,6 +73,7 @@ impl Manager {
             ("PeerAddress", Ipv4Addr::LOCALHOST.to_string()),
             ("PeerPort", relay_lab::port::free_port().unwrap().to_string()),
             ("AdminListen", "off".to_owned()),
+            ("OfferByLoad", "false".to_owned()),
         ] {
             command.env(variable(key), value);
         }

@@ -689,6 +689,7 @@ async fn compose_runs_a_relay_and_reports_missing_settings() {
             ("ASPIA_RELAY_PEER_PORT", peers.to_string()),
             ("ASPIA_RELAY_ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
             ("ASPIA_RELAY_MAX_PEERCOUNT", "1".into()),
+            ("ASPIA_RELAY_OFFER_BY_LOAD", "false".into()),
         ]);
         let compose = Compose::new(program, &variables);
         compose.up();

@@ -100,6 +100,7 @@ impl Relay {
         let settings = [
             ("AdminListen", admin.to_string()),
             ("MaxPeerCount", MAX_SESSIONS.to_string()),
+            ("OfferByLoad", "false".to_owned()),
             // All peers connect from the same address, at a high rate.
             ("MaxPendingPeersPerAddress", "1024".to_owned()),
             ("PeerConnectRate", "0".to_owned()),

@@ -205,6 +205,7 @@ fn relay_environment(
         scene::settings(router, [peers, admin], sessions + MORE_SESSIONS, plan.drain_timeout);
     settings.push(("StatisticsEnabled", "true".to_owned()));
     settings.push(("StatisticsInterval", "1".to_owned()));
+    settings.push(("OfferByLoad", "false".to_owned()));
     if let Some(store) = store {
         settings.push(("FdStore", store.clone()));
         settings.push(("FdStoreTimeout", format!("{}s", plan.store_timeout.as_secs())));

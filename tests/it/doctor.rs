@@ -930,7 +930,6 @@ impl RelayProcess {
     fn start(environment: &[(String, String)]) -> Self {
         let mut relay = Command::new(env!("CARGO_BIN_EXE_aspia_relay"));
         relay.env_clear().envs(environment.iter().cloned());
-        relay.env(variable("OfferByLoad"), "false");
         relay.stdout(Stdio::null()).stderr(Stdio::null());
         Self(relay.spawn().unwrap())
     }
@@ -949,6 +948,7 @@ async fn relay_process_is_recognised_by_its_answer_or_its_name() {
     let router = router(Behaviour::Serve).await;
     let mut environment = for_router(&router);
     set(&mut environment, "AdminListen", &format!("127.0.0.1:{}", free_port()));
+    set(&mut environment, "OfferByLoad", "false");
     let relay = RelayProcess::start(&environment);
     router.keys(100).await;
     router.set(|options| options.behaviour = Behaviour::ServeAside);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::{Gauge, Registry};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::warn;
 
 use crate::config::Config;
@@ -47,7 +47,7 @@ pub struct LoadWatch {
 }
 
 impl LoadWatch {
-    /// Creates the task with what `meter` measures, and registers its metric.
+    /// Creates the task with what `meter` measures, for the first time here, and registers its metric.
     ///
     /// # Errors
     /// The name of the metric is already registered.
@@ -62,9 +62,12 @@ impl LoadWatch {
             "aspia_relay_headroom_ratio",
             "What is left of the scarcest of CPU, bandwidth, descriptors and memory: 1 is all, 0 is nothing.",
         )?;
-        gauge.set(LoadReading::default().headroom.ratio);
         let (average, readings) = (LoadAverage::default(), watch::Sender::default());
-        Ok(Self { state, config, meter, average, readings, gauge })
+        let mut watch = Self { state, config, meter, average, readings, gauge };
+        // Before the link is up: keys that are on offer cannot be withdrawn.
+        watch.measure(Instant::now());
+        watch.apply();
+        Ok(watch)
     }
 
     /// Returns a receiver of what is measured.
@@ -77,7 +80,7 @@ impl LoadWatch {
         if let Some(warning) = machine::unmeasured_warning(&self.config.borrow()) {
             warn!("{warning}");
         }
-        let mut ticks = interval(PERIOD);
+        let mut ticks = interval_at(Instant::now() + PERIOD, PERIOD);
         // After a pause of the process, one measurement of all that time.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -150,12 +153,10 @@ mod tests {
         let load = LoadWatch::new(state.clone(), settings.subscribe(), meter, &registry).unwrap();
         let readings = load.subscribe();
         let gauge = load.gauge.clone();
-        assert_eq!(*readings.borrow(), LoadReading::default());
-        let task = tokio::spawn(load.run());
         state.link_up();
-        sleep(PERIOD / 2).await;
         // Nothing is left: the keys of the base stay on offer.
         assert_eq!(top_up(&state).offered, 20);
+        let task = tokio::spawn(load.run());
         assert_eq!(gauge.get(), 0.0);
         assert_eq!(readings.borrow().used.memory, Some(0.1));
         // Much is left again.

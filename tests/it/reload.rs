@@ -56,6 +56,7 @@ impl FileLab {
             "RouterPort": router.address().port(),
             "RouterPublicKey": router.public_key().to_string(),
             "PeerAddress": "127.0.0.1",
+            "OfferByLoad": "false",
             "PeerPort": listener.local_addr().unwrap().port(),
             "ListenInterface": "127.0.0.1",
             "AdminListen": "off",

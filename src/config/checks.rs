@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::fd_store::address::StoreAddress;
 
+use super::networks::Networks;
 use super::parse::{HostName, ListenAddress};
 use super::provenance::{ProblemSource, Provenance};
 use super::report::ConfigReport;
@@ -173,6 +174,12 @@ fn check_peers(draft: &Draft, report: &mut ConfigReport) {
     {
         report.add_warning(&format!(
             "DenyPeers {deny} covers all of AllowPeers {allow}: no peer is admitted, since DenyPeers takes precedence"
+        ));
+    }
+    if let Some(network) = draft.proxy_protocol_from.as_ref().and_then(Networks::universal) {
+        report.add_warning(&format!(
+            "ProxyProtocolFrom contains {network}: anyone can claim any address, and pass AllowPeers, DenyPeers and the limits for \
+             each address. List only the addresses of the proxies in front"
         ));
     }
     if draft.router.peer_address.as_ref().is_some_and(HostName::is_loopback) {

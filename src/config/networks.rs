@@ -34,6 +34,11 @@ impl Networks {
         self.0.iter().all(covered)
     }
 
+    /// Returns a network that contains every address of its family, if there is one.
+    pub fn universal(&self) -> Option<&impl fmt::Display> {
+        self.0.iter().find(|network| network.prefix_len() == 0)
+    }
+
     /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -136,6 +136,7 @@ settings! {
     PeerConnectRate: Option<NonZero<u32>> => config.peer_connect_rate, connect_rate, Now, [default("300")];
     AllowPeers: Networks => config.allow_peers, or_default(Networks::parse), Now, [list];
     DenyPeers: Networks => config.deny_peers, or_default(Networks::parse), Now, [list];
+    ProxyProtocolFrom: Networks => config.proxy_protocol_from, or_default(Networks::parse), Now, [list];
     SessionBandwidth: Option<Bandwidth> => config.session_bandwidth, optional(bandwidth), Now, [];
     TotalBandwidth: Option<Bandwidth> => config.total_bandwidth, optional(bandwidth), Now, [];
     OfferByLoad: bool => config.offer_by_load, boolean, Now, [default("true")];

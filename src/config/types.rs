@@ -35,6 +35,8 @@ pub struct Config {
     pub allow_peers: Networks,
     /// `DenyPeers`: the networks that peers may not come from; takes precedence over `AllowPeers`.
     pub deny_peers: Networks,
+    /// `ProxyProtocolFrom`: the networks whose connections to the peer port begin with a PROXY header.
+    pub proxy_protocol_from: Networks,
     /// `SessionBandwidth`, for each session; `None` means no limit.
     pub session_bandwidth: Option<Bandwidth>,
     /// `TotalBandwidth`, for all sessions together; `None` means no limit.

@@ -253,6 +253,8 @@ impl TrialRelay {
             peer_connect_rate: None,
             allow_peers: Networks::default(),
             deny_peers: Networks::default(),
+            // The peers of the trials connect directly.
+            proxy_protocol_from: Networks::default(),
             ..config.clone()
         };
         let data_plane = DataPlane {

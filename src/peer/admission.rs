@@ -10,44 +10,9 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 
-use super::error::Eviction;
-use super::metrics::PeerOutcome;
+use super::error::{Eviction, Rejected};
 use super::origin::Origin;
 use super::rate::ConnectRate;
-
-/// Why a connection is rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Rejected {
-    #[error("DenyPeers contains its address")]
-    Denied,
-    #[error("AllowPeers does not contain its address")]
-    NotAllowed,
-    #[error("more than {0} connections a minute from its address (PeerConnectRate)")]
-    TooOften(u32),
-    #[error(
-        "{0} connections from its address are pending (MaxPendingPeersPerAddress), and none of them can be evicted"
-    )]
-    AddressLimit(usize),
-    #[error("{0} connections are pending (MaxPendingPeers), and none of them can be evicted")]
-    GlobalLimit(usize),
-}
-
-impl Rejected {
-    /// Whether the limit is shared by all peers behind one address.
-    pub(super) fn is_per_address(self) -> bool {
-        matches!(self, Self::TooOften(_) | Self::AddressLimit(_))
-    }
-}
-
-impl From<Rejected> for PeerOutcome {
-    fn from(rejected: Rejected) -> Self {
-        match rejected {
-            Rejected::Denied | Rejected::NotAllowed => Self::Denied,
-            Rejected::TooOften(_) => Self::RateLimited,
-            Rejected::AddressLimit(_) | Rejected::GlobalLimit(_) => Self::PendingLimit,
-        }
-    }
-}
 
 /// Admits connections, and keeps track of those that are not paired yet.
 #[derive(Debug)]
@@ -69,7 +34,7 @@ struct PendingTable {
     /// The connections by address; there are no more entries than connections.
     by_origin: HashMap<Origin, PendingOfAddress>,
     /// Connections whose first message has not arrived, ordered by number, so the oldest is first.
-    silent: BTreeMap<u64, (Origin, oneshot::Sender<Eviction>)>,
+    silent: BTreeMap<u64, (Option<Origin>, oneshot::Sender<Eviction>)>,
     last_number: u64,
 }
 
@@ -103,7 +68,7 @@ impl PendingTable {
     /// Removes a connection that is no longer silent or is about to be evicted. Returns the sender that evicts it.
     fn remove_silent(&mut self, number: u64) -> Option<oneshot::Sender<Eviction>> {
         let (origin, evict) = self.silent.remove(&number)?;
-        if let Some(of_address) = self.by_origin.get_mut(&origin) {
+        if let Some(of_address) = origin.and_then(|origin| self.by_origin.get_mut(&origin)) {
             of_address.silent.remove(&number);
         }
         Some(evict)
@@ -148,37 +113,73 @@ impl AdmissionControl {
         let origin = Origin::from(address);
         self.check_rate(origin, config)?;
         let mut table = self.pending.table.lock();
-        let limit = config.max_pending_peers_per_address;
-        // Clients and Hosts send their first message at once, so the evicted connections are those of strangers, however many
-        // addresses these have. Each new connection evicts only one, since evicted connections count until they are closed.
-        if table.by_origin.get(&origin).is_some_and(|of_address| of_address.count >= limit) {
-            if !table.evict_oldest(Some(origin), Eviction::PerAddressLimit) {
-                return Err(Rejected::AddressLimit(limit));
-            }
-        } else if table.count >= config.max_pending_peers
-            && !table.evict_oldest(None, Eviction::GlobalLimit)
-        {
-            return Err(Rejected::GlobalLimit(config.max_pending_peers));
+        if !make_room_of_address(&mut table, origin, config)? {
+            make_room(&mut table, config)?;
         }
-        Ok(self.count(&mut table, origin))
+        Ok(self.count(&mut table, Some(origin)))
+    }
+
+    /// Admits a connection of a proxy, whose PROXY header will tell the address of the peer. Until then, only the limit on all
+    /// connections applies, since those of many peers come from the address of the proxy.
+    ///
+    /// # Errors
+    /// [`Rejected::GlobalLimit`].
+    pub(super) fn try_admit_proxied(&self, config: &Config) -> Result<PendingConnection, Rejected> {
+        let mut table = self.pending.table.lock();
+        make_room(&mut table, config)?;
+        Ok(self.count(&mut table, None))
+    }
+
+    /// Admits the peer whose address the PROXY header of a connection has told; the connection counts as one of that address
+    /// from now on. This may evict another one.
+    ///
+    /// # Errors
+    /// [`Rejected`], but not the limit on all connections, among which it counts already.
+    pub(super) fn try_admit_peer(
+        &self,
+        pending: &mut PendingConnection,
+        address: SocketAddr,
+        config: &Config,
+    ) -> Result<(), Rejected> {
+        let address = address.ip().to_canonical();
+        check_lists(address, config)?;
+        let origin = Origin::from(address);
+        self.check_rate(origin, config)?;
+        let mut table = self.pending.table.lock();
+        make_room_of_address(&mut table, origin, config)?;
+        pending.origin = Some(origin);
+        let number = pending.number;
+        let silent = table.silent.get_mut(&number);
+        // Otherwise it has just been evicted.
+        let is_silent = silent.map(|(known, _)| *known = Some(origin)).is_some();
+        let of_address = table.by_origin.entry(origin).or_default();
+        of_address.count += 1;
+        if is_silent {
+            of_address.silent.insert(number);
+        }
+        Ok(())
     }
 
     /// Counts a connection that was admitted before it was suspended. It is admitted again even beyond the limits, which apply
     /// to the connections that follow.
-    pub(super) fn readmit(&self, address: SocketAddr) -> PendingConnection {
-        self.count(&mut self.pending.table.lock(), address.ip().into())
+    /// The address is that of the peer, if it is known.
+    pub(super) fn readmit(&self, address: Option<SocketAddr>) -> PendingConnection {
+        let origin = address.map(|address| address.ip().into());
+        self.count(&mut self.pending.table.lock(), origin)
     }
 
-    fn count(&self, table: &mut PendingTable, origin: Origin) -> PendingConnection {
+    fn count(&self, table: &mut PendingTable, origin: Option<Origin>) -> PendingConnection {
         table.count += 1;
         table.last_number += 1;
         let number = table.last_number;
         // It can be evicted even before its task first runs, since many connections may arrive at once.
         let (evict, evicted) = oneshot::channel();
         table.silent.insert(number, (origin, evict));
-        let of_address = table.by_origin.entry(origin).or_default();
-        of_address.count += 1;
-        of_address.silent.insert(number);
+        if let Some(origin) = origin {
+            let of_address = table.by_origin.entry(origin).or_default();
+            of_address.count += 1;
+            of_address.silent.insert(number);
+        }
         self.pending.gauge.inc();
         PendingConnection { origin, number, evicted, pending: self.pending.clone() }
     }
@@ -198,6 +199,33 @@ impl AdmissionControl {
     }
 }
 
+/// Evicts a connection of this address if it has as many as it may have. Returns whether it had.
+fn make_room_of_address(
+    table: &mut PendingTable,
+    origin: Origin,
+    config: &Config,
+) -> Result<bool, Rejected> {
+    let limit = config.max_pending_peers_per_address;
+    if table.by_origin.get(&origin).is_none_or(|of_address| of_address.count < limit) {
+        return Ok(false);
+    }
+    // Clients and Hosts send their first message at once, so the evicted connections are those of strangers, however many
+    // addresses these have. Each new connection evicts only one, since evicted connections count until they are closed.
+    match table.evict_oldest(Some(origin), Eviction::PerAddressLimit) {
+        true => Ok(true),
+        false => Err(Rejected::AddressLimit(limit)),
+    }
+}
+
+/// Evicts a connection if there are as many as there may be.
+fn make_room(table: &mut PendingTable, config: &Config) -> Result<(), Rejected> {
+    let limit = config.max_pending_peers;
+    if table.count >= limit && !table.evict_oldest(None, Eviction::GlobalLimit) {
+        return Err(Rejected::GlobalLimit(limit));
+    }
+    Ok(())
+}
+
 fn check_lists(address: IpAddr, config: &Config) -> Result<(), Rejected> {
     if config.deny_peers.contains(address) {
         return Err(Rejected::Denied);
@@ -211,7 +239,8 @@ fn check_lists(address: IpAddr, config: &Config) -> Result<(), Rejected> {
 /// One connection that is not paired yet. It is counted until this is dropped.
 #[derive(Debug)]
 pub(super) struct PendingConnection {
-    origin: Origin,
+    /// Unknown until the PROXY header has been read, if the connection comes from a proxy.
+    origin: Option<Origin>,
     number: u64,
     evicted: oneshot::Receiver<Eviction>,
     pending: Arc<PendingConnections>,
@@ -237,10 +266,12 @@ impl Drop for PendingConnection {
         let mut table = self.pending.table.lock();
         drop(table.remove_silent(self.number));
         table.count -= 1;
-        if let Some(of_address) = table.by_origin.get_mut(&self.origin) {
+        if let Some(origin) = self.origin
+            && let Some(of_address) = table.by_origin.get_mut(&origin)
+        {
             of_address.count -= 1;
             if of_address.count == 0 {
-                table.by_origin.remove(&self.origin);
+                table.by_origin.remove(&origin);
             }
         }
         self.pending.gauge.dec();
@@ -314,13 +345,43 @@ mod tests {
     #[test]
     fn resumed_connection_is_counted_and_never_rejected() {
         let (control, config) = (control(), config(2, 1));
-        let mut resumed = [(); 3].map(|()| control.readmit(address(1)));
+        let mut resumed = [(); 3].map(|()| control.readmit(Some(address(1))));
         assert_eq!(control.pending(), 3);
         assert_eq!(resumed.each_mut().map(eviction), [None; 3]);
         // A new connection finds the limit reached, and evicts the oldest of the silent ones.
         let _new = control.try_admit(address(1), &config).unwrap();
         let evicted = Some(Eviction::PerAddressLimit);
         assert_eq!(resumed.each_mut().map(eviction), [evicted, None, None]);
+    }
+
+    #[test]
+    fn connections_of_a_proxy_count_for_their_peers_once_these_are_known() {
+        let (control, config) = (control(), config(4, 1));
+        let mut proxied = [(); 3].map(|()| control.try_admit_proxied(&config).unwrap());
+        assert_eq!(control.pending.table.lock().by_origin.len(), 0);
+        control.try_admit_peer(&mut proxied[0], address(1), &config).unwrap();
+        control.try_admit_peer(&mut proxied[1], address(2), &config).unwrap();
+        assert_eq!(proxied.each_mut().map(eviction), [None; 3]);
+        // The second one of an address evicts the first, and a direct one counts like one through the proxy.
+        control.try_admit_peer(&mut proxied[2], address(1), &config).unwrap();
+        let evicted = Some(Eviction::PerAddressLimit);
+        assert_eq!(proxied.each_mut().map(eviction), [evicted, None, None]);
+        proxied[2].note_first_message();
+        let direct = control.try_admit(address(1), &config).unwrap_err();
+        assert_eq!(direct, Rejected::AddressLimit(1));
+        // All of them count, also those whose peers are not known.
+        let mut last = control.try_admit_proxied(&config).unwrap();
+        let _one_more = control.try_admit_proxied(&config).unwrap();
+        assert_eq!(eviction(&mut proxied[1]), Some(Eviction::GlobalLimit));
+        // One that was evicted before its header was read.
+        assert!(control.evict_oldest(Eviction::Descriptors));
+        assert_eq!(eviction(&mut last), Some(Eviction::Descriptors));
+        control.try_admit_peer(&mut last, address(3), &config).unwrap();
+        assert!(control.evict_oldest(Eviction::Descriptors), "the last one is silent");
+        assert!(!control.evict_oldest(Eviction::Descriptors));
+        drop((proxied, last, _one_more));
+        assert_eq!(control.pending(), 0);
+        assert!(control.pending.table.lock().by_origin.is_empty());
     }
 
     #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use crate::state::keys::{KEY_LIFETIME, KeyId};
 use crate::state::rendezvous::Refusal;
 
 use super::first_message::FirstMessageError;
+use super::proxy_header::ProxyHeaderError;
 
 /// The longest time from accepting a connection until its first message is complete.
 pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,9 +29,47 @@ pub enum Eviction {
     Descriptors,
 }
 
+/// Why a connection is rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// `DenyPeers` contains the address.
+    #[error("DenyPeers contains its address")]
+    Denied,
+    /// `AllowPeers` does not contain the address.
+    #[error("AllowPeers does not contain its address")]
+    NotAllowed,
+    /// `PeerConnectRate` is exceeded.
+    #[error("more than {0} connections a minute from its address (PeerConnectRate)")]
+    TooOften(u32),
+    /// `MaxPendingPeersPerAddress` is reached.
+    #[error(
+        "{0} connections from its address are pending (MaxPendingPeersPerAddress), and none of them can be evicted"
+    )]
+    AddressLimit(usize),
+    /// `MaxPendingPeers` is reached.
+    #[error("{0} connections are pending (MaxPendingPeers), and none of them can be evicted")]
+    GlobalLimit(usize),
+}
+
+impl Rejected {
+    /// Whether the limit is shared by all peers behind one address.
+    pub(super) fn is_per_address(self) -> bool {
+        matches!(self, Self::TooOften(_) | Self::AddressLimit(_))
+    }
+}
+
 /// Why a connection did not become part of a session. The peer gets no answer, and the key stays valid.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
+    /// The PROXY header is not acceptable.
+    #[error(transparent)]
+    ProxyHeader(#[from] ProxyHeaderError),
+    /// A proxy checked whether the relay listens.
+    #[error("a proxy closed without sending anything for a peer")]
+    HealthCheck,
+    /// The peer that a PROXY header names is not admitted.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
     /// The first message is not acceptable.
     #[error(transparent)]
     FirstMessage(#[from] FirstMessageError),
@@ -62,6 +101,10 @@ pub enum PeerError {
 impl PeerError {
     /// Whether the limit is shared by all peers behind one address.
     pub(super) fn is_per_address(&self) -> bool {
-        matches!(self, Self::Evicted(Eviction::PerAddressLimit))
+        match self {
+            Self::Evicted(Eviction::PerAddressLimit) => true,
+            Self::Rejected(why) => why.is_per_address(),
+            _ => false,
+        }
     }
 }

@@ -23,6 +23,8 @@ use super::error::{FIRST_MESSAGE_TIMEOUT, PAIRING_TIMEOUT, PeerError};
 use super::first_message::{self, FirstMessageError, FirstMessageReader};
 use super::metrics::PeerMetrics;
 use super::peer_closed::peer_closed;
+use super::proxied::{self, HeaderEnd};
+use super::proxy_header::ProxySource;
 use super::session::{Partner, PartnerReceiver, PartnerSender};
 use super::suspended::SuspendedPeer;
 
@@ -32,6 +34,8 @@ pub(super) struct PendingPeer {
     stream: std::net::TcpStream,
     address: SocketAddr,
     accepted: Instant,
+    /// Whether its PROXY header comes first. The address is then that of the proxy.
+    awaits_proxy_header: bool,
     /// What was read from it before it was suspended.
     received: Secret<Vec<u8>>,
     guard: Option<ResumeGuard>,
@@ -42,23 +46,70 @@ pub(super) type ResumeGuard = mpsc::Sender<()>;
 
 impl PendingPeer {
     /// Begins with a connection that has just been accepted.
-    pub(super) fn accepted(stream: std::net::TcpStream, address: SocketAddr) -> Self {
-        let received = Secret::new(Vec::new());
-        Self { stream, address, accepted: Instant::now(), received, guard: None }
+    pub(super) fn accepted(
+        stream: std::net::TcpStream,
+        address: SocketAddr,
+        awaits_proxy_header: bool,
+    ) -> Self {
+        let (received, accepted) = (Secret::new(Vec::new()), Instant::now());
+        Self { stream, address, accepted, awaits_proxy_header, received, guard: None }
     }
 
     /// Continues with a suspended connection, whose deadlines still count from when it was accepted.
     pub(super) fn resumed(suspended: SuspendedPeer, guard: ResumeGuard) -> Self {
-        let SuspendedPeer { socket, address, received, age } = suspended;
+        let SuspendedPeer { socket, address, awaits_proxy_header, received, age } = suspended;
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
-        Self { stream: socket, address, accepted, received, guard: Some(guard) }
+        let guard = Some(guard);
+        Self { stream: socket, address, accepted, awaits_proxy_header, received, guard }
+    }
+
+    /// Whether its PROXY header comes first.
+    pub(super) fn awaits_proxy_header(&self) -> bool {
+        self.awaits_proxy_header
+    }
+
+    /// Reads the PROXY header, unless the connection is suspended before that is complete.
+    pub(super) async fn read_proxy_header(
+        self,
+        pending: &mut PendingConnection,
+        suspend: &CancellationToken,
+    ) -> Result<ProxiedPeer, PeerError> {
+        // A resumed one is as far as it was.
+        let Self { stream, address, accepted, received, guard: _, .. } = self;
+        let deadline = accepted + FIRST_MESSAGE_TIMEOUT;
+        let end =
+            proxied::read_header(stream, received.expose(), deadline, pending, suspend).await?;
+        Ok(match end {
+            HeaderEnd::Read(stream, source) => {
+                let address = match source {
+                    ProxySource::Peer(address) => address,
+                    ProxySource::Proxy => address,
+                };
+                let peer = Self { accepted, ..Self::accepted(stream, address, false) };
+                ProxiedPeer::Identified(peer, source)
+            }
+            HeaderEnd::Suspended(socket, received) => {
+                let (received, age) = (Secret::new(received), accepted.elapsed());
+                let awaits_proxy_header = true;
+                let peer = SuspendedPeer { socket, address, awaits_proxy_header, received, age };
+                ProxiedPeer::Suspended(peer)
+            }
+        })
     }
 
     /// Returns where the peer connects from.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// A connection of a proxy, after its PROXY header.
+pub(super) enum ProxiedPeer {
+    /// The header has told on whose behalf it connects.
+    Identified(PendingPeer, ProxySource),
+    /// It was suspended before its header was complete.
+    Suspended(SuspendedPeer),
 }
 
 /// The first peer of a pair, with its partner.
@@ -92,7 +143,7 @@ impl PeerHandshake<'_> {
         peer: PendingPeer,
         pending: &mut PendingConnection,
     ) -> Result<HandshakeEnd, PeerError> {
-        let PendingPeer { stream, address, accepted, received, mut guard } = peer;
+        let PendingPeer { stream, address, accepted, received, mut guard, .. } = peer;
         if !options::INHERITED {
             options::set(&stream)?;
         }
@@ -109,9 +160,7 @@ impl PeerHandshake<'_> {
             }
         };
         let suspend = |stream: PeerStream, reader: &FirstMessageReader| {
-            let (received, age) = (Secret::new(reader.received()), accepted.elapsed());
-            let socket = stream.into_unregistered()?;
-            Ok(HandshakeEnd::Suspended(SuspendedPeer { socket, address, received, age }))
+            suspend_peer(stream, address, accepted, reader)
         };
         let Some(message) = message else {
             return suspend(stream, &reader);
@@ -178,6 +227,19 @@ impl PeerHandshake<'_> {
         }
         Ok((facts, outcome.map_err(refused)?))
     }
+}
+
+/// Suspends a connection whose address is that of the peer.
+fn suspend_peer(
+    stream: PeerStream,
+    address: SocketAddr,
+    accepted: Instant,
+    reader: &FirstMessageReader,
+) -> Result<HandshakeEnd, PeerError> {
+    let (received, age) = (Secret::new(reader.received()), accepted.elapsed());
+    let (socket, awaits_proxy_header) = (stream.into_unregistered()?, false);
+    let peer = SuspendedPeer { socket, address, awaits_proxy_header, received, age };
+    Ok(HandshakeEnd::Suspended(peer))
 }
 
 /// A peer's connection. It is registered with the runtime only if the relay has to wait for bytes.

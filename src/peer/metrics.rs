@@ -8,8 +8,9 @@ use crate::state::keys::KEY_LIFETIME;
 use crate::state::pairing::PairingRefusal;
 use crate::state::rendezvous::Refusal;
 
-use super::error::PeerError;
+use super::error::{PeerError, Rejected};
 use super::first_message::FirstMessageError;
+use super::proxy_header::ProxyHeaderError;
 
 labels! {
     /// What became of an accepted connection.
@@ -22,6 +23,14 @@ labels! {
         UnknownKey = "unknown_key",
         /// Its first message is malformed, or was received before.
         BadMessage = "bad_message",
+        /// It comes from a proxy, and does not begin with a PROXY header.
+        ProxyHeaderMissing = "proxy_header_missing",
+        /// Its PROXY header cannot be read.
+        ProxyHeaderMalformed = "proxy_header_malformed",
+        /// Its PROXY header is too long.
+        ProxyHeaderOversized = "proxy_header_oversized",
+        /// Its PROXY header did not arrive in time.
+        ProxyHeaderTimeout = "proxy_header_timeout",
         /// Its secret differs from that of the peer that waits with the same key.
         BadSecret = "bad_secret",
         /// Its address connected too often.
@@ -42,14 +51,25 @@ labels! {
 impl From<&PeerError> for PeerOutcome {
     fn from(error: &PeerError) -> Self {
         match error {
-            PeerError::FirstMessage(FirstMessageError::Io(error)) | PeerError::Io(error)
+            PeerError::FirstMessage(FirstMessageError::Io(error))
+            | PeerError::ProxyHeader(ProxyHeaderError::Io(error))
+            | PeerError::Io(error)
                 if !is_connection_error(error) =>
             {
                 Self::Error
             }
             PeerError::FirstMessage(FirstMessageError::Closed | FirstMessageError::Io(_))
+            | PeerError::ProxyHeader(ProxyHeaderError::Closed | ProxyHeaderError::Io(_))
+            | PeerError::HealthCheck
             | PeerError::WentAway
             | PeerError::Io(_) => Self::Closed,
+            PeerError::ProxyHeader(error) => match error {
+                ProxyHeaderError::Missing => Self::ProxyHeaderMissing,
+                ProxyHeaderError::Oversized { .. } => Self::ProxyHeaderOversized,
+                ProxyHeaderError::Timeout => Self::ProxyHeaderTimeout,
+                _ => Self::ProxyHeaderMalformed,
+            },
+            PeerError::Rejected(why) => (*why).into(),
             PeerError::FirstMessage(_) => Self::BadMessage,
             PeerError::Silent | PeerError::NoPartner => Self::Timeout,
             PeerError::Evicted(_) => Self::PendingLimit,
@@ -60,6 +80,16 @@ impl From<&PeerError> for PeerOutcome {
                     Self::BadMessage
                 }
             },
+        }
+    }
+}
+
+impl From<Rejected> for PeerOutcome {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Denied | Rejected::NotAllowed => Self::Denied,
+            Rejected::TooOften(_) => Self::RateLimited,
+            Rejected::AddressLimit(_) | Rejected::GlobalLimit(_) => Self::PendingLimit,
         }
     }
 }

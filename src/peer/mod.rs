@@ -8,6 +8,8 @@ pub mod metrics;
 mod origin;
 mod path;
 mod peer_closed;
+mod proxied;
+pub mod proxy_header;
 mod rate;
 mod refusals;
 pub mod session;
@@ -44,8 +46,9 @@ use crate::state::sessions::EndCause;
 
 use admission::{AdmissionControl, PendingConnection};
 use error::{Eviction, PeerError};
-use handshake::{HandshakeEnd, PairedPeer, PeerHandshake, PendingPeer};
+use handshake::{HandshakeEnd, PairedPeer, PeerHandshake, PendingPeer, ProxiedPeer};
 use metrics::{PeerMetrics, PeerOutcome};
+use proxy_header::ProxySource;
 use refusals::RefusalLog;
 use session::{Partner, PartnerSender, RunnableSession, SessionManager};
 
@@ -223,7 +226,8 @@ impl Peers {
         resumed.sort_by_key(|peer| Reverse(peer.age));
         let (guard, guards) = mpsc::channel(1);
         for peer in resumed {
-            let pending = self.admission.readmit(peer.address);
+            let address = (!peer.awaits_proxy_header).then_some(peer.address);
+            let pending = self.admission.readmit(address);
             self.spawn(PendingPeer::resumed(peer, guard.clone()), pending, suspend);
         }
         guards
@@ -253,7 +257,13 @@ impl Peers {
         address: SocketAddr,
         suspend: &CancellationToken,
     ) {
-        let pending = match self.admission.try_admit(address, &self.config.borrow()) {
+        let config = self.config.borrow().clone();
+        let is_proxy = proxied::is_proxy(address, &config);
+        let admitted = match is_proxy {
+            false => self.admission.try_admit(address, &config),
+            true => self.admission.try_admit_proxied(&config),
+        };
+        let pending = match admitted {
             Ok(pending) => pending,
             Err(why) => {
                 self.metrics.connections.count(why.into());
@@ -271,7 +281,7 @@ impl Peers {
                  files (ulimit -n, LimitNOFILE, ulimits of the container)"
             );
         }
-        self.spawn(PendingPeer::accepted(stream, address), pending, suspend);
+        self.spawn(PendingPeer::accepted(stream, address, is_proxy), pending, suspend);
     }
 
     fn spawn(&self, peer: PendingPeer, pending: PendingConnection, suspend: &CancellationToken) {
@@ -285,10 +295,9 @@ impl Peers {
         mut pending: PendingConnection,
         suspend: &CancellationToken,
     ) {
-        let (address, Self { rendezvous, metrics, .. }) = (peer.address(), self);
-        let handshake = PeerHandshake { rendezvous, metrics, suspend };
-        let Some(end) = self.stop.run_until_cancelled(handshake.run(peer, &mut pending)).await
-        else {
+        let mut address = peer.address();
+        let pairing = self.pair(peer, &mut pending, suspend, &mut address);
+        let Some(end) = self.stop.run_until_cancelled(pairing).await else {
             self.metrics.connections.count(PeerOutcome::Draining);
             return;
         };
@@ -301,6 +310,34 @@ impl Peers {
             }
             Ok(HandshakeEnd::Second) => self.metrics.connections.count(PeerOutcome::Paired),
             Err(error) => self.refuse(address, &error),
+        }
+    }
+
+    /// Takes a connection to pairing. If it comes from a proxy, `address` becomes that of the peer.
+    async fn pair(
+        &self,
+        peer: PendingPeer,
+        pending: &mut PendingConnection,
+        suspend: &CancellationToken,
+        address: &mut SocketAddr,
+    ) -> Result<HandshakeEnd, PeerError> {
+        let Self { rendezvous, metrics, .. } = self;
+        let handshake = PeerHandshake { rendezvous, metrics, suspend };
+        if !peer.awaits_proxy_header() {
+            return handshake.run(peer, pending).await;
+        }
+        // On the heap, so that the task of a connection without a proxy does not get larger.
+        let (peer, source) = match Box::pin(peer.read_proxy_header(pending, suspend)).await? {
+            ProxiedPeer::Suspended(peer) => return Ok(HandshakeEnd::Suspended(peer)),
+            ProxiedPeer::Identified(peer, source) => (peer, source),
+        };
+        *address = peer.address();
+        let config = self.config.borrow().clone();
+        self.admission.try_admit_peer(pending, *address, &config)?;
+        let end = handshake.run(peer, pending).await;
+        match source {
+            ProxySource::Peer(_) => end,
+            ProxySource::Proxy => end.map_err(proxied::conceal_health_check),
         }
     }
 

@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::log::limit::LineLimit;
 use crate::metrics::Label;
 use crate::wire::foreign::ForeignProtocol;
 
-use super::admission::Rejected;
-use super::error::PeerError;
+use super::error::{PeerError, Rejected};
 use super::first_message::FirstMessageError;
 use super::metrics::PeerOutcome;
 use super::origin::is_private;
@@ -72,7 +71,10 @@ impl RefusalLog {
         if why.is_per_address() {
             self.count(address.ip());
         }
-        if is_proxy_header(why) && self.proxies.allows() {
+        if matches!(why, PeerError::HealthCheck) {
+            // A proxy checks every few seconds.
+            debug!(%address, "{why}");
+        } else if is_proxy_header(why) && self.proxies.allows() {
             // This is rarely caused by a stranger, and at the usual log level nobody would notice.
             warn!(%address, "peer refused: {why}");
         } else {
@@ -155,8 +157,11 @@ impl RefusalLog {
     }
 }
 
-/// Whether a connection was refused because it began with a PROXY header.
+/// Whether a connection was refused because it began with a PROXY header that was not expected, or had no good one.
 fn is_proxy_header(why: &PeerError) -> bool {
+    if matches!(why, PeerError::ProxyHeader(_)) {
+        return true;
+    }
     let PeerError::FirstMessage(FirstMessageError::ForeignProtocol(foreign)) = why else {
         return false;
     };

@@ -11,9 +11,11 @@ use crate::secret::Secret;
 pub struct SuspendedPeer {
     /// Its socket, with everything that has not been read from it.
     pub socket: std::net::TcpStream,
-    /// Where it connects from.
+    /// Where it connects from; as its PROXY header says, if it has one.
     pub address: SocketAddr,
-    /// All bytes that were read from it: at most its whole first message, and never more.
+    /// Whether it comes from a proxy, and its PROXY header is not complete yet. The address is then that of the proxy.
+    pub awaits_proxy_header: bool,
+    /// All bytes that were read from it, of its PROXY header if it awaits that, otherwise of its first message; never more.
     pub received: Secret<Vec<u8>>,
     /// Time since it was accepted.
     pub age: Duration,

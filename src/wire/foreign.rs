@@ -96,9 +96,9 @@ impl ForeignProtocol {
     pub fn remedy_for_peers(self) -> &'static str {
         match self {
             Self::ProxyV1 | Self::ProxyV2 => {
-                "a proxy or load balancer in front adds it, and no peer can connect: disable it there (HAProxy \
-                 send-proxy, nginx proxy_protocol, Traefik proxyProtocol, frp proxyProtocolVersion, AWS \
-                 proxy_protocol_v2)"
+                "a proxy or load balancer in front adds it, no peer can connect, and its address is not in ProxyProtocolFrom: add it \
+                 there, or disable the header in the proxy (HAProxy send-proxy, nginx proxy_protocol, Traefik \
+                 proxyProtocol, frp proxyProtocolVersion, AWS proxy_protocol_v2)"
             }
             Self::Tls => {
                 "peers encrypt their connections themselves: a proxy in front must forward plain TCP to this port, without TLS"

@@ -561,7 +561,7 @@ fn every_setting_is_reloaded_as_its_class_says() {
         "FdStore" => "@aspia-relay-4241",
         "MetricsTlsCertificate" | "MetricsTlsClientCa" => &other_certificate,
         "MetricsTlsPrivateKey" => &other_key,
-        "AllowPeers" | "DenyPeers" => "192.0.2.0/24",
+        "AllowPeers" | "DenyPeers" | "ProxyProtocolFrom" => "192.0.2.0/24",
         "AdminHosts" => "relays.example.net",
         "SessionBandwidth" | "TotalBandwidth" => "33MiB/s",
         _ => "33",
@@ -849,7 +849,7 @@ fn addresses_with_a_scope_are_rejected_by_every_setting() {
         let case = Case::new().complete("").variable(&settings::variable(key), value);
         case.problem(&[key, value, "without a scope"]);
     }
-    for key in ["AllowPeers", "DenyPeers"] {
+    for key in ["AllowPeers", "DenyPeers", "ProxyProtocolFrom"] {
         for value in ["fe80::1%eth0", "fe80::%2/10"] {
             let case = Case::new().complete("").variable(&settings::variable(key), value);
             case.problem(&["is neither"]);

@@ -25,6 +25,7 @@ mod offering;
 #[cfg(target_os = "linux")]
 mod packages;
 mod paths;
+mod proxy_protocol;
 #[cfg(target_os = "linux")]
 mod relay_commands;
 mod reload;

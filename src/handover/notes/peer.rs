@@ -24,6 +24,9 @@ struct PeerNote {
     /// When it was accepted.
     #[prost(uint64, tag = "3")]
     accepted: u64,
+    /// Whether its PROXY header comes first, of which `received` is a part.
+    #[prost(bool, tag = "4")]
+    awaits_proxy_header: bool,
 }
 
 /// Encodes the note of a suspended connection.
@@ -33,6 +36,7 @@ pub fn encode_peer(peer: &SuspendedPeer, clock: NoteClock) -> Secret<Vec<u8>> {
         address: peer.address.to_string(),
         received: peer.received.expose().clone(),
         accepted: clock.to_note(accepted),
+        awaits_proxy_header: peer.awaits_proxy_header,
     };
     let encoded = encode(&note);
     note.received.zeroize();
@@ -51,7 +55,8 @@ pub fn decode_peer(
     let note: PeerNote = decode(note)?;
     let received = Secret::new(note.received);
     let address: SocketAddr = note.address.parse().map_err(|_| NoteError::Field("address"))?;
-    Ok(SuspendedPeer { socket, address, received, age: clock.age(note.accepted) })
+    let (awaits_proxy_header, age) = (note.awaits_proxy_header, clock.age(note.accepted));
+    Ok(SuspendedPeer { socket, address, awaits_proxy_header, received, age })
 }
 
 #[cfg(test)]
@@ -69,13 +74,17 @@ mod tests {
     #[test]
     fn suspended_peer_is_decoded_again() {
         let clock = NoteClock::now();
-        for address in ["192.0.2.1:7", "[2001:db8::1]:65535"] {
+        for (address, awaits_proxy_header) in
+            [("192.0.2.1:7", false), ("[2001:db8::1]:65535", true)]
+        {
             let (address, age) = (address.parse().unwrap(), Duration::from_millis(1500));
             let received = Secret::new(vec![0, 0, 1, 7]);
-            let peer = SuspendedPeer { socket: socket(), address, received, age };
+            let peer =
+                SuspendedPeer { socket: socket(), address, awaits_proxy_header, received, age };
             let note = encode_peer(&peer, clock);
             let decoded = decode_peer(note.expose(), socket(), clock).unwrap();
             assert_eq!((decoded.address, decoded.age), (address, age));
+            assert_eq!(decoded.awaits_proxy_header, awaits_proxy_header);
             assert!(decoded.received.is_same_as(&peer.received));
         }
     }

@@ -199,8 +199,12 @@ async fn second_relay_adopts_the_sessions_of_the_first_when_that_dies() {
     stage.relay = first_relay;
     stage.logged(from, "nothing is taken over: another relay owns the descriptor store").await;
     exchange_all(&mut sessions).await;
+    // It could take over before the next line.
+    let second_id = Pid::from_child(second_relay.as_ref().unwrap());
+    kill_process(second_id, Signal::STOP).unwrap();
     stage.kill_relay().await;
     assert!(TcpStream::connect(first.0).await.is_ok(), "the store keeps the listener");
+    kill_process(second_id, Signal::CONT).unwrap();
     stage.relay = second_relay;
     stage.stored(LISTENERS + 4).await;
     exchange_all(&mut sessions).await;

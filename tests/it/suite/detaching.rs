@@ -207,6 +207,7 @@ async fn lingering_session_moves_and_ends(setup: Setup) {
         here.offer(0..1);
         let run = here.run(Vec::new());
         let (client, mut host) = sessions(setup, &listener, 0..1).await.remove(0);
+        let (attached, is_attached) = tokio::sync::oneshot::channel();
         if is_reset {
             // The relay has seen the reset, and the host has not finished.
             SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
@@ -218,7 +219,7 @@ async fn lingering_session_moves_and_ends(setup: Setup) {
             host.shutdown().await.unwrap();
             client.shutdown().await.unwrap();
             tokio::spawn(async move {
-                sleep(SECOND / 2).await;
+                is_attached.await.unwrap();
                 let received = traffic::receive(&mut client, None).await.unwrap();
                 assert_eq!(received, (MIB / 2, traffic::hash(1, MIB / 2)));
             });
@@ -229,6 +230,7 @@ async fn lingering_session_moves_and_ends(setup: Setup) {
         assert!(detached[0].is_lingering);
         assert_eq!(detached[0].count_in_flight(), [0, 0]);
         there.sessions.attach(detached.remove(0));
+        let _ = attached.send(());
         assert_eq!(timeout(20 * SECOND, host.read(&mut [0])).await.unwrap().unwrap(), 0);
         if is_reset {
             host.shutdown().await.unwrap();

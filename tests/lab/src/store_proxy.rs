@@ -1,5 +1,6 @@
 //! A proxy between a relay and its descriptor store, which fails at the message that a test chooses.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -42,9 +43,18 @@ impl fmt::Debug for StoreFault {
 
 #[derive(Debug, Default)]
 struct ProxyState {
-    /// The number of messages that are still forwarded before the fault.
-    fault: Option<(usize, StoreFault)>,
-    has_failed: bool,
+    /// The faults to come, each with the number of messages that are still forwarded before it.
+    faults: VecDeque<(usize, StoreFault)>,
+    begun: usize,
+}
+
+impl ProxyState {
+    /// Counts a message that was forwarded. Returns whether the next fault is due.
+    fn count_message(&mut self) -> bool {
+        let Some((left, _)) = self.faults.front_mut() else { return false };
+        *left = left.saturating_sub(1);
+        *left == 0
+    }
 }
 
 /// The proxy. Relays connect to its own address; it connects to the store for each of them.
@@ -88,19 +98,28 @@ impl StoreProxy {
 
     /// Fails once, after `messages` more messages in both directions have been forwarded; with 0, before the next one.
     pub fn fail_after(&self, messages: usize, fault: StoreFault) {
-        let mut state = self.state.lock();
-        state.has_failed = false;
-        state.fault = Some((messages, fault));
+        self.fail_in_turn([(messages, fault)]);
     }
 
-    /// Calls off a fault that has not begun.
+    /// Fails several times, each after as many more messages since the fault before.
+    pub fn fail_in_turn(&self, faults: impl IntoIterator<Item = (usize, StoreFault)>) {
+        let faults = faults.into_iter().collect();
+        *self.state.lock() = ProxyState { faults, begun: 0 };
+    }
+
+    /// Calls off the faults that have not begun.
     pub fn disarm(&self) {
-        self.state.lock().fault = None;
+        self.state.lock().faults.clear();
     }
 
-    /// Whether the fault has begun.
+    /// The number of faults that have begun.
+    pub fn begun_faults(&self) -> usize {
+        self.state.lock().begun
+    }
+
+    /// Whether a fault has begun.
     pub fn has_failed(&self) -> bool {
-        self.state.lock().has_failed
+        self.begun_faults() > 0
     }
 }
 
@@ -167,7 +186,7 @@ impl ProxiedConnection {
             // One of them has closed it.
             return None;
         }
-        if state.lock().fault.as_ref().is_some_and(|(left, _)| *left == 0) {
+        if state.lock().faults.front().is_some_and(|(left, _)| *left == 0) {
             self.fail(state)?;
             if self.is_hanging {
                 return Some(());
@@ -175,24 +194,16 @@ impl ProxiedConnection {
         }
         let (bytes, descriptors) = receive(&self.sides[from])?;
         send(&self.sides[1 - from], &bytes, &descriptors)?;
-        let is_due = {
-            match &mut state.lock().fault {
-                Some((left, _)) => {
-                    *left -= 1;
-                    *left == 0
-                }
-                None => false,
-            }
-        };
+        let is_due = state.lock().count_message();
         if is_due { self.fail(state) } else { Some(()) }
     }
 
     fn fail(&mut self, state: &Mutex<ProxyState>) -> Option<()> {
         let fault = {
             let mut state = state.lock();
-            let (_, fault) = state.fault.take()?;
-            // Before the fault itself, so that a test that calls it off sees either no fault or one that has failed.
-            state.has_failed = true;
+            let (_, fault) = state.faults.pop_front()?;
+            // Before the fault itself, so that a test that calls it off sees either no fault or one that has begun.
+            state.begun += 1;
             fault
         };
         match fault {

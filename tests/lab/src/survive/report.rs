@@ -374,7 +374,9 @@ impl Report {
         let killed = || self.restarts.iter().filter(|restart| restart.how != How::Terminate);
         let went_on: usize = killed().map(|restart| restart.interactive().0).sum();
         let before: usize = killed().map(|restart| restart.interactive().1).sum();
-        if (went_on as f64) < MUST_GO_ON * before as f64 {
+        // A thread that is interrupted by the kill between reading and writing has the bytes of one session in hand.
+        let allowed = ((1.0 - MUST_GO_ON) * before as f64).max(killed().count() as f64);
+        if (before - went_on) as f64 > allowed {
             faults.push(format!("{went_on} of {before} interactive sessions survived a kill"));
         }
         faults

@@ -121,7 +121,8 @@ fn to_f64(number: u64) -> f64 {
     number as f64
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::time::Duration;
 

@@ -1055,8 +1055,8 @@ mod tests {
 
     #[test]
     fn newest_key_of_the_relay_with_the_most_keys_is_taken() {
-        let mut view = View::default();
-        view.offers = [3, 5, 8].map(|number| (number, Offer::default())).into();
+        let offers = [3, 5, 8].map(|number| (number, Offer::default())).into();
+        let mut view = View { offers, ..View::default() };
         assert_eq!(taken(&mut view), None);
         take(&mut view, offer(1003, 0..2), RouterVersion::V2_7, Some(3));
         take(&mut view, offer(1005, 10..13), RouterVersion::V2_7, Some(5));

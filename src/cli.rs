@@ -10,8 +10,8 @@ use crate::node::AddressSource;
 
 /// The headings of `--help`.
 const RUN: &str = "Run";
-const LOOK: &str = "Look";
-const ACT: &str = "Act on the running relay";
+const LOOK: &str = "Inspect";
+const ACT: &str = "Control the running relay";
 const SET_UP: &str = "Set up";
 const WINDOWS: &str = "Windows service";
 
@@ -20,8 +20,8 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A relay for the Aspia remote-desktop system.
 ///
-/// Without an argument it runs in the foreground with the settings of relay.json and of the environment
-/// (ASPIA_RELAY_...). ASPIA_LOG_LEVEL=0 logs the most.
+/// Without arguments, it runs in the foreground with the settings of relay.json and of the environment
+/// (ASPIA_RELAY_...). ASPIA_LOG_LEVEL=0 logs what happens, RUST_LOG=debug more.
 #[derive(Debug, Clone, Default, Parser)]
 #[command(name = "aspia_relay", version, disable_help_subcommand = true)]
 pub struct Arguments {
@@ -100,7 +100,7 @@ pub struct Arguments {
     #[arg(long, group = "action", help_heading = ACT)]
     pub drain: bool,
 
-    /// Read the configuration again; no session ends
+    /// Have the running relay read its configuration again, and print what has changed and what waits for a restart
     #[arg(long, group = "action", help_heading = ACT)]
     pub reload: bool,
 
@@ -204,7 +204,7 @@ pub enum Command {
     CheckConfig(OutputFormat),
     /// Ask the running relay whether it is alive or ready.
     Healthcheck(Probe),
-    /// Ask or steer the running relay.
+    /// Query or control the running relay.
     UseRelay(RelayAction, OutputFormat),
     /// Run the descriptor store.
     RunStore,

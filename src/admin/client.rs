@@ -1,4 +1,4 @@
-//! The HTTP client of commands that ask or steer a running relay: `--healthcheck`, the doctor, `--status` and the like.
+//! The HTTP client of commands that query or control a running relay: `--healthcheck`, the doctor, `--status` and the like.
 
 use std::net::SocketAddr;
 #[cfg(target_os = "linux")]

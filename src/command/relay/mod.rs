@@ -1,4 +1,4 @@
-//! `--status`, `--sessions`, `--end-session`, `--drain`, `--reload` and `--log-level`: show and steer the relay that runs
+//! `--status`, `--sessions`, `--end-session`, `--drain`, `--reload` and `--log-level`: show and control the relay that runs
 //! here.
 
 mod action;

@@ -669,7 +669,7 @@ fn notes_give_the_next_steps() {
         "kubectl rollout status -n relays daemonset/aspia-relay",
         "kubectl get daemonset -n relays aspia-relay    # look at DESIRED first",
         "Do not upgrade while the Router is unreachable",
-        "Before you take the admin token from another Secret or key, set fdStore.enabled to false,",
+        "so that the relays drain, before you take the admin token from another Secret or key,",
         "kubectl delete daemonset -n relays aspia-relay-fd-store --cascade=foreground",
     ] {
         assert!(host.contains(word), "no {word:?} in {host}");

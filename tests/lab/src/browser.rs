@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// Names of the program, in order of preference.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 /// Longest wait for an answer or for a condition.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Interval at which conditions are checked.
 const LOOK: Duration = Duration::from_millis(20);
 

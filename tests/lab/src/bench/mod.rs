@@ -178,7 +178,7 @@ mod tests {
             ],
             sessions: vec![2],
             repeats: 1,
-            time: Duration::from_millis(200),
+            time: Duration::from_secs(1),
         };
         let results = run(&plan).await.unwrap();
         let loads = results.json()["loads"].clone();

@@ -23,6 +23,8 @@ const REASONS = {
   proxy_header_malformed: "Its PROXY header cannot be read.",
   proxy_header_oversized: "Its PROXY header is too long.",
   proxy_header_timeout: "Its PROXY header was not complete within 10 s.",
+  user_limit: "Its user has as many sessions as MaxSessionsPerUser allows.",
+  host_limit: "Its host has as many sessions as MaxSessionsPerHost allows.",
   rate_limited: "Too many connections from one address.",
   denied: "The address is not allowed here.",
   pending_limit: "Too many connections were waiting to be paired (MaxPendingPeers).",

@@ -24,6 +24,7 @@ pub(super) fn check(draft: &Draft, is_in_container: bool, report: &mut ConfigRep
     check_statistics(draft, report);
     check_fd_store(draft, is_in_container, report);
     check_peers(draft, report);
+    check_identity_limits(draft, report);
 }
 
 /// Requires a token if other machines can reach the admin listener.
@@ -187,5 +188,23 @@ fn check_peers(draft: &Draft, report: &mut ConfigReport) {
             "PeerAddress is a loopback address: only peers on this machine can reach the relay. \
              Set it to the address that Clients and Hosts dial",
         );
+    }
+}
+
+/// Warns of limits that are never reached.
+fn check_identity_limits(draft: &Draft, report: &mut ConfigReport) {
+    let limits = [
+        (SettingKey::MaxSessionsPerUser, draft.max_sessions_per_user),
+        (SettingKey::MaxSessionsPerHost, draft.max_sessions_per_host),
+    ];
+    for (key, limit) in limits {
+        if let (Some(Some(limit)), Some(all)) = (limit, draft.max_sessions)
+            && limit.get() as usize >= all
+        {
+            report.add_warning(&format!(
+                "{key} {limit} is never reached, since MaxPeerCount allows {all} sessions in all: set a lower number, or 0 \
+                 for no limit"
+            ));
+        }
     }
 }

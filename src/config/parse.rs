@@ -291,11 +291,11 @@ pub fn or_default<T: Default>(
     move |text| if text.is_empty() { Ok(T::default()) } else { parse(text) }
 }
 
-/// Parses a number of connections per minute; 0 means no limit.
+/// Parses the number of a limit; 0 means no limit.
 ///
 /// # Errors
 /// Says what is expected.
-pub fn connect_rate(text: &str) -> Result<Option<NonZero<u32>>, String> {
+pub fn number_limit(text: &str) -> Result<Option<NonZero<u32>>, String> {
     number(0, 1_000_000)(text).map(NonZero::new)
 }
 

@@ -15,8 +15,8 @@ use super::admin_hosts::AdminHosts;
 use super::networks::Networks;
 use super::parse::{Bandwidth, HostName, ListenAddress, RouterProtocol, Token};
 use super::parse::{
-    bandwidth, boolean, connect_rate, duration, duration_limit, host, interface, listen_address,
-    minutes, number, optional, or_default, original_boolean, peer_address, pem, port, protocol,
+    bandwidth, boolean, duration, duration_limit, host, interface, listen_address, minutes, number,
+    number_limit, optional, or_default, original_boolean, peer_address, pem, port, protocol,
     public_key, seconds, text, token,
 };
 use super::store;
@@ -133,7 +133,9 @@ settings! {
     MaxSessionDuration: Option<Duration> => config.max_session_duration, duration_limit, Now, [default("0s")];
     MaxPendingPeers: usize => config.max_pending_peers, number(1, 1_000_000), Now, [default("1024")];
     MaxPendingPeersPerAddress: usize => config.max_pending_peers_per_address, number(1, 1_000_000), Now, [default("64")];
-    PeerConnectRate: Option<NonZero<u32>> => config.peer_connect_rate, connect_rate, Now, [default("300")];
+    PeerConnectRate: Option<NonZero<u32>> => config.peer_connect_rate, number_limit, Now, [default("300")];
+    MaxSessionsPerUser: Option<NonZero<u32>> => config.max_sessions_per_user, number_limit, Now, [default("0")];
+    MaxSessionsPerHost: Option<NonZero<u32>> => config.max_sessions_per_host, number_limit, Now, [default("0")];
     AllowPeers: Networks => config.allow_peers, or_default(Networks::parse), Now, [list];
     DenyPeers: Networks => config.deny_peers, or_default(Networks::parse), Now, [list];
     ProxyProtocolFrom: Networks => config.proxy_protocol_from, or_default(Networks::parse), Now, [list];

@@ -31,6 +31,10 @@ pub struct Config {
     pub max_pending_peers_per_address: usize,
     /// `PeerConnectRate`: connections per minute and address, and the size of a burst; `None` means no limit.
     pub peer_connect_rate: Option<NonZero<u32>>,
+    /// `MaxSessionsPerUser`: sessions at once of one user name; `None` means no limit.
+    pub max_sessions_per_user: Option<NonZero<u32>>,
+    /// `MaxSessionsPerHost`: sessions at once of one host number; `None` means no limit.
+    pub max_sessions_per_host: Option<NonZero<u32>>,
     /// `AllowPeers`: the networks that peers may come from; an empty list allows all.
     pub allow_peers: Networks,
     /// `DenyPeers`: the networks that peers may not come from; takes precedence over `AllowPeers`.

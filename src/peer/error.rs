@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::state::keys::{KEY_LIFETIME, KeyId};
 use crate::state::rendezvous::Refusal;
+use crate::state::sessions::OverLimit;
 
 use super::first_message::FirstMessageError;
 use super::proxy_header::ProxyHeaderError;
@@ -87,6 +88,9 @@ pub enum PeerError {
         /// Why it is refused.
         refusal: Refusal,
     },
+    /// Both peers have arrived, but their user or their host has too many sessions.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// The partner of the peer did not connect in time.
     #[error("its partner did not connect within {} s", PAIRING_TIMEOUT.as_secs())]
     NoPartner,

@@ -174,13 +174,13 @@ impl PeerHandshake<'_> {
         drop((message, guard));
         match outcome {
             PairingOutcome::Paired { partner: first, session } => {
-                // The first peer cannot have gone away, since it would have given back its ticket first. Only when the relay
-                // stops can its task have ended; if it ends after this, `PartnerReceiver` ends the session.
                 let stream = stream.into_unregistered()?;
-                if let Err(partner) = first.send(Partner { stream, facts, session }) {
-                    partner.session.finish(EndCause::Drain);
-                }
+                join_first(first, Partner { stream, facts, session });
                 Ok(HandshakeEnd::Second)
+            }
+            PairingOutcome::OverLimit { partner: first, why } => {
+                let _ = first.send(Err(why.clone()));
+                Err(why.into())
             }
             PairingOutcome::Waiting(ticket) => {
                 let (stream, receiver) = (stream.into_registered()?, PartnerReceiver(receiver));
@@ -226,6 +226,16 @@ impl PeerHandshake<'_> {
             self.metrics.handshake.observe(now.duration_since(accepted).as_secs_f64());
         }
         Ok((facts, outcome.map_err(refused)?))
+    }
+}
+
+/// Sends the second peer of a pair to the task of the first.
+///
+/// The first peer cannot have gone away, since it would have given back its ticket first. Only when the relay stops can its
+/// task have ended; if it ends after this, `PartnerReceiver` ends the session.
+fn join_first(first: PartnerSender, second: Partner) {
+    if let Err(Ok(second)) = first.send(Ok(second)) {
+        second.session.finish(EndCause::Drain);
     }
 }
 
@@ -306,7 +316,10 @@ async fn wait_for_partner(
     let reason = tokio::select! {
         received = &mut receiver.0 => {
             // The sender is dropped when the key expires.
-            return received.map(Some).map_err(|_| PeerError::NoPartner);
+            return match received {
+                Ok(partner) => Ok(Some(partner?)),
+                Err(_) => Err(PeerError::NoPartner),
+            };
         }
         () = peer_closed(stream) => Some(PeerError::WentAway),
         () = deadline::sleep_until(deadline) => Some(PeerError::NoPartner),
@@ -317,7 +330,10 @@ async fn wait_for_partner(
         return reason.map_or(Ok(None), Err);
     }
     // It was paired at the same moment: the partner is about to arrive and must not be left alone. Or its key has expired.
-    (&mut receiver.0).await.map(Some).map_err(|_| reason.unwrap_or(PeerError::NoPartner))
+    match (&mut receiver.0).await {
+        Ok(partner) => Ok(Some(partner?)),
+        Err(_) => Err(reason.unwrap_or(PeerError::NoPartner)),
+    }
 }
 
 #[cfg(test)]
@@ -397,7 +413,7 @@ mod tests {
         let hand_over = async {
             tokio::time::sleep(2 * PAIRING_TIMEOUT).await;
             sender
-                .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
+                .send(Ok(Partner { stream: second.into_std().unwrap(), facts: facts(), session }))
                 .unwrap();
         };
         let never = CancellationToken::new();
@@ -426,7 +442,7 @@ mod tests {
         let hand_over = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let stream = second.into_std().unwrap();
-            assert!(sender.send(Partner { stream, facts: facts(), session }).is_ok());
+            assert!(sender.send(Ok(Partner { stream, facts: facts(), session })).is_ok());
         };
         let (waited, ()) = tokio::join!(waiting, hand_over);
         assert!(waited.as_ref().unwrap().is_some());
@@ -463,7 +479,7 @@ mod tests {
         let hand_over = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let stream = second.into_std().unwrap();
-            assert!(sender.send(Partner { stream, facts: facts(), session }).is_ok());
+            assert!(sender.send(Ok(Partner { stream, facts: facts(), session })).is_ok());
         };
         let wait = wait_for_partner(&stream, ticket, receiver, deadline, &suspend);
         let (waited, ()) = tokio::join!(wait, hand_over);
@@ -483,7 +499,7 @@ mod tests {
             () = std::future::ready(()) => {}
         }
         sender
-            .send(Partner { stream: second.into_std().unwrap(), facts: facts(), session })
+            .send(Ok(Partner { stream: second.into_std().unwrap(), facts: facts(), session }))
             .unwrap();
         assert_eq!(state.counts().active, 1);
         drop(waiting);

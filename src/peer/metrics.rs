@@ -7,6 +7,7 @@ use crate::metrics::{Counters, counter, counters, gauge, histogram, labels};
 use crate::state::keys::KEY_LIFETIME;
 use crate::state::pairing::PairingRefusal;
 use crate::state::rendezvous::Refusal;
+use crate::state::sessions::IdentityLimit;
 
 use super::error::{PeerError, Rejected};
 use super::first_message::FirstMessageError;
@@ -33,6 +34,10 @@ labels! {
         ProxyHeaderTimeout = "proxy_header_timeout",
         /// Its secret differs from that of the peer that waits with the same key.
         BadSecret = "bad_secret",
+        /// Its user has as many sessions as it may have.
+        UserLimit = "user_limit",
+        /// Its host has as many sessions as it may have.
+        HostLimit = "host_limit",
         /// Its address connected too often.
         RateLimited = "rate_limited",
         /// Its address is on a list that excludes it.
@@ -73,6 +78,10 @@ impl From<&PeerError> for PeerOutcome {
             PeerError::FirstMessage(_) => Self::BadMessage,
             PeerError::Silent | PeerError::NoPartner => Self::Timeout,
             PeerError::Evicted(_) => Self::PendingLimit,
+            PeerError::OverLimit(why) => match why.limit {
+                IdentityLimit::User(_) => Self::UserLimit,
+                IdentityLimit::Host(_) => Self::HostLimit,
+            },
             PeerError::Refused { refusal, .. } => match refusal {
                 Refusal::UnknownKey => Self::UnknownKey,
                 Refusal::Pairing(PairingRefusal::OtherSecret) => Self::BadSecret,

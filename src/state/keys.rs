@@ -303,6 +303,11 @@ impl KeyTable {
         true
     }
 
+    /// Uses up a key whose two peers may not have a session; its share of the capacity is free again.
+    pub fn use_up(&mut self, id: KeyId) {
+        self.handed_out.remove(&id);
+    }
+
     /// Counts a session that was adopted and therefore has no key.
     pub fn count_adopted_session(&mut self) {
         self.active += 1;

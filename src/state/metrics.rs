@@ -14,6 +14,8 @@ labels! {
         Issued = "issued",
         /// Used up by a session.
         Paired = "paired",
+        /// Used up by two peers who may not have a session (`MaxSessionsPerUser`, `MaxSessionsPerHost`).
+        Refused = "refused",
         /// Handed out, but two peers did not connect in time.
         Expired = "expired",
         /// Still on offer when the link was lost.

@@ -14,7 +14,7 @@ use super::active_session::ActiveSession;
 use super::keys::{KEY_LIFETIME, KeyId};
 use super::metrics::KeyEvent;
 use super::pairing::{PairingRefusal, PairingTable, PartnerLookup, WaitingNumber};
-use super::sessions::PeerIdentity;
+use super::sessions::{OverLimit, PeerIdentity};
 use super::shared::SharedState;
 
 /// A peer whose first message opened.
@@ -43,6 +43,13 @@ pub enum PairingOutcome<W> {
         partner: W,
         /// The session.
         session: ActiveSession,
+    },
+    /// It is the second, and the session would exceed a limit of its user or its host. The key is used up.
+    OverLimit {
+        /// The value that represents the first peer, which no longer waits.
+        partner: W,
+        /// The limit.
+        why: OverLimit,
     },
 }
 
@@ -123,8 +130,14 @@ impl<W> Rendezvous<W> {
         events.key_handed_out.notify_one();
         // If the number of keys on offer is limited, another one can be offered in place of this one.
         events.capacity_freed.notify_one();
-        if let PairingOutcome::Paired { .. } = outcome {
-            self.state.metrics().key_events.count(KeyEvent::Paired);
+        let key_events = &self.state.metrics().key_events;
+        match outcome {
+            PairingOutcome::Waiting(_) => {}
+            PairingOutcome::Paired { .. } => key_events.count(KeyEvent::Paired),
+            PairingOutcome::OverLimit { .. } => {
+                key_events.count(KeyEvent::Refused);
+                events.departed.notify_one();
+            }
         }
         Ok(outcome)
     }
@@ -151,9 +164,18 @@ impl<W> Rendezvous<W> {
             PartnerLookup::Found(first) => {
                 waiting.close(key);
                 let addresses = [first.address, address];
-                let session = tables.begin_session(key, identity, addresses, now);
-                let session = ActiveSession::new(self.state.clone(), session);
-                PairingOutcome::Paired { partner: first.partner, session }
+                let partner = first.partner;
+                match tables.begin_session(key, identity, addresses, now) {
+                    Ok(session) => {
+                        let session = ActiveSession::new(self.state.clone(), session);
+                        PairingOutcome::Paired { partner, session }
+                    }
+                    Err((limit, identity)) => {
+                        let is_identity_logged = self.state.is_identity_logged();
+                        let why = OverLimit::new(limit, &identity, is_identity_logged);
+                        PairingOutcome::OverLimit { partner, why }
+                    }
+                }
             }
         })
     }
@@ -506,6 +528,9 @@ mod tests {
                         self.waiting.retain(|(_, peer)| *peer != first);
                         self.sessions.push(session);
                         prop_assert!(self.handed_out.remove(&id).is_some());
+                    }
+                    Ok(PairingOutcome::OverLimit { why, .. }) => {
+                        prop_assert!(false, "nobody is limited: {why}");
                     }
                     Err(_) => prop_assert_eq!(before, state.counts()),
                 }

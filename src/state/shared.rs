@@ -14,7 +14,7 @@ use super::keys::{KeyId, KeyOrder, KeyUse, OneTimeKey, StateCounts, WithdrawnKey
 use super::metrics::{KeyEvent, StateMetrics};
 use super::offer::OfferPlan;
 use super::pauses::PauseTracker;
-use super::sessions::{EndCause, EndedSession, Session, SessionId, SessionRecord};
+use super::sessions::{EndCause, EndedSession, IdentityLimits, Session, SessionId, SessionRecord};
 use super::tables::StateTables;
 
 /// The number of keys that are wiped between two pauses of [`WIPING_PAUSE`].
@@ -110,6 +110,12 @@ impl SharedState {
         self.0.events.capacity_freed.notify_one();
     }
 
+    /// Changes how many sessions one user and one host may have. No session ends because of it. If a limit is new, this
+    /// looks at every session once.
+    pub fn set_identity_limits(&self, limits: IdentityLimits) {
+        self.lock().sessions.set_identity_limits(limits);
+    }
+
     /// Notes that a link to the Router is authenticated.
     pub fn link_up(&self) {
         let withdrawn = self.lock().keys.link_up();
@@ -178,11 +184,15 @@ impl SharedState {
         metrics.session_seconds.observe(record.age.as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "a histogram needs no exact number")]
         metrics.session_bytes.observe(record.total_bytes() as f64);
-        let is_identity_logged = self.0.is_identity_logged.load(Ordering::Relaxed);
-        EndedSession { record, cause, is_identity_logged }.log();
+        EndedSession { record, cause, is_identity_logged: self.is_identity_logged() }.log();
     }
 
-    /// Sets whether the records of ended sessions say who the peers were (`LogPeerIdentity`).
+    /// Whether the log may say who the peers of a session are (`LogPeerIdentity`).
+    pub(super) fn is_identity_logged(&self) -> bool {
+        self.0.is_identity_logged.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether the log may say who the peers of a session are (`LogPeerIdentity`).
     pub fn set_identity_logged(&self, is_logged: bool) {
         self.0.is_identity_logged.store(is_logged, Ordering::Relaxed);
     }

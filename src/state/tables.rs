@@ -7,7 +7,9 @@ use tokio::time::Instant;
 
 use super::keys::{KeyId, KeyTable, KeyUse, OneTimeKey};
 use super::pauses::PauseTracker;
-use super::sessions::{PeerIdentity, Session, SessionId, SessionRecord, SessionTable};
+use super::sessions::{
+    IdentityLimit, PeerIdentity, Session, SessionId, SessionRecord, SessionTable,
+};
 
 /// What the lock of the state protects. Operations that concern one table only are called on that table.
 #[derive(Debug)]
@@ -36,16 +38,24 @@ impl StateTables {
     }
 
     /// Uses up a key, which must be valid, and begins the session that takes its share of the capacity.
+    ///
+    /// # Errors
+    /// The limit of the user or of the host that the session would exceed. The key is used up nevertheless, and its share of
+    /// the capacity is free.
     pub(super) fn begin_session(
         &mut self,
         key: KeyId,
         identity: PeerIdentity,
         addresses: [SocketAddr; 2],
         now: Instant,
-    ) -> Arc<Session> {
+    ) -> Result<Arc<Session>, (IdentityLimit, PeerIdentity)> {
+        if let Some(limit) = self.sessions.find_exceeded_limit(&identity) {
+            self.keys.use_up(key);
+            return Err((limit, identity));
+        }
         let paired = self.keys.pair(key, self.pauses.to_running_time(now));
         debug_assert!(paired, "a key that was found can be paired");
-        self.sessions.start(identity, addresses, now)
+        Ok(self.sessions.start(identity, addresses, now))
     }
 
     /// Continues a session that began elsewhere, even beyond the capacity.

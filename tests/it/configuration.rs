@@ -360,6 +360,23 @@ fn limits_on_addresses_and_bandwidth_have_defaults() {
 }
 
 #[test]
+fn limit_of_one_user_that_is_never_reached_causes_a_warning() {
+    let config = Case::new().complete("").config();
+    assert_eq!((config.max_sessions_per_user, config.max_sessions_per_host), (None, None));
+    let limits = |user: u32, host: u32| {
+        let settings = format!(
+            r#""MaxPeerCount": 10, "MaxSessionsPerUser": {user}, "MaxSessionsPerHost": {host}"#
+        );
+        Case::new().complete(&settings).warnings()
+    };
+    assert_eq!(limits(9, 0), [""; 0]);
+    let [user, host] = &limits(10, 11)[..] else { panic!("two warnings are expected") };
+    assert!(user.contains("MaxSessionsPerUser 10 is never reached"), "{user}");
+    assert!(host.contains("MaxSessionsPerHost 11 is never reached, since MaxPeerCount allows 10"));
+    Case::new().complete(r#""MaxSessionsPerHost": -1"#).problem(&["MaxSessionsPerHost", "from 0"]);
+}
+
+#[test]
 fn variable_and_its_file_variable_exclude_each_other() {
     Case::new()
         .complete("")

@@ -83,10 +83,10 @@ async fn every_metric_and_label_value_exists_from_the_start() {
     let connects = "ok resolve refused timeout key_mismatch protocol denied";
     series.extend(outcomes("aspia_relay_router_connects_total", "outcome", connects));
     series.extend(outcomes("aspia_relay_keys", "state", "offered handed_out"));
-    let key_events = "issued paired expired dropped";
+    let key_events = "issued paired refused expired dropped";
     series.extend(outcomes("aspia_relay_key_events_total", "event", key_events));
     let peers = "paired timeout unknown_key bad_message bad_secret proxy_header_missing \
-                 proxy_header_malformed proxy_header_oversized proxy_header_timeout rate_limited denied \
+                 proxy_header_malformed proxy_header_oversized proxy_header_timeout user_limit host_limit rate_limited denied \
                  pending_limit closed error draining";
     series.extend(outcomes("aspia_relay_peer_connections_total", "outcome", peers));
     let all_ends = "closed reset idle disconnected max_duration drain error crash";

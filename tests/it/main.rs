@@ -14,6 +14,7 @@ mod fd_store;
 mod handover;
 mod hostile;
 mod http;
+mod identity_limits;
 mod limits;
 #[cfg(target_os = "linux")]
 mod link_notes;

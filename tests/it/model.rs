@@ -2,6 +2,7 @@
 //! be obviously correct. The clock is paused and advances only in the steps that say so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use aspia_relay::state::pairing::{MAX_MESSAGES_PER_KEY, PairingRefusal};
 use aspia_relay::state::rendezvous::{
     PairingOutcome, ReadyPeer, Refusal, Rendezvous, WaitingTicket,
 };
-use aspia_relay::state::sessions::{EndCause, PeerIdentity, PeerOrder};
+use aspia_relay::state::sessions::{
+    EndCause, IdentityLimit, IdentityLimits, PeerIdentity, PeerOrder,
+};
 use aspia_relay::state::shared::SharedState;
 use prometheus::{Registry, TextEncoder};
 use proptest::prelude::*;
@@ -38,6 +41,11 @@ enum Step {
     /// The link offers the missing keys.
     Fill,
     Capacity(usize),
+    /// One user, and one host, may have this many sessions; 0 is no limit.
+    Limits {
+        per_user: u32,
+        per_host: u32,
+    },
     /// The Router says that it gave a key to two peers.
     KeyUsed(KeyNumber),
     /// One of a few messages opens with a key and contains one of a few secrets.
@@ -63,6 +71,8 @@ enum Answer {
     Waits,
     /// The peer was paired with this one.
     Paired(PeerNumber),
+    /// The peer would have been paired with this one.
+    OverLimit(PeerNumber, IdentityLimit),
     Refused(Refusal),
     Left(bool),
 }
@@ -85,11 +95,13 @@ struct Model {
     handed_out: BTreeMap<KeyNumber, Duration>,
     seen: BTreeMap<KeyNumber, BTreeSet<u8>>,
     waiting: BTreeMap<KeyNumber, WaitingPeer>,
-    /// The sessions, each named by the first of its two peers.
-    sessions: BTreeSet<PeerNumber>,
+    /// The secrets of the sessions, each of which is named by the first of its two peers.
+    sessions: BTreeMap<PeerNumber, u8>,
+    limits: IdentityLimits,
     peers: usize,
     issued: usize,
     paired: usize,
+    refused: usize,
     expired: usize,
     dropped: usize,
     ends: BTreeMap<&'static str, usize>,
@@ -129,7 +141,11 @@ impl Model {
                 let first = first.peer;
                 self.waiting.remove(&key);
                 self.handed_out.remove(&key);
-                self.sessions.insert(first);
+                if let Some(limit) = self.exceeded(secret) {
+                    self.refused += 1;
+                    return Answer::OverLimit(first, limit);
+                }
+                self.sessions.insert(first, secret);
                 self.paired += 1;
                 Answer::Paired(first)
             }
@@ -139,6 +155,18 @@ impl Model {
                 Answer::Waits
             }
         }
+    }
+
+    fn exceeded(&self, secret: u8) -> Option<IdentityLimit> {
+        let count = |is_same: fn(u8, u8) -> bool| {
+            self.sessions.values().filter(|other| is_same(**other, secret)).count()
+        };
+        let of_user = count(|one, other| user(one) == user(other));
+        let of_host = count(|one, other| host(one) == host(other));
+        let IdentityLimits { per_user, per_host } = self.limits;
+        let per_user = per_user.filter(|most| of_user >= most.get() as usize);
+        let per_host = per_host.filter(|most| of_host >= most.get() as usize);
+        per_user.map(IdentityLimit::User).or(per_host.map(IdentityLimit::Host))
     }
 
     fn drop_offered(&mut self) {
@@ -183,10 +211,12 @@ impl ReferenceStateMachine for Model {
                 handed_out: BTreeMap::new(),
                 seen: BTreeMap::new(),
                 waiting: BTreeMap::new(),
-                sessions: BTreeSet::new(),
+                sessions: BTreeMap::new(),
+                limits: IdentityLimits::default(),
                 peers: 0,
                 issued: 0,
                 paired: 0,
+                refused: 0,
                 expired: 0,
                 dropped: 0,
                 ends: BTreeMap::new(),
@@ -211,8 +241,10 @@ impl ReferenceStateMachine for Model {
             1 => Just(Step::LinkLost),
             6 => Just(Step::Fill),
             1 => (1_usize..8).prop_map(Step::Capacity),
+            1 => (0_u32..4, 0_u32..4)
+                .prop_map(|(per_user, per_host)| Step::Limits { per_user, per_host }),
             6 => key.clone().prop_map(Step::KeyUsed),
-            20 => (key.clone(), 0_u8..40, 0_u8..2)
+            20 => (key.clone(), 0_u8..40, 0_u8..3)
                 .prop_map(|(key, message, secret)| Step::Ready { key, message, secret }),
             1 => key.prop_map(Step::Flood),
             3 => peer.clone().prop_map(Step::Leave),
@@ -241,6 +273,10 @@ impl ReferenceStateMachine for Model {
             }
             Step::Capacity(capacity) => {
                 state.capacity = capacity;
+                Answer::None
+            }
+            Step::Limits { per_user, per_host } => {
+                state.limits = limits(per_user, per_host);
                 Answer::None
             }
             Step::KeyUsed(key) => {
@@ -273,7 +309,7 @@ impl ReferenceStateMachine for Model {
                 Answer::Left(state.waiting.len() < before)
             }
             Step::End(peer, end) => {
-                if state.sessions.remove(&peer) {
+                if state.sessions.remove(&peer).is_some() {
                     *state.ends.entry(end_name(end)).or_default() += 1;
                 }
                 Answer::None
@@ -285,6 +321,20 @@ impl ReferenceStateMachine for Model {
         };
         state
     }
+}
+
+/// The user whom a secret names. Secret 0 and 2 name the same.
+fn user(secret: u8) -> u8 {
+    secret % 2
+}
+
+/// The host that a secret names. Secret 0 and 1 name the same.
+fn host(secret: u8) -> u8 {
+    secret / 2
+}
+
+fn limits(per_user: u32, per_host: u32) -> IdentityLimits {
+    IdentityLimits { per_user: NonZero::new(per_user), per_host: NonZero::new(per_host) }
 }
 
 fn end_name(end: EndCause) -> &'static str {
@@ -337,7 +387,12 @@ impl Real {
             key: *key,
             session_key: SessionKey::from_bytes(session_key),
             secret: Secret::new(vec![secret]),
-            identity: PeerIdentity::default(),
+            identity: PeerIdentity::new(
+                "",
+                &user(secret).to_string(),
+                "",
+                1 + u64::from(host(secret)),
+            ),
             address: ([192, 0, 2, 1], 7).into(),
         };
         match self.rendezvous.peer_ready(ready, (peer, self.held.clone()), now) {
@@ -350,6 +405,10 @@ impl Real {
                 assert!(!self.tickets.remove(&first).unwrap().leave());
                 self.sessions.insert(first, session);
                 Answer::Paired(first)
+            }
+            Ok(PairingOutcome::OverLimit { partner: (first, _), why }) => {
+                assert!(!self.tickets.remove(&first).unwrap().leave());
+                Answer::OverLimit(first, why.limit)
             }
             Err(refusal) => Answer::Refused(refusal),
         }
@@ -404,6 +463,10 @@ impl StateMachineTest for Machine {
             }
             Step::Capacity(capacity) => {
                 real.state.set_capacity(capacity);
+                Answer::None
+            }
+            Step::Limits { per_user, per_host } => {
+                real.state.set_identity_limits(limits(per_user, per_host));
                 Answer::None
             }
             Step::KeyUsed(key) => Answer::Used(match real.keys.get(key) {
@@ -466,6 +529,7 @@ impl StateMachineTest for Machine {
             format!("aspia_relay_keys{{state=\"handed_out\"}} {}", model.handed_out.len()),
             format!("aspia_relay_key_events_total{{event=\"issued\"}} {}", model.issued),
             format!("aspia_relay_key_events_total{{event=\"paired\"}} {}", model.paired),
+            format!("aspia_relay_key_events_total{{event=\"refused\"}} {}", model.refused),
             format!("aspia_relay_key_events_total{{event=\"expired\"}} {}", model.expired),
             format!("aspia_relay_key_events_total{{event=\"dropped\"}} {}", model.dropped),
             format!("aspia_relay_sessions_active {}", model.sessions.len()),

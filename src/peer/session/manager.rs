@@ -10,7 +10,7 @@ use crate::forward::ForwardResources;
 use crate::peer::metrics::PeerMetrics;
 use crate::peer::path::PathMonitor;
 use crate::state::enforce::enforce_session_limits;
-use crate::state::sessions::{Session, SessionId};
+use crate::state::sessions::{IdentityLimits, Session, SessionId};
 use crate::state::shared::SharedState;
 use crate::trace::Tracer;
 use crate::trace::session::{PeerFacts, SessionTrace};
@@ -129,8 +129,12 @@ impl SessionManager {
         }
     }
 
-    /// Applies the limits on bandwidth, and what records of sessions may say.
+    /// Applies the limits on bandwidth and on the sessions of one user and one host, and what the log may say of peers.
     fn apply(&self, config: &Config) {
+        self.0.state.set_identity_limits(IdentityLimits {
+            per_user: config.max_sessions_per_user,
+            per_host: config.max_sessions_per_host,
+        });
         self.0.state.set_identity_logged(config.log_peer_identity);
         self.0.resources.throttle.set_limits(config.session_bandwidth, config.total_bandwidth);
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::cause::EndCause;
 use super::id::SessionId;
 use super::identity::PeerIdentity;
+use super::identity_limits::{IdentityCounts, IdentityLimit, IdentityLimits};
 use super::record::SessionRecord;
 use super::session::Session;
 use super::signal::SessionSignal;
@@ -27,6 +28,7 @@ pub struct SessionTable {
     /// Bytes that adopted sessions had moved elsewhere before.
     adopted_bytes: u128,
     active: BTreeMap<SessionId, Arc<Session>>,
+    by_identity: IdentityCounts,
     /// Why sessions have to end; `None` until the table is closed.
     closed: Option<EndCause>,
 }
@@ -65,8 +67,20 @@ impl SessionTable {
         if let Some(why) = self.closed {
             session.stop(why);
         }
+        self.by_identity.add(&session.identity);
         self.active.insert(id, session.clone());
         session
+    }
+
+    /// Changes how many sessions one user and one host may have. No session ends because of it.
+    pub fn set_identity_limits(&mut self, limits: IdentityLimits) {
+        let active = self.active.values().map(|session| &session.identity);
+        self.by_identity.set_limits(limits, active);
+    }
+
+    /// Returns the limit that one more session of these peers would exceed, if any. [`Self::start`] does not ask.
+    pub fn find_exceeded_limit(&self, identity: &PeerIdentity) -> Option<IdentityLimit> {
+        self.by_identity.find_exceeded(identity)
     }
 
     /// Returns the highest number that a session has had.
@@ -103,6 +117,7 @@ impl SessionTable {
         let Some(session) = self.active.remove(&id) else {
             return false;
         };
+        self.by_identity.remove(&session.identity);
         self.ended_bytes += u128::from(session.traffic.bytes());
         true
     }
@@ -196,6 +211,22 @@ mod tests {
         let after = sessions.start(PeerIdentity::default(), addresses(), Instant::now());
         assert_eq!(signal(&before).await, Some(EndCause::Drain));
         assert_eq!(signal(&after).await, Some(EndCause::Drain));
+    }
+
+    #[test]
+    fn adopted_session_counts_against_the_limit_of_its_user() {
+        let identity = || PeerIdentity::new("", "u", "", 1);
+        let now = Instant::now();
+        let record = SessionTable::default().start(identity(), addresses(), now).record(now);
+        let mut sessions = SessionTable::default();
+        let one = std::num::NonZero::new(1);
+        sessions.set_identity_limits(IdentityLimits { per_user: one, per_host: None });
+        assert_eq!(sessions.find_exceeded_limit(&identity()), None);
+        let adopted = sessions.adopt(record, now);
+        assert_eq!(sessions.find_exceeded_limit(&identity()), one.map(IdentityLimit::User));
+        assert!(sessions.end(adopted.id));
+        assert!(!sessions.end(adopted.id));
+        assert_eq!(sessions.find_exceeded_limit(&identity()), None);
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl LinkSide {
         let _first = present();
         match present() {
             PairingOutcome::Paired { session, .. } => session,
-            PairingOutcome::Waiting(_) => panic!("the second peer waits"),
+            other => panic!("the second peer is not paired: {other:?}"),
         }
     }
 

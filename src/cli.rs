@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::config::parse::duration;
 use crate::node::AddressSource;
+use crate::probe::ProbeTarget;
 
 /// The headings of `--help`.
 const RUN: &str = "Run";
@@ -36,7 +37,7 @@ pub struct Arguments {
         help_heading = RUN,
         conflicts_with_all = [
             "create_config", "check_config", "doctor", "node_address", "json", "install", "remove", "start", "stop",
-            "status", "sessions", "end_session", "drain", "reload", "log_level"
+            "status", "sessions", "end_session", "drain", "reload", "log_level", "probe"
         ]
     )]
     pub fd_store: bool,
@@ -88,7 +89,12 @@ pub struct Arguments {
     #[arg(long, requires = "doctor", help_heading = LOOK)]
     pub running: bool,
 
-    /// Print JSON: with --check-config, --doctor, and the commands for the running relay
+    /// Say whether an Aspia relay answers at this address (default port: 8070), seen from this machine; needs no configuration.
+    /// Exit status 0 or 1
+    #[arg(long, group = "action", value_name = "HOST[:PORT]", help_heading = LOOK)]
+    pub probe: Option<ProbeTarget>,
+
+    /// Print JSON: with --check-config, --doctor, --probe, and the commands for the running relay
     #[arg(long, help_heading = LOOK)]
     pub json: bool,
 
@@ -219,6 +225,8 @@ pub enum Command {
         /// Whether a missing relay is a failure.
         expects_relay: bool,
     },
+    /// Say whether a relay answers at an address.
+    Probe(ProbeTarget, OutputFormat),
     /// Install, remove, start or stop the Windows service.
     ControlService(ServiceAction),
 }
@@ -317,7 +325,7 @@ impl ServiceAction {
 pub enum UsageError {
     /// `--json` with a command that has no JSON output.
     #[error(
-        "--json goes with --check-config, --doctor, --status, --sessions, --end-session, --drain, --reload or --log-level"
+        "--json goes with --check-config, --doctor, --probe, --status, --sessions, --end-session, --drain, --reload or --log-level"
     )]
     NoJson,
     /// `--sort` or `--filter` with another command than `--sessions`.
@@ -358,6 +366,9 @@ impl Arguments {
         }
         if self.doctor {
             return Ok(Command::Doctor { format, expects_relay: self.running });
+        }
+        if let Some(target) = &self.probe {
+            return Ok(Command::Probe(target.clone(), format));
         }
         if self.json {
             return Err(UsageError::NoJson);
@@ -489,6 +500,14 @@ mod tests {
             (&["--fd-store"], Command::RunStore),
             (&["--healthcheck", "--fd-store"], Command::CheckStore),
             (&["--fd-store", "--healthcheck"], Command::CheckStore),
+            (
+                &["--probe", "relay.example.com"],
+                Command::Probe("relay.example.com:8070".parse().unwrap(), OutputFormat::Text),
+            ),
+            (
+                &["--probe", "[::1]:9070", "--json"],
+                Command::Probe("[::1]:9070".parse().unwrap(), OutputFormat::Json),
+            ),
             (&["--install"], Command::ControlService(ServiceAction::Install)),
             (&["--stop"], Command::ControlService(ServiceAction::Stop)),
         ] {
@@ -521,6 +540,11 @@ mod tests {
             &["--end-session", "-1"],
             &["--drain", "--reload"],
             &["--fd-store", "--drain"],
+            &["--probe"],
+            &["--probe", "relay:0"],
+            &["--probe", "http://relay.example.com"],
+            &["--probe", "relay", "--doctor"],
+            &["--probe", "relay", "--fd-store"],
         ] {
             let program = std::iter::once("aspia_relay");
             let parsed = Arguments::try_parse_from(program.chain(options.iter().copied()));

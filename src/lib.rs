@@ -34,6 +34,7 @@ pub mod node;
 pub mod open_files;
 pub mod peer;
 pub mod printable;
+pub mod probe;
 pub mod process;
 pub mod router;
 pub mod secret;

@@ -8,6 +8,7 @@ mod healthcheck;
 mod interrupt;
 mod node_address;
 mod output;
+mod probe;
 mod relay;
 mod service;
 mod termination;
@@ -48,6 +49,7 @@ fn run(command: &Command, sources: &Sources) -> ExitResult {
             // relay.
             if std::process::id() == 1 { termination::record(sources, result) } else { result }
         }
+        Command::Probe(target, format) => probe::run(target, *format),
         Command::ControlService(action) => service::run(sources, *action),
     }
 }

@@ -107,8 +107,21 @@ impl Addresses {
                 hints => DoctorStep::hint(PEER_ADDRESS, hints.join(". ")),
             }
         };
+        let step = DoctorStep { details: advise_probe(config, &good), ..step };
         Self { step, all }
     }
+}
+
+/// How to ask from outside, where peers dial. Nobody outside dials a loopback address.
+fn advise_probe(config: &Config, dialled: &[SocketAddr]) -> Vec<String> {
+    let (host, port) = (&config.router.peer_address, config.router.peer_port);
+    if host.is_loopback() || dialled.is_empty() {
+        return Vec::new();
+    }
+    let target = host.with_port(port);
+    vec![format!(
+        "whether peers come through, only another machine can tell: aspia_relay --probe {target}"
+    )]
 }
 
 fn find_hints(
@@ -201,6 +214,18 @@ mod tests {
                 assert!(step.seen.contains(part), "{part}: {step}");
             }
         }
+    }
+
+    #[test]
+    fn probe_from_another_machine_is_advised_if_others_can_dial_the_address() {
+        let details = |host, resolved: &[&str]| judged(host, resolved).step.details.join("\n");
+        for resolved in ["192.0.2.1", "198.51.100.1"] {
+            let advice = details("p.example", &[resolved]);
+            assert!(advice.ends_with("aspia_relay --probe p.example:8070"), "{advice}");
+        }
+        assert!(details("2001:db8::1", &["2001:db8::1"]).ends_with("--probe [2001:db8::1]:8070"));
+        assert_eq!(details("127.0.0.1", &["127.0.0.1"]), "");
+        assert_eq!(details("0.0.0.0.example", &["0.0.0.0"]), "");
     }
 
     #[test]

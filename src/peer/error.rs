@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::state::keys::{KEY_LIFETIME, KeyId};
 use crate::state::rendezvous::Refusal;
 use crate::state::sessions::OverLimit;
+use crate::wire::peer::PROBE_KEY_ID;
 
 use super::first_message::FirstMessageError;
 use super::proxy_header::ProxyHeaderError;
@@ -15,6 +16,9 @@ pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest time from accepting a connection until it is paired: a peer waits for its partner no longer than a key lives.
 pub const PAIRING_TIMEOUT: Duration = KEY_LIFETIME;
+
+/// Explains the refusal of a probe, which no operator should take for an attack.
+const PROBE_NOTE: &str = "; aspia_relay --probe names this one to see whether a relay answers";
 
 /// The limit because of which a silent connection is evicted in favour of a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +85,7 @@ pub enum PeerError {
     #[error("{0}, and this one has been silent the longest: it is evicted")]
     Evicted(Eviction),
     /// The key or the secret is not acceptable.
-    #[error("key {}: {refusal}", key.0)]
+    #[error("key {}: {refusal}{}", key.0, if key.0 == PROBE_KEY_ID { PROBE_NOTE } else { "" })]
     Refused {
         /// The key that the peer named.
         key: KeyId,

@@ -6,6 +6,10 @@ pub const PREFIX_LEN: usize = 4;
 /// Longest first message accepted, in bytes. Real ones are well below 1 KiB; the original 3.0 relay has the same limit.
 pub const MAX_FIRST_MESSAGE: usize = 16 * 1024;
 
+/// The key id that `--probe` names. Relays count their key ids up, the original from 0, so that practically none hands it out;
+/// and a message of a probe opens with no key at all.
+pub const PROBE_KEY_ID: u32 = u32::MAX;
+
 /// The message that each of the two peers sends first, once.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PeerToRelay {

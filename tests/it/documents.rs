@@ -279,6 +279,7 @@ fn troubleshooting_quotes_what_the_program_logs() {
     };
     let sections = section("When the link does not come up").lines();
     let sections = sections.chain(section("When a command finds no relay").lines());
+    let sections = sections.chain(section("When peers do not come through").lines());
     let sources = sources();
     let mut quotes = 0;
     for row in sections.filter(|line| line.starts_with("| `")) {

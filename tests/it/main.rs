@@ -26,6 +26,7 @@ mod offering;
 #[cfg(target_os = "linux")]
 mod packages;
 mod paths;
+mod probe;
 mod proxy_protocol;
 #[cfg(target_os = "linux")]
 mod relay_commands;

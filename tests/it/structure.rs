@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["state"],
     &["link"],
     &["cli"],
-    &["open_files", "memory", "node"],
+    &["open_files", "memory", "node", "probe"],
     &["config"],
     &["trace"],
     &["dial"],

@@ -665,6 +665,7 @@ fn notes_give_the_next_steps() {
         "kubectl label node NODE aspia-relay/public-node=true",
         "allow TCP port 8070 from everywhere, and forward port 443, which peers dial, to it",
         "aspia_relay --healthcheck",
+        "aspia_relay --probe ADDRESS:443    # from outside the cluster",
         "helm test -n relays aspia-relay",
         "kubectl rollout status -n relays daemonset/aspia-relay",
         "kubectl get daemonset -n relays aspia-relay    # look at DESIRED first",

@@ -42,6 +42,7 @@ pub mod secret;
 pub mod service;
 pub mod signals;
 pub mod state;
+mod sync;
 #[cfg(unix)]
 pub mod systemd;
 pub mod tcp_info;

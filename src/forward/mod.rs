@@ -21,6 +21,8 @@ mod linger;
 pub mod metrics;
 #[cfg_attr(not(target_os = "linux"), path = "no_pipe.rs")]
 pub mod pipe;
+#[cfg(target_os = "linux")]
+mod pool;
 mod readiness;
 mod socket;
 pub mod throttle;

@@ -9,11 +9,10 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
-use prometheus::{IntCounter, IntGauge};
+use prometheus::IntCounter;
 use rustix::io::Errno;
 use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
@@ -24,6 +23,7 @@ use tracing::warn;
 use crate::tcp_info;
 
 use super::metrics::ForwardMetrics;
+use super::pool::PipePool;
 
 /// The requested size of a pipe, in bytes. Between network namespaces, 16 bulk sessions moved 2.75 GB per second of CPU time
 /// with it, 1.6 GB with 128 KiB and 2.6 GB with 1 MiB; on loopback the three differed by less than the spread of the runs.
@@ -47,15 +47,12 @@ const SPLICE_HINT: &str = "bulk data is copied instead, which takes more CPU; if
 
 /// The pool of pipes. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Pipes(Arc<PipePool>);
+pub struct Pipes(Arc<SharedPipes>);
 
 #[derive(Debug)]
-struct PipePool {
-    limit: usize,
-    open: AtomicUsize,
-    idle: Mutex<Vec<Pipe>>,
-    /// Whether the kernel refuses permanently to move bytes through pipes.
-    is_refused: AtomicBool,
+struct SharedPipes {
+    /// Gives up pipes if the kernel refuses permanently to move bytes through them.
+    pool: PipePool<Pipe>,
     /// Whether a refusal that may be temporary has been logged.
     has_warned: AtomicBool,
     metrics: ForwardMetrics,
@@ -133,22 +130,8 @@ fn move_a_byte(pipe: &Pipe) -> io::Result<()> {
 impl Pipes {
     /// Creates a pool of at most `limit` pipes; with 0, all bytes are copied.
     pub fn new(limit: usize, metrics: ForwardMetrics) -> Self {
-        Self(Arc::new(PipePool {
-            limit,
-            open: AtomicUsize::new(0),
-            idle: Mutex::default(),
-            is_refused: AtomicBool::new(false),
-            has_warned: AtomicBool::new(false),
-            metrics,
-        }))
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Pipe>> {
-        self.0.idle.lock()
-    }
-
-    fn gauge(&self) -> &IntGauge {
-        &self.0.metrics.pipes
+        let pool = PipePool::new(limit, MAX_IDLE, metrics.pipes.clone());
+        Self(Arc::new(SharedPipes { pool, has_warned: AtomicBool::new(false), metrics }))
     }
 
     fn fallbacks(&self) -> &IntCounter {
@@ -157,12 +140,7 @@ impl Pipes {
 
     /// Acquires an empty pipe; `None`, which is counted, if none is available.
     pub(super) fn acquire(&self) -> Option<PipeLease> {
-        let pipe = if self.is_refused() {
-            None
-        } else {
-            let idle = self.idle().pop();
-            idle.or_else(|| self.open())
-        };
+        let pipe = self.0.pool.acquire(open_useful);
         if pipe.is_none() {
             self.fallbacks().inc();
         }
@@ -178,10 +156,7 @@ impl Pipes {
             return;
         }
         if Errno::from_io_error(error).is_some_and(|errno| PERMANENT_ERRORS.contains(&errno)) {
-            let is_first = !self.0.is_refused.swap(true, Ordering::Relaxed);
-            let idle = std::mem::take(&mut *self.idle());
-            idle.iter().for_each(|_| self.note_closed());
-            if is_first {
+            if self.0.pool.refuse() {
                 warn!(%error, "the kernel refuses splice(2): {SPLICE_HINT}");
             }
         } else if !self.0.has_warned.swap(true, Ordering::Relaxed) {
@@ -192,28 +167,11 @@ impl Pipes {
             );
         }
     }
+}
 
-    fn is_refused(&self) -> bool {
-        self.0.is_refused.load(Ordering::Relaxed)
-    }
-
-    fn open(&self) -> Option<Pipe> {
-        let increment = |open| (open < self.0.limit).then_some(open + 1);
-        self.0.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment).ok()?;
-        let pipe =
-            Pipe::open().ok().filter(|(_, size)| *size >= MIN_PIPE_SIZE).map(|(pipe, _)| pipe);
-        if pipe.is_some() {
-            self.gauge().inc();
-        } else {
-            self.0.open.fetch_sub(1, Ordering::Relaxed);
-        }
-        pipe
-    }
-
-    fn note_closed(&self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-        self.gauge().dec();
-    }
+/// Opens a pipe. Returns `None` if the system provides none that is large enough.
+fn open_useful() -> Option<Pipe> {
+    Pipe::open().ok().filter(|(_, size)| *size >= MIN_PIPE_SIZE).map(|(pipe, _)| pipe)
 }
 
 /// A pipe in use. Dropping it closes the pipe, and any bytes in it are lost.
@@ -257,21 +215,15 @@ impl PipeLease {
     /// Returns the pipe, which must be empty, to the pool.
     pub(super) fn release(mut self) {
         if let Some(pipe) = self.pipe.take() {
-            let mut idle = self.pipes.idle();
-            if idle.len() < MAX_IDLE && !self.pipes.is_refused() {
-                idle.push(pipe);
-                return;
-            }
-            drop(idle);
-            self.pipes.note_closed();
+            self.pipes.0.pool.release(pipe);
         }
     }
 }
 
 impl Drop for PipeLease {
     fn drop(&mut self) {
-        if self.pipe.take().is_some() {
-            self.pipes.note_closed();
+        if let Some(pipe) = self.pipe.take() {
+            self.pipes.0.pool.close(pipe);
         }
     }
 }
@@ -303,6 +255,6 @@ mod tests {
         pipes.acquire().unwrap().release();
         pipes.note_refusal(&Errno::PERM.into(), &alive);
         assert!(pipes.acquire().is_none());
-        assert_eq!(pipes.gauge().get(), 0, "no useless pipe is kept");
+        assert_eq!(pipes.0.metrics.pipes.get(), 0, "no useless pipe is kept");
     }
 }

@@ -1,8 +1,9 @@
 //! Measures how busy a thread is.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The time from which nanoseconds are counted.
 static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);

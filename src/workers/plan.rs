@@ -1,6 +1,6 @@
 //! What a worker thread tells its sessions: how much work should move elsewhere in this period, and where to.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The plan of a thread for one period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

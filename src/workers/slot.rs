@@ -1,8 +1,9 @@
 //! The slot of a session on a worker thread, which measures the session's work and decides when the session should move.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
+
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::balance;
 use super::busy::BusyMeter;

@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
     &["listen", "fd_store"],
     &[
         "exit", "secret", "log", "metrics", "tcp_info", "clock", "deadline", "heap", "process",
-        "signals",
+        "signals", "sync",
     ],
     &["printable"],
 ];

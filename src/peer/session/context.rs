@@ -15,8 +15,8 @@ use crate::trace::Tracer;
 use crate::trace::session::{ContinuedFacts, IdentityFacts, PeerFacts, SessionFacts, SessionTrace};
 use crate::workers::Workers;
 
-use super::detach::DetachRequests;
 use super::kept::KeptSessions;
+use super::requests::DetachRequests;
 
 /// What the tasks of all sessions share.
 #[derive(Debug)]

@@ -17,8 +17,9 @@ use crate::trace::session::{PeerFacts, SessionTrace};
 use crate::workers::Workers;
 
 use super::context::SessionContext;
-use super::detach::{DetachRequests, DetachedSession};
+use super::detach::DetachedSession;
 use super::kept::KeptSessions;
+use super::requests::DetachRequests;
 use super::stage::RunnableSession;
 use super::task;
 

@@ -5,6 +5,7 @@ mod detach;
 mod kept;
 mod manager;
 mod partner;
+mod requests;
 mod stage;
 mod task;
 

@@ -22,6 +22,7 @@ use crate::workers::WorkerSlot;
 use super::context::SessionContext;
 use super::detach::DetachedSession;
 use super::kept::KeptFacts;
+use super::requests::SessionRequest;
 use super::stage::{Linger, RunnableSession, SessionDestination, SessionStage, Transition};
 
 /// The end reason in the trace of a session that continues elsewhere.
@@ -322,18 +323,17 @@ fn poll_forwarding(
         let linger = Box::pin(linger(sockets.clone(), over, forward, throttle));
         return Transition::To(SessionStage::Lingering { cause: over.cause, linger });
     }
-    if let Poll::Ready(requested) = session.signal.poll_signal(context) {
-        match (requested, sessions.detach_requests.take(session.id)) {
-            (Some(cause), _) => return Transition::End(cause),
-            (None, Some(to)) if !to.is_closed() => {
+    if let Poll::Ready(request) = sessions.detach_requests.poll_request(context, session) {
+        match request {
+            SessionRequest::End(cause) => return Transition::End(cause),
+            SessionRequest::Detach(to) => {
                 let (forward, to) = (std::mem::take(forward), SessionDestination::Elsewhere(to));
                 return Transition::To(SessionStage::Leaving { forward, to });
             }
-            // No task asked for the session, or the one that did no longer waits.
-            (None, _) => {}
-        }
-        if is_idle(sessions, session, sockets, forward) {
-            return Transition::End(EndCause::Idle);
+            SessionRequest::Other if is_idle(sessions, session, sockets, forward) => {
+                return Transition::End(EndCause::Idle);
+            }
+            SessionRequest::Other => {}
         }
     }
     match slot.record_work(began.elapsed(), session.traffic.bytes() != bytes) {
@@ -369,15 +369,15 @@ fn poll_lingering(
     cause: EndCause,
     linger: &mut Linger,
 ) -> Transition {
-    while let Poll::Ready(requested) = session.signal.poll_signal(context) {
-        match (requested, sessions.detach_requests.take(session.id)) {
+    while let Poll::Ready(request) = sessions.detach_requests.poll_request(context, session) {
+        match request {
             // The request cuts the lingering short, but it is not why the session ended.
-            (Some(_), _) => return Transition::End(cause),
-            (None, Some(to)) if !to.is_closed() => {
+            SessionRequest::End(_) => return Transition::End(cause),
+            SessionRequest::Detach(to) => {
                 let (forward, to) = (Forward::default(), SessionDestination::Elsewhere(to));
                 return Transition::To(SessionStage::Leaving { forward, to });
             }
-            (None, _) => {}
+            SessionRequest::Other => {}
         }
     }
     match linger.as_mut().poll(context) {

@@ -1,11 +1,11 @@
 //! The signal with which other tasks wake the task of a session.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use atomic_waker::AtomicWaker;
-use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicWaker, Mutex};
 
 use super::cause::EndCause;
 

@@ -40,6 +40,17 @@ impl ActiveSession {
         self.cause = Some(cause);
     }
 
+    /// Removes the session because it continues elsewhere, unless it was asked to end. Then it is returned: whoever asked was
+    /// told that it would.
+    ///
+    /// # Errors
+    /// The session was asked to end.
+    pub fn try_hand_over(self) -> Result<SessionRecord, Self> {
+        // With one lock for both, and no request is lost in between.
+        let is_removed = self.state.lock().remove_unless_stopped(&self.session);
+        if is_removed { Ok(self.hand_over()) } else { Err(self) }
+    }
+
     /// Removes the session because it continues elsewhere: it does not count as ended.
     pub fn hand_over(mut self) -> SessionRecord {
         self.cause = None;
@@ -55,5 +66,40 @@ impl Drop for ActiveSession {
         }
         self.state.events().capacity_freed.notify_one();
         self.state.events().departed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::state::metrics::StateMetrics;
+    use crate::state::sessions::{PeerIdentity, SessionId};
+
+    #[tokio::test]
+    async fn session_that_was_asked_to_end_does_not_continue_elsewhere() {
+        let metrics = StateMetrics::new(&Registry::new()).unwrap();
+        let state = SharedState::new(2, 0, metrics);
+        let address = ([127, 0, 0, 1], 1).into();
+        let record = SessionRecord {
+            id: SessionId(5),
+            age: Default::default(),
+            idle: Default::default(),
+            bytes: [0, 0],
+            identity: PeerIdentity::default(),
+            addresses: [address; 2],
+        };
+        let adopt = || ActiveSession::adopt(&state, record.clone(), Instant::now());
+        let stopped = adopt();
+        assert!(state.stop_session(stopped.session().id, EndCause::Router));
+        let stopped = stopped.try_hand_over().unwrap_err();
+        assert_eq!(state.counts().active, 1, "it is still here");
+        stopped.finish(EndCause::Router);
+        let moving = adopt();
+        let id = moving.session().id;
+        moving.try_hand_over().unwrap();
+        assert!(!state.stop_session(id, EndCause::Router));
+        assert_eq!(state.counts().active, 0);
     }
 }

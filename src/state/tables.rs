@@ -71,6 +71,15 @@ impl StateTables {
         }
     }
 
+    /// Removes a session that continues elsewhere, unless it was asked to end. Returns whether it was removed.
+    pub(super) fn remove_unless_stopped(&mut self, session: &Session) -> bool {
+        let is_removed = !session.signal.is_asked_to_end();
+        if is_removed {
+            self.end_session(session.id);
+        }
+        is_removed
+    }
+
     /// Removes expired keys and returns their numbers. Examines at most `limit` keys.
     pub(super) fn expire(&mut self, now: Instant, limit: usize) -> Vec<KeyId> {
         self.keys.expire(self.pauses.to_running_time(now), limit)

@@ -162,7 +162,7 @@ impl SessionTask {
         let left = match (first.into_std(), second.into_std(), to) {
             (Ok(first), Ok(second), SessionDestination::Worker(number)) => {
                 self.continue_on_worker(number, [first, second], forward);
-                Ok(())
+                Ok(Transition::Pending)
             }
             (Ok(first), Ok(second), SessionDestination::Elsewhere(to)) => forward
                 .into_in_flight()
@@ -170,13 +170,10 @@ impl SessionTask {
             // A store that keeps the session closes its duplicates when it hears that it has ended.
             (Err(error), ..) | (_, Err(error), _) => Err(error),
         };
-        match left {
-            Ok(()) => Transition::Pending,
-            Err(error) => {
-                error!(session = session.id.0, %error, "session lost: it cannot leave its thread");
-                Transition::End(EndCause::Error)
-            }
-        }
+        left.unwrap_or_else(|error| {
+            error!(session = session.id.0, %error, "session lost: it cannot leave its thread");
+            Transition::End(EndCause::Error)
+        })
     }
 
     /// Passes the session on to another thread. Only the two threads know that it has moved.
@@ -200,34 +197,40 @@ impl SessionTask {
         sockets: [std::net::TcpStream; 2],
         in_flight: [Vec<u8>; 2],
         to: oneshot::Sender<DetachedSession>,
-    ) {
-        if let Some(active) = self.active.take() {
-            let is_lingering = !active.session().is_forwarding();
-            let record = active.hand_over();
-            let traceparent = self.trace.traceparent();
-            std::mem::take(&mut self.trace).end(DEPARTED, record.total_bytes());
-            debug!(
-                session = record.id.0,
-                bytes = record.total_bytes(),
-                "session continues elsewhere"
-            );
-            // A second request for the session is dropped.
-            drop(self.context.detach_requests.take(record.id));
-            let KeptFacts { balances, is_stored } = self.context.kept.detach(record.id);
-            let detached = DetachedSession {
-                record,
-                sockets,
-                in_flight,
-                balances,
-                is_stored,
-                is_lingering,
-                traceparent,
-            };
-            if let Err(detached) = to.send(detached) {
-                // The task that asked for it no longer waits.
-                attach(&self.context, detached);
+    ) -> Transition {
+        let Some(active) = self.active.take() else {
+            return Transition::Pending;
+        };
+        let is_lingering = !active.session().is_forwarding();
+        let record = match active.try_hand_over() {
+            Ok(record) => record,
+            Err(active) => {
+                // It goes on here, where its task sees the request to end.
+                self.active = Some(active);
+                let forward = Forward::resume(&in_flight);
+                return Transition::To(SessionStage::New { sockets, forward });
             }
+        };
+        let traceparent = self.trace.traceparent();
+        std::mem::take(&mut self.trace).end(DEPARTED, record.total_bytes());
+        debug!(session = record.id.0, bytes = record.total_bytes(), "session continues elsewhere");
+        // A second request for the session is dropped.
+        drop(self.context.detach_requests.take(record.id));
+        let KeptFacts { balances, is_stored } = self.context.kept.detach(record.id);
+        let detached = DetachedSession {
+            record,
+            sockets,
+            in_flight,
+            balances,
+            is_stored,
+            is_lingering,
+            traceparent,
+        };
+        if let Err(detached) = to.send(detached) {
+            // The task that asked for it no longer waits.
+            attach(&self.context, detached);
         }
+        Transition::Pending
     }
 
     /// Polls one stage after the other, until one is pending or the session is over here.

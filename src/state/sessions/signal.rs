@@ -33,6 +33,11 @@ impl SessionSignal {
         self.notify();
     }
 
+    /// Whether the session was asked to end.
+    pub(in crate::state) fn is_asked_to_end(&self) -> bool {
+        self.requests.lock().end.is_some()
+    }
+
     /// Asks the session to end if nothing has moved since `since`. The clock alone cannot tell: the process may have been
     /// stopped for a while, and bytes may be waiting.
     pub(super) fn request_idle_check(&self, since: Instant) {

@@ -1,4 +1,4 @@
-//! Configures the memory allocator of the C library.
+//! The memory allocator of the C library: how it is set up, and when it gives memory back.
 
 /// Makes all threads share one arena of the C library, which otherwise creates several. Sessions move between threads: with
 /// several arenas, the memory that a session frees when it moves would stay in the arena of its former thread, and the process
@@ -16,3 +16,17 @@ pub fn use_one_arena() {
 /// Does nothing: other C libraries have one heap for all threads.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn use_one_arena() {}
+
+/// Gives memory that is free back to the system, wherever in the heap it is. By itself, the C library gives back only what is
+/// free at the end of the heap, and one small allocation that lives on there keeps everything. Takes some milliseconds for
+/// 100 MB, during which other threads cannot allocate.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn release_free_memory() {
+    // SAFETY: the call may be made at any time, from any thread.
+    #[expect(unsafe_code, reason = "no safe library has this call")]
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// Does nothing: other C libraries give memory back by themselves.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn release_free_memory() {}

@@ -4,6 +4,7 @@ mod config_watch;
 mod data_plane;
 mod drain;
 mod error;
+mod free_memory;
 mod keeping;
 mod listeners;
 pub(crate) mod machine;

@@ -14,6 +14,7 @@ use crate::router::suspend::SuspendedLink;
 
 use super::drain;
 use super::error::RunError;
+use super::free_memory;
 use super::listeners::RunningListeners;
 use super::parts::RelayParts;
 use super::stop::{StopTokens, Stopped};
@@ -26,6 +27,7 @@ pub(super) struct Tasks {
     key_expiry: JoinHandle<()>,
     reloads: JoinHandle<()>,
     load_watch: JoinHandle<()>,
+    free_memory: JoinHandle<()>,
     peer_side: Peers,
     sessions: SessionManager,
 }
@@ -64,7 +66,8 @@ impl Tasks {
                 key_expiry.expire_keys().await;
             }),
             reloads: spawn_until(everything.clone(), reloader.run()),
-            load_watch: spawn_until(everything, load_watch.run()),
+            load_watch: spawn_until(everything.clone(), load_watch.run()),
+            free_memory: spawn_until(everything, async move { free_memory::run(&handle).await }),
             peer_side: peers,
             sessions,
         }
@@ -81,6 +84,7 @@ impl Tasks {
             _ = &mut self.key_expiry => TaskEvent::Failed("expiry"),
             _ = &mut self.reloads => TaskEvent::Failed("reload"),
             _ = &mut self.load_watch => TaskEvent::Failed("load"),
+            _ = &mut self.free_memory => TaskEvent::Failed("memory"),
         }
     }
 
@@ -139,6 +143,7 @@ impl Tasks {
         wait_for_end(self.key_expiry).await;
         wait_for_end(self.reloads).await;
         wait_for_end(self.load_watch).await;
+        wait_for_end(self.free_memory).await;
         stopped
     }
 
@@ -151,6 +156,7 @@ impl Tasks {
         wait_for_end(self.key_expiry).await;
         wait_for_end(self.reloads).await;
         wait_for_end(self.load_watch).await;
+        wait_for_end(self.free_memory).await;
     }
 }
 

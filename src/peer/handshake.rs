@@ -98,6 +98,16 @@ impl PendingPeer {
         })
     }
 
+    /// Whether the connection, which is not admitted, is a health check of a proxy; see [`proxied::is_health_check`].
+    pub(super) async fn is_health_check(
+        self,
+        pending: &mut PendingConnection,
+        suspend: &CancellationToken,
+    ) -> bool {
+        let deadline = self.accepted + FIRST_MESSAGE_TIMEOUT;
+        proxied::is_health_check(self.stream, deadline, pending, suspend).await
+    }
+
     /// Returns where the peer connects from.
     pub(super) fn address(&self) -> SocketAddr {
         self.address

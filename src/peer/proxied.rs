@@ -77,6 +77,28 @@ fn or_health_check(reader: &ProxyHeaderReader) -> impl FnOnce(ProxyHeaderError) 
     }
 }
 
+/// Whether a connection that a proxy made on its own behalf, and that is not admitted, is a health check: it ends before it
+/// brings anything. Waits until the deadline, unless the connection has to make room or is suspended before.
+pub(super) async fn is_health_check(
+    stream: std::net::TcpStream,
+    deadline: Instant,
+    pending: &mut PendingConnection,
+    suspend: &CancellationToken,
+) -> bool {
+    let Ok(stream) = TcpStream::from_std(stream) else { return false };
+    let mut byte = [0];
+    tokio::select! {
+        biased;
+        peeked = deadline::timeout_at(deadline, stream.peek(&mut byte)) => match peeked {
+            Ok(Ok(bytes)) => bytes == 0,
+            Ok(Err(error)) => is_connection_error(&error),
+            Err(_) => false,
+        },
+        _ = pending.wait_for_eviction() => false,
+        () = suspend.cancelled() => false,
+    }
+}
+
 /// Replaces how a connection ended that a proxy made on its own behalf by a health check, if it was one.
 pub(super) fn conceal_health_check(error: PeerError) -> PeerError {
     match error {

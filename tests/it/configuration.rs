@@ -360,6 +360,22 @@ fn limits_on_addresses_and_bandwidth_have_defaults() {
 }
 
 #[test]
+fn proxy_protocol_from_everywhere_causes_a_warning() {
+    let warnings = |networks: &str| {
+        let settings = format!(r#""ProxyProtocolFrom": [{networks}]"#);
+        Case::new().complete(&settings).warnings()
+    };
+    assert_eq!(warnings(r#""192.0.2.0/24", "2001:db8::/32""#), [""; 0]);
+    for everywhere in ["0.0.0.0/0", "::/0"] {
+        let found = warnings(&format!(r#""192.0.2.1", "{everywhere}""#));
+        assert!(
+            found[0].contains(&format!("contains {everywhere}: anyone can claim")),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn limit_of_one_user_that_is_never_reached_causes_a_warning() {
     let config = Case::new().complete("").config();
     assert_eq!((config.max_sessions_per_user, config.max_sessions_per_host), (None, None));

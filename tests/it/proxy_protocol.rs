@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::TextEncoder;
 use relay_lab::log::CapturedLog;
-use relay_lab::relay::Lab;
+use relay_lab::relay::{Lab, config};
 use relay_lab::router::Options;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -122,6 +122,57 @@ async fn health_checks_are_not_logged() {
     drop(send(&lab, &[b"PROXY UNKNOWN\r\n"]).await);
     reads(&lab, "closed", 3).await;
     assert!(!log.text().contains("peer refused"), "{}", log.text());
+}
+
+/// `AllowPeers` lists peers, and the proxy itself is none.
+#[tokio::test]
+async fn health_checks_of_a_proxy_that_may_not_be_a_peer_are_not_logged() {
+    let log = CapturedLog::start();
+    let lab = lab(&[("ProxyProtocolFrom", "127.0.0.1"), ("AllowPeers", "203.0.113.0/24")]).await;
+    drop(send(&lab, &[LOCAL]).await);
+    drop(send(&lab, &[b"PROXY UNKNOWN\r\n"]).await);
+    reads(&lab, "closed", 2).await;
+    assert!(!log.text().contains("peer refused"), "{}", log.text());
+    // Something else than a check is named.
+    let message = lab.router.introduce().await.unwrap().first_bytes().unwrap();
+    let _peer = send(&lab, &[LOCAL, &message]).await;
+    reads(&lab, "denied", 1).await;
+    assert!(log.text().contains("AllowPeers does not contain its address"), "{}", log.text());
+    pair(&lab, &[V1], &[&v2([203, 0, 113, 8])]).await;
+}
+
+/// Connections of one proxy for several peers do not share the limit of an address, and those for one peer do.
+#[tokio::test]
+async fn pending_connections_are_limited_for_each_peer_and_not_for_the_proxy() {
+    let settings = [("ProxyProtocolFrom", "127.0.0.1"), ("MaxPendingPeersPerAddress", "2")];
+    let lab = lab(&settings).await;
+    let mut silent = Vec::new();
+    for number in 1..=8 {
+        silent.push(send(&lab, &[&v2([203, 0, 113, number / 2])]).await);
+    }
+    pair(&lab, &[&v2([203, 0, 113, 99])], &[&v2([203, 0, 113, 98])]).await;
+    reads(&lab, "pending_limit", 0).await;
+    // The third of one address takes the place of the one that has been silent the longest.
+    silent.push(send(&lab, &[&v2([203, 0, 113, 1])]).await);
+    reads(&lab, "pending_limit", 1).await;
+}
+
+#[tokio::test]
+async fn reload_changes_which_proxies_are_believed_and_ends_no_session() {
+    let lab = lab(&[]).await;
+    let mut before = lab.router.introduce().await.unwrap().session().await.unwrap();
+    let reload = |settings: &[(&str, &str)]| {
+        let (router, key) = (lab.router.address(), lab.router.public_key());
+        let port = lab.relay.address().port();
+        lab.relay.handle().reload(&config(router, key, port, settings).unwrap());
+    };
+    reload(&[("ProxyProtocolFrom", "127.0.0.1")]);
+    pair(&lab, &[V1], &[&v2([203, 0, 113, 8])]).await;
+    reload(&[]);
+    let _proxied = send(&lab, &[V1]).await;
+    reads(&lab, "bad_message", 1).await;
+    before.0.write_all(b"y").await.unwrap();
+    before.1.read_exact(&mut [0]).await.unwrap();
 }
 
 #[tokio::test]

@@ -131,6 +131,10 @@ enum Command {
     #[cfg(target_os = "linux")]
     #[command(hide = true)]
     BenchCopy { listen: SocketAddr, to: SocketAddr },
+    /// Runs the bare loop of `bench`
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    BenchFloor { listen: SocketAddr, to: SocketAddr },
 }
 
 #[cfg(target_os = "linux")]
@@ -152,7 +156,7 @@ struct BenchArguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "haproxy,haproxy-splice,nginx,copy,direct"
+        default_value = "haproxy,haproxy-splice,nginx,copy,floor,direct"
     )]
     against: Vec<bench::Baseline>,
     /// Programs of relays to measure [default: aspia_relay in the directory of this program]
@@ -265,15 +269,14 @@ async fn run(command: Command) -> io::Result<()> {
         Command::Fleet(arguments) => run_fleet(&arguments).await,
         #[cfg(target_os = "linux")]
         Command::Bench(arguments) => run_bench(arguments).await,
-        // On one thread, like the single-threaded forwarders that it stands for.
         #[cfg(target_os = "linux")]
         Command::BenchCopy { listen, to } => {
-            let work = move || {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?
-                    .block_on(bench::serve_copy(listen, to))
-            };
+            let work = move || bench::serve_copy(listen, to);
+            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        }
+        #[cfg(target_os = "linux")]
+        Command::BenchFloor { listen, to } => {
+            let work = move || bench::serve_floor(listen, to);
             tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
         }
     }

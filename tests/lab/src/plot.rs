@@ -10,7 +10,8 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 320.0;
 /// Margin for texts around a chart.
 const MARGIN: f64 = 48.0;
-const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555"];
+const COLOURS: [&str; 7] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555", "#56b4e9"];
 
 /// A chart.
 #[derive(Debug, Clone)]

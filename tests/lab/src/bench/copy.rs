@@ -9,11 +9,16 @@ use tokio::net::{TcpListener, TcpStream};
 /// Bytes that each direction keeps.
 const BUFFER: usize = 8 * 1024;
 
-/// Forwards connections to `listen` to `to`, for ever, on the thread of its runtime.
+/// Forwards connections to `listen` to `to`, for ever, on this thread, like the single-threaded forwarders that it stands for.
 ///
 /// # Errors
 /// If it cannot listen.
-pub async fn serve(listen: SocketAddr, to: SocketAddr) -> io::Result<()> {
+pub fn serve(listen: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(forward(listen, to))
+}
+
+async fn forward(listen: SocketAddr, to: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     loop {
         let Ok((mut near, _)) = listener.accept().await else {

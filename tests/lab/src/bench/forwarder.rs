@@ -38,7 +38,7 @@ pub(super) fn program(baseline: Baseline) -> Result<(), String> {
     let needed = match baseline {
         Baseline::Haproxy | Baseline::HaproxySplice => ["/usr/sbin/haproxy"].as_slice(),
         Baseline::Nginx => &["/usr/sbin/nginx", NGINX_STREAM],
-        Baseline::Copy | Baseline::Direct => &[],
+        Baseline::Copy | Baseline::Floor | Baseline::Direct => &[],
     };
     match needed.iter().find(|path| !Path::new(path).exists()) {
         Some(missing) => Err(format!(
@@ -123,9 +123,11 @@ impl Lab {
         let connections = sessions + 500;
         let (command, route) = match who {
             Who::Baseline(Baseline::Direct) => (None, Route::Through(far.address)),
-            Who::Baseline(Baseline::Copy) => {
+            Who::Baseline(baseline @ (Baseline::Copy | Baseline::Floor)) => {
+                let is_floor = *baseline == Baseline::Floor;
+                let name = if is_floor { "bench-floor" } else { "bench-copy" };
                 let mut command = self.command(std::env::current_exe()?);
-                command.args(["bench-copy", &front.to_string(), &far.address.to_string()]);
+                command.args([name, &front.to_string(), &far.address.to_string()]);
                 (Some(command), Route::Through(front))
             }
             Who::Baseline(baseline @ (Baseline::Haproxy | Baseline::HaproxySplice)) => {

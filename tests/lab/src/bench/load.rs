@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::forwarder::{Forwarder, TOKEN};
+use super::meter::Machine;
 use super::report::Figures;
 use super::x25519::x25519;
 use super::{Kind, meter};
@@ -68,7 +69,7 @@ impl Load {
         match kind {
             Kind::Bulk => each(&[1, 16, 64], |sessions| Self::Bulk { sessions, both: false }),
             Kind::BulkBoth => each(&[1, 16, 64], |sessions| Self::Bulk { sessions, both: true }),
-            Kind::Desktop => each(&[10, 100, 400], |sessions| Self::Desktop { sessions }),
+            Kind::Desktop => each(&[10, 50, 100, 400], |sessions| Self::Desktop { sessions }),
             Kind::PingPong => vec![Self::PingPong { size: 64 }, Self::PingPong { size: 4096 }],
             Kind::Churn => vec![Self::Churn],
             Kind::Waiting => vec![Self::Waiting { peers: 10 }, Self::Waiting { peers: 5000 }],
@@ -126,27 +127,53 @@ impl Load {
     }
 }
 
-/// The cost of a measured period.
+/// The cost of a measured period, all in seconds.
 struct Window {
+    /// CPU time of the forwarder.
     cpu: f64,
+    /// CPU time of the whole machine, this load included.
+    machine: f64,
     seconds: f64,
+}
+
+/// A measurement that has begun.
+struct Begun {
+    cpu: f64,
+    machine: Machine,
+    at: Instant,
+}
+
+impl Begun {
+    /// Begins now.
+    fn now(forwarder: &Forwarder) -> Self {
+        // The forwarder last, since reading its figures takes CPU time of the machine.
+        let cpu = meter(forwarder).cpu;
+        Self { cpu, machine: Machine::now(), at: Instant::now() }
+    }
+
+    /// Ends now.
+    fn end(&self, forwarder: &Forwarder) -> Window {
+        let seconds = self.at.elapsed().as_secs_f64();
+        let machine = Machine::now().cpu_since(&self.machine);
+        Window { cpu: meter(forwarder).cpu - self.cpu, machine, seconds }
+    }
 }
 
 /// Warms up, then measures. `mark` is called at the beginning and end of the measured period.
 async fn window(forwarder: &Forwarder, time: Duration, mut mark: impl FnMut()) -> Window {
     sleep(WARM_UP).await;
-    let (before, began) = (meter(forwarder).cpu, Instant::now());
+    let begun = Begun::now(forwarder);
     mark();
     sleep(time).await;
     mark();
-    let (seconds, cpu) = (began.elapsed().as_secs_f64(), meter(forwarder).cpu - before);
-    Window { cpu, seconds }
+    begun.end(forwarder)
 }
 
 /// Work per second, and per second of CPU time.
 fn rates(forwarder: &Forwarder, window: &Window, done: f64, unit: f64) -> Figures {
     let mut figures = Figures::default();
     figures.set("rate", done / unit / window.seconds);
+    figures.set("machine_cpu", window.machine / window.seconds);
     if forwarder.is_there() {
         figures.set("cpu", window.cpu / window.seconds);
         figures.set("per_cpu_s", done / unit / window.cpu);
@@ -429,8 +456,10 @@ async fn desktop(
     ended(sending)?;
     let messages = delays.messages.load(Ordering::Relaxed) as f64;
     let mut figures = rates(forwarder, &window, messages, 1.0);
+    let of_session = |cpu: f64| 1e3 * cpu / window.seconds / sessions as f64;
+    figures.set("machine_ms_session", of_session(window.machine));
     if forwarder.is_there() {
-        figures.set("cpu_ms_session", 1e3 * window.cpu / window.seconds / sessions as f64);
+        figures.set("cpu_ms_session", of_session(window.cpu));
     }
     let mut list = std::mem::take(&mut *delays.list.lock());
     figures.set_delays(&mut list);
@@ -483,20 +512,21 @@ async fn churn(forwarder: &Arc<Forwarder>) -> io::Result<Figures> {
     let (warm_up, measured) = SHORT_SESSIONS;
     short_sessions(forwarder, warm_up, &Arc::default()).await?;
     let agreed = x25519();
-    let (before, began) = (meter(forwarder).cpu, Instant::now());
+    let begun = Begun::now(forwarder);
     short_sessions(forwarder, measured, &failed).await?;
-    let (seconds, cpu) = (began.elapsed().as_secs_f64(), meter(forwarder).cpu - before);
+    let window = begun.end(forwarder);
     let failed = failed.load(Ordering::Relaxed);
     let sessions = measured.saturating_sub(failed) as f64;
-    let mut figures = rates(forwarder, &Window { cpu, seconds }, sessions, 1.0);
+    let mut figures = rates(forwarder, &window, sessions, 1.0);
+    figures.set("machine_us_session", 1e6 * window.machine / sessions);
     if forwarder.is_there() {
-        figures.set("cpu_us_session", 1e6 * cpu / sessions);
+        figures.set("cpu_us_session", 1e6 * window.cpu / sessions);
     }
     if forwarder.pairs() {
         // Before and after, since the speed of a shared machine varies.
         let agreed = f64::midpoint(agreed, x25519());
         figures.set("x25519_us", agreed);
-        figures.set("us_less_x25519", 1e6 * cpu / sessions - agreed);
+        figures.set("us_less_x25519", 1e6 * window.cpu / sessions - agreed);
     }
     figures.set("failed", failed as f64);
     Ok(figures)

@@ -5,6 +5,7 @@
 //! that a drift in the machine's speed affects all of them alike. Compare ratios of medians.
 
 mod copy;
+mod floor;
 mod forwarder;
 mod load;
 pub(crate) mod meter;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use copy::serve as serve_copy;
+pub use floor::serve as serve_floor;
 pub use report::Results;
 
 use forwarder::{Forwarder, Lab};
@@ -35,6 +37,8 @@ pub enum Baseline {
     Nginx,
     /// One thread, 8 KiB for each direction of each session, as the original relay does.
     Copy,
+    /// Nothing but epoll, receiving and sending: what the two connections cost in the kernel.
+    Floor,
     /// No forwarder: the peers are connected directly.
     Direct,
 }
@@ -58,6 +62,18 @@ pub enum Kind {
     Idle,
     /// Memory after bursts in many sessions, some of which had to be buffered.
     Burst,
+}
+
+impl Baseline {
+    /// The forwarder of this name.
+    fn named(name: &str) -> Option<Self> {
+        clap::ValueEnum::from_str(name, false).ok()
+    }
+
+    /// Whether it is a proxy that people use, which the relay should not be worse than.
+    fn is_proxy(self) -> bool {
+        matches!(self, Self::Haproxy | Self::HaproxySplice | Self::Nginx)
+    }
 }
 
 /// Parameters of a benchmark.
@@ -187,6 +203,8 @@ mod tests {
             ("bulk-both 2", "rate"),
             ("desktop 2", "p99_us"),
             ("desktop 2", "rate"),
+            ("desktop 2", "machine_ms_session"),
+            ("bulk 2", "machine_cpu"),
             ("ping-pong 64 B", "p50_us"),
             ("ping-pong 4096 B", "p50_us"),
             ("churn", "rate"),

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::load::percentile;
-
 use crate::plot::{self, Chart};
+
+use super::Baseline;
 
 /// The figures of one run, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -13,8 +14,12 @@ pub(super) struct Figures(BTreeMap<&'static str, f64>);
 
 /// Descriptions of figures for people.
 const LEGEND: &str = "rate and per_cpu_s: MB (bulk), messages, or sessions a second, and for each second of CPU of the \
-                      forwarder; cpu: cores; p50_us …: delay of events, or of a round trip; pss, files: bytes of \
-                      user memory and descriptors; x25519: three operations, as many as a session needs";
+                      forwarder; cpu: cores; machine_…: CPU of the whole machine, the load and everything \
+                      else that ran included; p50_us …: delay of events, or of a round trip; pss, files: bytes of \
+                      user memory and descriptors; x25519: three operations, as many as a session needs; it / proxy: to the best of HAProxy \
+                      and nginx";
+/// Figures of which more is better; of all others, less is.
+const MORE_IS_BETTER: [&str; 2] = ["rate", "per_cpu_s"];
 
 impl Figures {
     pub(super) fn set(&mut self, name: &'static str, value: f64) {
@@ -108,23 +113,57 @@ impl Results {
             .and_then(|(_, _, spreads)| spreads.get(figure).map(|[_, median, _]| *median))
     }
 
-    /// A table for people: medians with their spread, and the ratio of ours to each other forwarder.
+    /// The best median of a figure among the forwarders that fit.
+    fn best(&self, load: &str, figure: &str, fits: fn(Baseline) -> bool) -> Option<f64> {
+        let medians = self
+            .rows()
+            .filter(|(row_load, who, _)| {
+                *row_load == load && Baseline::named(who).is_some_and(fits)
+            })
+            .filter_map(|(_, _, spreads)| spreads.get(figure).map(|[_, median, _]| *median));
+        if MORE_IS_BETTER.contains(&figure) {
+            medians.reduce(f64::max)
+        } else {
+            medians.reduce(f64::min)
+        }
+    }
+
+    /// The ratios of a median to that of the best proxy and to that of the floor, as far as there are any.
+    fn ratios(&self, load: &str, figure: &str, median: f64) -> [Option<f64>; 2] {
+        let fits: [fn(Baseline) -> bool; 2] = [Baseline::is_proxy, |it| it == Baseline::Floor];
+        fits.map(|fits| Some(median / self.best(load, figure, fits)?).filter(|it| it.is_finite()))
+    }
+
+    /// A table for people: medians with their spread, the ratio of ours to each other forwarder, and the ratios of each to the
+    /// best proxy and to the floor.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "\n{:22} {:16} {:16} {:>10}  {:>21}  {:>10}\n",
-            "load", "forwarder", "figure", "median", "smallest – largest", "ours / it"
+            "\n{:22} {:16} {:18} {:>10}  {:>21}  {:>10}  {:>10}  {:>10}\n",
+            "load",
+            "forwarder",
+            "figure",
+            "median",
+            "smallest – largest",
+            "ours / it",
+            "it / proxy",
+            "it / floor"
         );
         for (load, who, spreads) in self.rows() {
             for (figure, [least, median, most]) in &spreads {
                 let ours = self.ours.as_deref().filter(|ours| *ours != who);
                 let ratio = ours
                     .and_then(|ours| self.median(load, ours, figure))
-                    .map(|ours| format!("{:.3}", ours / median))
+                    .map(|ours| ours / median)
+                    .filter(|ratio| ratio.is_finite())
+                    .map(|ratio| format!("{ratio:.3}"))
                     .unwrap_or_default();
+                let [proxy, floor] = self
+                    .ratios(load, figure, *median)
+                    .map(|ratio| ratio.map(|ratio| format!("{ratio:.3}")).unwrap_or_default());
                 let range = format!("{} – {}", short(*least), short(*most));
                 let _ = writeln!(
                     text,
-                    "{load:22} {who:16} {figure:16} {:>10}  {range:>21}  {ratio:>10}",
+                    "{load:22} {who:16} {figure:18} {:>10}  {range:>21}  {ratio:>10}  {proxy:>10}  {floor:>10}",
                     short(*median)
                 );
             }
@@ -141,21 +180,31 @@ impl Results {
             .map(|(load, forwarders)| {
                 let forwarders: serde_json::Map<_, _> = forwarders
                     .iter()
-                    .map(|(who, runs)| {
-                        let figures: serde_json::Map<_, _> = Self::spreads(runs)
-                            .into_iter()
-                            .map(|(figure, [least, median, most])| {
-                                let figures = serde_json::json!({ "min": least, "median": median, "max": most });
-                                (figure.to_owned(), figures)
-                            })
-                            .collect();
-                        (who.clone(), figures.into())
-                    })
+                    .map(|(who, runs)| (who.clone(), self.figures_json(load, runs)))
                     .collect();
                 (load.clone(), forwarders.into())
             })
             .collect();
         serde_json::json!({ "ours": self.ours, "loads": loads })
+    }
+
+    /// The figures of a forwarder under a load.
+    fn figures_json(&self, load: &str, runs: &[Figures]) -> serde_json::Value {
+        let figures: serde_json::Map<_, _> = Self::spreads(runs)
+            .into_iter()
+            .map(|(figure, [least, median, most])| {
+                let [proxy, floor] = self.ratios(load, figure, median);
+                let figures = serde_json::json!({
+                    "min": least,
+                    "median": median,
+                    "max": most,
+                    "to_best_proxy": proxy,
+                    "to_floor": floor,
+                });
+                (figure.to_owned(), figures)
+            })
+            .collect();
+        figures.into()
     }
 
     /// Two charts of the desktop load: p99 of the delay, and CPU, by the number of sessions.
@@ -208,10 +257,47 @@ mod tests {
         }
         let table = results.table();
         let row = table.lines().find(|line| line.contains("nginx")).unwrap();
-        assert!(row.ends_with("0.500") && row.contains("4.000"), "{row}");
+        assert!(row.contains("  0.500 ") && row.contains("4.000"), "{row}");
         let json = results.json();
         assert_eq!(json["loads"]["desktop 10"]["ours"]["cpu"]["median"], 2.0);
         assert!(results.svg().contains("nginx"));
+    }
+
+    #[test]
+    fn ratios_are_to_the_floor_and_to_the_best_proxy_but_the_floor_is_no_proxy() {
+        let mut results = Results::new(Some("ours".into()));
+        for (who, cpu, rate) in [
+            ("ours", 6.0, 6.0),
+            ("haproxy", 8.0, 3.0),
+            ("nginx", 12.0, 4.0),
+            ("copy", 1.0, 100.0),
+            ("floor", 3.0, 12.0),
+        ] {
+            let mut figures = figures(cpu);
+            figures.set("rate", rate);
+            results.add("bulk 1", who, figures);
+        }
+        let ours = &results.json()["loads"]["bulk 1"]["ours"];
+        assert_eq!(ours["cpu"]["to_best_proxy"], 0.75);
+        assert_eq!(ours["cpu"]["to_floor"], 2.0);
+        assert_eq!(ours["rate"]["to_best_proxy"], 1.5);
+        assert_eq!(ours["rate"]["to_floor"], 0.5);
+        let table = results.table();
+        let row = table.lines().find(|line| line.contains("ours             cpu")).unwrap();
+        let words: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(words[words.len() - 2..], ["0.750", "2.000"]);
+        let row = table.lines().find(|line| line.contains("nginx            rate")).unwrap();
+        assert!(row.ends_with("     1.500       1.000       0.333"), "{row}");
+    }
+
+    #[test]
+    fn nothing_is_shown_as_a_ratio_without_a_proxy_or_a_floor() {
+        let mut results = Results::new(Some("ours".into()));
+        results.add("idle 1", "ours", figures(1.0));
+        results.add("idle 1", "floor", figures(0.0));
+        assert!(!results.table().contains("inf") && !results.table().contains("NaN"));
+        let cpu = &results.json()["loads"]["idle 1"]["ours"]["cpu"];
+        assert!(cpu["to_best_proxy"].is_null() && cpu["to_floor"].is_null(), "{cpu}");
     }
 
     #[test]

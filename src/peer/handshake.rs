@@ -82,6 +82,7 @@ impl PendingPeer {
             proxied::read_header(stream, received.expose(), deadline, pending, suspend).await?;
         Ok(match end {
             HeaderEnd::Read(stream, source) => {
+                let source = proxied::recognise_own_address(source, address);
                 let address = match source {
                     ProxySource::Peer(address) => address,
                     ProxySource::Proxy => address,

@@ -23,6 +23,16 @@ pub(super) fn is_proxy(address: SocketAddr, config: &Config) -> bool {
     !proxies.is_empty() && proxies.contains(address.ip().to_canonical())
 }
 
+/// Recognises a header that names the proxy's own end of the connection: the proxy then connects on its own behalf. HAProxy
+/// checks servers in this way with version 1; with version 2 it says `LOCAL`.
+pub(super) fn recognise_own_address(source: ProxySource, proxy: SocketAddr) -> ProxySource {
+    let canonical = |address: SocketAddr| (address.ip().to_canonical(), address.port());
+    match source {
+        ProxySource::Peer(named) if canonical(named) == canonical(proxy) => ProxySource::Proxy,
+        source => source,
+    }
+}
+
 /// How far a connection of a proxy came.
 pub(super) enum HeaderEnd {
     /// Its header is complete, and says on whose behalf it connects.

@@ -17,7 +17,11 @@ mod ipv6;
 #[cfg(target_os = "linux")]
 mod page;
 #[cfg(target_os = "linux")]
+mod peer_proxy;
+#[cfg(target_os = "linux")]
 mod proxy;
+#[cfg(target_os = "linux")]
+mod proxy_process;
 
 use std::process::ExitCode;
 
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         deploy::TESTS,
         ipv6::TESTS,
         page::TESTS,
+        peer_proxy::TESTS,
         proxy::TESTS,
     ];
     #[cfg(not(target_os = "linux"))]

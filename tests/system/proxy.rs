@@ -1,21 +1,18 @@
 //! The proxy configurations of `deploy/proxy` in front of a real relay: requests of the page work, and those of other sites are
 //! refused.
 
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use relay_lab::http::{Answer, request_over_tls};
 use relay_lab::relay::Lab;
 use relay_lab::router::Options;
-use tempfile::TempDir;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::harness::tests;
+use crate::proxy_process::{ProxyProcess, adapt};
 
 tests! {
     page_works_behind_nginx,
@@ -25,69 +22,42 @@ tests! {
 const NAME: &str = "relays.example.net";
 const TOKEN: &str = "Authorization: Bearer a-long-random-text";
 
-/// A proxy that runs until it is dropped.
+/// A proxy that speaks TLS.
 struct Proxy {
-    child: Child,
-    address: SocketAddr,
+    process: ProxyProcess,
     client: Arc<ClientConfig>,
-    _directory: TempDir,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // SIGTERM also ends the workers of the proxy; SIGKILL would leave them behind.
-        let id = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-s", "TERM", &id]).status();
-        let _ = self.child.wait();
-    }
 }
 
 impl Proxy {
     /// Starts a proxy, without which the test cannot run. `write` writes its configuration into a directory that contains
     /// `cert.pem` and `key.pem`, and returns its arguments.
     async fn start(program: &str, port: u16, write: impl FnOnce(&Path) -> Vec<String>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
         let certificate = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
         let pem = certificate.cert.pem();
-        std::fs::write(directory.path().join("cert.pem"), &pem).unwrap();
         let key = certificate.signing_key.serialize_pem();
-        std::fs::write(directory.path().join("key.pem"), key).unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let arguments = write(directory.path());
-        let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("HOME", directory.path())
-            .env("XDG_DATA_HOME", directory.path());
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let Ok(mut child) = command.spawn() else {
-            relay_lab::cannot_run(format!("{program} is missing"));
-        };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while tokio::net::TcpStream::connect(address).await.is_err() {
-            let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
-            assert!(child.try_wait().unwrap().is_none(), "{program} ended: {log}");
-            assert!(Instant::now() < deadline, "{program} does not listen: {log}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let process = ProxyProcess::start(program, port, |directory| {
+            std::fs::write(directory.join("cert.pem"), &pem).unwrap();
+            std::fs::write(directory.join("key.pem"), key).unwrap();
+            write(directory)
+        });
+        let process = process.await;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
         let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        Self { child, address, client: Arc::new(client), _directory: directory }
+        Self { process, client: Arc::new(client) }
     }
 
     async fn request(&self, request: &str, lines: &[&str]) -> Answer {
         let name = NAME.try_into().unwrap();
         let client = self.client.clone();
-        request_over_tls(self.address, name, client, request, lines).await.unwrap()
+        request_over_tls(self.process.address, name, client, request, lines).await.unwrap()
     }
 
     /// Checks what a browser sends for the page, and what other sites make it send.
     async fn check(&self, program: &str) {
         // Browsers include the port unless it is the default.
-        let host = format!("Host: {NAME}:{}", self.address.port());
-        let origin = format!("Origin: https://{NAME}:{}", self.address.port());
+        let host = format!("Host: {NAME}:{}", self.process.address.port());
+        let origin = format!("Origin: https://{NAME}:{}", self.process.address.port());
         let same = "Sec-Fetch-Site: same-origin";
         let ask = async |asked: &str, lines: &[&str]| {
             let lines = [&[host.as_str(), TOKEN][..], lines].concat();
@@ -112,14 +82,6 @@ impl Proxy {
 fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxy").join(name);
     std::fs::read_to_string(path).unwrap()
-}
-
-/// Replaces addresses and files of an example by those of this test. Each must occur.
-fn adapt(text: &str, changes: &[(&str, &str)]) -> String {
-    changes.iter().fold(text.to_owned(), |text, (from, to)| {
-        assert!(text.contains(from), "{from} is not in {text}");
-        text.replace(from, to)
-    })
 }
 
 /// Starts a relay whose `AdminHosts` contains the name of the proxy.

@@ -92,7 +92,8 @@ fn manual() -> Result<Vec<u8>, Box<dyn Error>> {
         ("/usr/share/doc/aspia-relay", "the whole documentation, and examples"),
         (
             "/usr/share/aspia-relay",
-            "alert rules for Prometheus, with a scrape configuration, and a dashboard for Grafana",
+            "alert rules for Prometheus, with a scrape configuration and modules for the blackbox exporter, and a dashboard \
+             for Grafana",
         ),
     ] {
         entry(&mut more, path, holds);

@@ -6,6 +6,8 @@
 mod harness;
 
 #[cfg(target_os = "linux")]
+mod blackbox;
+#[cfg(target_os = "linux")]
 mod chart;
 #[cfg(target_os = "linux")]
 mod containers;
@@ -30,6 +32,7 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
     let modules = [
+        blackbox::TESTS,
         chart::TESTS,
         chart::fd_store::TESTS,
         chart::kustomize::TESTS,

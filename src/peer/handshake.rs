@@ -99,8 +99,8 @@ impl PendingPeer {
         })
     }
 
-    /// Whether the connection, which is not admitted, is a health check of a proxy; see [`proxied::is_health_check`].
-    pub(super) async fn is_health_check(
+    /// Whether the connection, which is not admitted, turns out to be a health check of a proxy; see [`proxied::is_health_check`].
+    pub(super) async fn ends_as_health_check(
         self,
         pending: &mut PendingConnection,
         suspend: &CancellationToken,

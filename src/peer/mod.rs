@@ -335,7 +335,7 @@ impl Peers {
         let config = self.config.borrow().clone();
         if let Err(why) = self.admission.try_admit_peer(pending, *address, &config) {
             let may_be_check = matches!(source, ProxySource::Proxy);
-            let is_check = may_be_check && peer.is_health_check(pending, suspend).await;
+            let is_check = may_be_check && peer.ends_as_health_check(pending, suspend).await;
             return Err(if is_check { PeerError::HealthCheck } else { why.into() });
         }
         let end = handshake.run(peer, pending).await;

@@ -108,7 +108,7 @@ async fn connect(from: Ipv4Addr, proxy: &ProxyProcess) -> (TcpStream, SocketAddr
 
 /// Sends bytes from one end of a session to the other, and checks them.
 async fn transfer(from: &mut TcpStream, to: &mut TcpStream) {
-    let sent: Vec<u8> = (0..BYTES).map(|n| (n * 31 % 251) as u8).collect();
+    let sent: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
     let mut received = vec![0; BYTES];
     let (write, read) = tokio::join!(from.write_all(&sent), to.read_exact(&mut received));
     write.unwrap();

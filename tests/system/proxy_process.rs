@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A proxy that runs until it is dropped.
-pub struct ProxyProcess {
+pub(crate) struct ProxyProcess {
     child: Child,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     directory: TempDir,
 }
 
@@ -27,7 +27,11 @@ impl Drop for ProxyProcess {
 impl ProxyProcess {
     /// Starts a proxy that listens on this port, without which the test cannot run. `write` writes its configuration into a
     /// directory, and returns its arguments.
-    pub async fn start(program: &str, port: u16, write: impl FnOnce(&Path) -> Vec<String>) -> Self {
+    pub(crate) async fn start(
+        program: &str,
+        port: u16,
+        write: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let arguments = write(directory.path());
@@ -41,7 +45,7 @@ impl ProxyProcess {
         let Ok(child) = command.spawn() else {
             relay_lab::cannot_run(format!("{program} is missing"));
         };
-        let mut process = Self { child, address, directory: directory };
+        let mut process = Self { child, address, directory };
         process.wait_until_it_listens(program).await;
         process
     }
@@ -59,7 +63,7 @@ impl ProxyProcess {
 }
 
 /// Replaces addresses and files of an example by those of a test. Each must occur.
-pub fn adapt(text: &str, changes: &[(&str, &str)]) -> String {
+pub(crate) fn adapt(text: &str, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(text.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "{from} is not in {text}");
         text.replace(from, to)

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
 };
@@ -200,10 +200,11 @@ impl PipeLease {
 
     /// Takes out the `count` bytes that are in the pipe, and releases it.
     pub(super) fn into_bytes(self, count: usize) -> io::Result<Vec<u8>> {
+        let pipe = self.pipe()?;
         let mut bytes = vec![0; count];
         let mut filled = 0;
         while filled < count {
-            match rustix::io::read(&self.pipe()?.read, &mut bytes[filled..])? {
+            match retry_on_intr(|| rustix::io::read(&pipe.read, &mut bytes[filled..]))? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => filled += read,
             }

@@ -1,0 +1,3 @@
+//! Stands in for the state of the relay.
+
+pub(crate) mod sessions;

@@ -200,6 +200,6 @@ mod tests {
         average.add(Instant::now(), &cpu(0.5), places);
         let plan = average.plan(places);
         close(plan.session_cost, 0.01);
-        assert_eq!(plan.target(places, 1000), 150);
+        assert_eq!(plan.target(places, 1000), 88);
     }
 }

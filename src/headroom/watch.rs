@@ -155,19 +155,19 @@ mod tests {
         let gauge = load.gauge.clone();
         state.link_up();
         // Nothing is left: the keys of the base stay on offer.
-        assert_eq!(top_up(&state).offered, 20);
+        assert_eq!(top_up(&state).offered, 40);
         let task = tokio::spawn(load.run());
         assert_eq!(gauge.get(), 0.0);
         assert_eq!(readings.borrow().used.memory, Some(0.1));
         // Much is left again.
         used.store(20, Ordering::Relaxed);
         sleep(60 * PERIOD).await;
-        assert_eq!(top_up(&state).offered, 84);
+        assert_eq!(top_up(&state).offered, 88);
         assert!((gauge.get() - 0.8).abs() < 0.01, "{}", gauge.get());
         // Keys cannot be withdrawn.
         used.store(90, Ordering::Relaxed);
         sleep(60 * PERIOD).await;
-        assert_eq!(top_up(&state).offered, 84);
+        assert_eq!(top_up(&state).offered, 88);
         // At once, and not with the next measurement.
         settings.send_replace(follow("false"));
         sleep(Duration::from_millis(1)).await;

@@ -8,8 +8,10 @@
 //!   serves all that come.
 //! - **Keys cannot be withdrawn**, so a lower target only stops the topping up, and a higher one tops up at once. Keys beyond
 //!   the target disappear as the Router uses them. Therefore no more than [`MOST`] keys are offered: a relay that had offered
-//!   1 000 while it was idle would be sent 1 000 sessions, whatever they do to it. From 250 keys, the target falls by less than
-//!   the one key that a session uses on every machine that can carry more than 200 sessions, so it is followed exactly.
+//!   1 000 while it was idle would be sent 1 000 sessions, whatever they do to it. The share of them that follows the headroom
+//!   is 75 keys: a relay that was idle and becomes busy is ahead of the others for that many sessions at most, and one key is
+//!   1.3 % of a machine. On every machine that can carry more than 75 sessions, the target falls by less than the one key that
+//!   a session uses, so it is followed exactly.
 //! - **A new session counts at once.** The load is averaged over seconds, and in these seconds a busy Router gives out a
 //!   thousand sessions. If they all went to the relay that was ahead at the last measurement, that relay would be the one
 //!   behind at the next, and the relays would take turns for ever. So each session since the measurement lowers the target by
@@ -25,10 +27,10 @@ const MIN_FLOOR: usize = 8;
 const FLOOR_SHARE: f64 = 0.05;
 /// The maximum number of keys on offer. It is the same for all relays with a capacity of at least this, so that these offer the
 /// same number with the same headroom, whatever their `MaxPeerCount`.
-pub const MOST: usize = 250;
+pub const MOST: usize = 125;
 /// The share of [`MOST`] that is offered without any headroom. It is no less than the floor of a relay with 1 000 places, so
 /// that relays with little headroom still differ from each other.
-const BASE_SHARE: f64 = 0.2;
+const BASE_SHARE: f64 = 0.4;
 
 /// How the capacity of the relay is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,28 +180,28 @@ mod tests {
         let target = |capacity, left| plan(left).target(Places { capacity, used: 0 }, 1000);
         assert_eq!(
             [1.0, 0.5, 0.1, 0.0, -1.0].map(|left| target(1000, left)),
-            [250, 150, 70, 50, 50]
+            [125, 88, 58, 50, 50]
         );
-        assert_eq!([1.0, 0.5, 0.1, 0.0].map(|left| target(100, left)), [100, 60, 28, 20]);
+        assert_eq!([1.0, 0.5, 0.1, 0.0].map(|left| target(100, left)), [100, 70, 46, 40]);
         assert_eq!([1.0, 0.5, 0.1, 0.0].map(|left| target(10, left)), [10, 8, 8, 8]);
-        assert_eq!(target(1000, f64::NAN), 250);
+        assert_eq!(target(1000, f64::NAN), 125);
         // Little is free.
         let used = |used| plan(0.0).target(Places { capacity: 100, used }, 1000);
-        assert_eq!([0, 90, 99, 100, 101].map(used), [20, 10, 1, 0, 0]);
+        assert_eq!([0, 90, 99, 100, 101].map(used), [40, 10, 1, 0, 0]);
     }
 
     #[test]
     fn sessions_since_the_measurement_lower_the_target_at_once() {
         let plan = OfferPlan { headroom: 0.5, used: 100, session_cost: 0.002 };
         let target = |used| plan.target(Places { capacity: 1000, used }, usize::MAX);
-        assert_eq!([100, 105, 150, 400].map(target), [150, 148, 130, 50]);
+        assert_eq!([100, 105, 150, 400].map(target), [88, 87, 80, 50]);
         // Sessions that ended raise it.
-        assert_eq!(target(50), 170);
+        assert_eq!(target(50), 95);
     }
 
     #[test]
     fn places_count_like_any_resource() {
         let target = |used| plan(0.9).target(Places { capacity: 4000, used }, 1000);
-        assert_eq!([0, 400, 2000, 3000, 3990].map(target), [230, 230, 150, 100, 10]);
+        assert_eq!([0, 400, 2000, 3000, 3990].map(target), [118, 118, 88, 69, 10]);
     }
 }

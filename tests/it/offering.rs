@@ -226,7 +226,7 @@ async fn relay_shows_its_headroom_and_offers_everything_once_the_setting_is_off(
     let metrics = request(admin, "GET /metrics", &[], "").await.unwrap().body;
     assert!(metrics.contains("\naspia_relay_headroom_ratio "), "{metrics}");
     let offered = router.view().pool.len();
-    assert!((50..=250).contains(&offered), "{offered}");
+    assert!((50..=125).contains(&offered), "{offered}");
 
     write(
         &path,

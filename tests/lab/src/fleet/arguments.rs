@@ -19,7 +19,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', default_value = "5,10,20,10", value_parser = value_parser!(u16).range(1..=6400))]
     quotas: Vec<u16>,
     /// `MaxPeerCount` of each relay
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..=2000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = value_parser!(u16).range(1..=2000))]
     sessions: u16,
     /// Set `OfferByLoad` to false
     #[arg(long)]
@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 150, value_parser = value_parser!(u64).range(10..=3600), help_heading = "Load")]
     seconds: u64,
     /// New sessions per minute
-    #[arg(long, value_name = "N", default_value_t = 120, value_parser = value_parser!(u16).range(1..=3000), help_heading = "Load")]
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = value_parser!(u16).range(1..=3000), help_heading = "Load")]
     arrivals: u16,
     /// Rate of the messages of all sessions, in percent of the usual one
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000), help_heading = "Load")]

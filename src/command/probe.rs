@@ -15,7 +15,9 @@ pub(super) fn run(target: &ProbeTarget, format: OutputFormat) -> ExitResult {
     let report = run_until_stopped(&runtime, probe::run(&SystemNetwork, target));
     // A lookup that hangs blocks a thread of the runtime, which must not keep the program alive.
     runtime.shutdown_background();
-    let report = report?.ok_or_else(|| ExitError::failure("stopped before the probe had ended"))?;
+    let mut report =
+        report?.ok_or_else(|| ExitError::failure("stopped before the probe had ended"))?;
+    report.recheck_routes(probe::has_route);
     match format {
         OutputFormat::Text => output::write(&(report.lines().join("\n") + "\n"))?,
         OutputFormat::Json => output::write_json(&report.json())?,

@@ -75,8 +75,9 @@ impl PendingPeer {
         pending: &mut PendingConnection,
         suspend: &CancellationToken,
     ) -> Result<ProxiedPeer, PeerError> {
-        // A resumed one is as far as it was.
-        let Self { stream, address, accepted, received, guard: _, .. } = self;
+        let Self { stream, address, accepted, received, guard, .. } = self;
+        // A resumed one is as far as it was, and must not keep the relay from accepting others.
+        drop(guard);
         let deadline = accepted + FIRST_MESSAGE_TIMEOUT;
         let end =
             proxied::read_header(stream, received.expose(), deadline, pending, suspend).await?;

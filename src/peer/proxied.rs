@@ -105,7 +105,8 @@ pub(super) async fn is_health_check(
             Err(_) => false,
         },
         _ = pending.wait_for_eviction() => false,
-        () = suspend.cancelled() => false,
+        // It cannot be known any more, and checks are many.
+        () = suspend.cancelled() => true,
     }
 }
 

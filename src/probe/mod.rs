@@ -9,7 +9,7 @@ mod outcome;
 mod target;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -72,6 +72,17 @@ impl ProbeReport {
         self.addresses.iter().filter(|address| !address.outcome.is_relay()).count()
     }
 
+    /// Corrects what the errors of the system leave open: "no route" is also the answer of a router on the way, or of a firewall.
+    /// `has_route` says whether this machine itself has a route to an address.
+    pub fn recheck_routes(&mut self, has_route: impl Fn(SocketAddr) -> bool) {
+        for probed in &mut self.addresses {
+            let is_remote = probed.address.is_some_and(&has_route);
+            if probed.outcome == ProbeOutcome::NoRoute && is_remote {
+                probed.outcome = ProbeOutcome::Unreachable;
+            }
+        }
+    }
+
     /// The report as lines for people: one for each address, followed by what to do.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -110,6 +121,15 @@ impl ProbeReport {
             "left_out": self.left_out,
         })
     }
+}
+
+/// Whether this machine has a route to an address. Sends nothing.
+pub fn has_route(address: SocketAddr) -> bool {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
 }
 
 /// Probes every address of the target at the same time. A lookup takes at most [`LOOKUP_TIMEOUT`], an address at most 12 s.
@@ -338,6 +358,18 @@ mod tests {
             assert_eq!(report.is_reachable(), expected == ProbeOutcome::Relay);
             assert!(start.elapsed() <= 12 * SECOND, "{service:?}: {:?}", start.elapsed());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn address_without_a_route_on_the_way_is_a_failure() {
+        let no_route = Service::Fails(io::ErrorKind::NetworkUnreachable);
+        let mut report = probe(&[("192.0.2.1", Service::Relay), ("192.0.2.2", no_route)]).await;
+        report.recheck_routes(|_| false);
+        assert!(report.is_reachable(), "{report:?}");
+        report.recheck_routes(|_| true);
+        assert!(!report.is_reachable(), "{report:?}");
+        assert_eq!(report.addresses[1].outcome, ProbeOutcome::Unreachable);
+        assert!(has_route(([127, 0, 0, 1], 9).into()));
     }
 
     #[test]

@@ -167,8 +167,9 @@ async fn relay_sees_the_peers_behind_nginx() {
         let peers = [1, 2].map(|subnet| Ipv4Addr::new(127, 0, subnet, number));
         check_session(&lab, &proxy, peers).await;
     }
-    assert_eq!(outcome(&lab, "rate_limited"), 0);
+    wait_for_outcome(&lab, "paired", 20).await;
     assert_eq!(outcome(&lab, "paired"), 20);
+    assert_eq!(outcome(&lab, "rate_limited"), 0);
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,8 @@ for_each_router! {
     #[tokio::test]
     suspended_peers_are_resumed_in_the_same_relay;
     #[tokio::test]
+    peer_with_half_a_proxy_header_is_resumed_and_keeps_nobody_waiting;
+    #[tokio::test]
     recordings_are_refused_after_the_hand_over;
     #[tokio::test(start_paused = true)]
     deadlines_of_resumed_peers_count_from_when_they_were_accepted;
@@ -117,6 +119,46 @@ async fn suspended_peers_are_resumed_in_the_same_relay(setup: Setup) {
     relay.stop.cancel();
     assert!(run.await.unwrap().is_empty());
     is_closed(&mut client).await;
+}
+
+async fn peer_with_half_a_proxy_header_is_resumed_and_keeps_nobody_waiting(setup: Setup) {
+    let header =
+        |peer: u8| format!("PROXY TCP4 203.0.113.{peer} 192.0.2.5 5123 8070\r\n").into_bytes();
+    let listener = listen();
+    let relay = || {
+        let settings = [("ProxyProtocolFrom", "127.0.0.1")];
+        PeerRelay::with_settings(setup, &listener, KeptSessions::default(), &settings)
+    };
+    let (here, there) = (relay(), relay());
+    here.offer(0..2);
+    there.offer(0..2);
+    let run = here.run(Vec::new());
+    let connect = async |seed, bytes: &[u8]| {
+        let mut stream = introduce(setup, &listener, seed).dial().await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    };
+    let message = |seed| introduce(setup, &listener, seed).first_bytes().unwrap();
+    let (half, rest) = (header(1)[..20].to_vec(), header(1)[20..].to_vec());
+    let mut slow = connect(0, &half).await;
+    here.until(|relay| relay.pending() == 1.0).await;
+    let suspended = here.suspend(run).await;
+    assert!(suspended.len() == 1 && suspended[0].awaits_proxy_header);
+    let run = there.run(suspended);
+    // Others meet while the rest of its header has not arrived.
+    let mut client = connect(1, &[header(2), message(1)].concat()).await;
+    let mut host = connect(1, &[header(3), message(1)].concat()).await;
+    send_hello(&mut client, &mut host).await;
+    assert_eq!(there.pending(), 1.0, "the one that was resumed is still there");
+    // It is the peer that its whole header names.
+    slow.write_all(&[rest, message(0)].concat()).await.unwrap();
+    let mut partner = connect(0, &[header(4), message(0)].concat()).await;
+    send_hello(&mut slow, &mut partner).await;
+    let sessions = there.state.sessions();
+    let address = "203.0.113.1:5123".parse().unwrap();
+    assert!(sessions.iter().any(|session| session.addresses.contains(&address)), "{sessions:?}");
+    there.stop.cancel();
+    assert!(run.await.unwrap().is_empty());
 }
 
 async fn recordings_are_refused_after_the_hand_over(setup: Setup) {

@@ -324,7 +324,10 @@ impl Peers {
         let Self { rendezvous, metrics, .. } = self;
         let handshake = PeerHandshake { rendezvous, metrics, suspend };
         if !peer.awaits_proxy_header() {
-            return handshake.run(peer, pending).await;
+            // One of the proxy itself, which was suspended after its header.
+            let is_proxy = proxied::is_proxy(peer.address(), &self.config.borrow());
+            let end = handshake.run(peer, pending).await;
+            return if is_proxy { end.map_err(proxied::conceal_health_check) } else { end };
         }
         // On the heap, so that the task of a connection without a proxy does not get larger.
         let (peer, source) = match Box::pin(peer.read_proxy_header(pending, suspend)).await? {

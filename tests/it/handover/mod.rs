@@ -4,6 +4,7 @@
 mod ends;
 mod keys;
 mod messages;
+mod proxied;
 mod random;
 mod records;
 mod settings;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aspia_relay::peer::session::KeptSessions;
 use aspia_relay::state::keys::KeyId;
+use relay_lab::log::CapturedLog;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -19,6 +20,8 @@ for_each_router! {
     suspended_peers_are_resumed_in_the_same_relay;
     #[tokio::test]
     peer_with_half_a_proxy_header_is_resumed_and_keeps_nobody_waiting;
+    #[tokio::test]
+    health_check_that_is_resumed_is_not_logged;
     #[tokio::test]
     recordings_are_refused_after_the_hand_over;
     #[tokio::test(start_paused = true)]
@@ -157,6 +160,30 @@ async fn peer_with_half_a_proxy_header_is_resumed_and_keeps_nobody_waiting(setup
     let sessions = there.state.sessions();
     let address = "203.0.113.1:5123".parse().unwrap();
     assert!(sessions.iter().any(|session| session.addresses.contains(&address)), "{sessions:?}");
+    there.stop.cancel();
+    assert!(run.await.unwrap().is_empty());
+}
+
+async fn health_check_that_is_resumed_is_not_logged(setup: Setup) {
+    let log = CapturedLog::start();
+    let listener = listen();
+    let relay = || {
+        let settings = [("ProxyProtocolFrom", "127.0.0.1")];
+        PeerRelay::with_settings(setup, &listener, KeptSessions::default(), &settings)
+    };
+    let (here, there) = (relay(), relay());
+    // Its header is there when it is accepted, so it is read before anything else.
+    let mut check = introduce(setup, &listener, 0).dial().await.unwrap();
+    check.write_all(b"PROXY UNKNOWN\r\n").await.unwrap();
+    let run = here.run(Vec::new());
+    here.until(|relay| relay.pending() == 1.0).await;
+    let suspended = here.suspend(run).await;
+    assert!(suspended.len() == 1 && !suspended[0].awaits_proxy_header);
+    let run = there.run(suspended);
+    there.until(|relay| relay.pending() == 1.0).await;
+    drop(check);
+    there.until(|relay| relay.count("aspia_relay_peer_connections_total", "closed") == 1.0).await;
+    assert!(!log.text().contains("peer refused"), "{}", log.text());
     there.stop.cancel();
     assert!(run.await.unwrap().is_empty());
 }
